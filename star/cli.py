@@ -1,0 +1,155 @@
+"""``star <stage>``: parses, calls, prints; no logic. Each stage works alone, with files in and files out.
+
+Heavy libraries are imported inside the stages that need them, so that ``star prompts`` and ``--help`` answer at once.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from star.errors import StarError
+from star.params import TASKS, Params, fingerprint, load_params
+from star.runtime import keep_freed_memory, stay_offline
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit status: 0, or 1 after a one-line error on standard error."""
+    options = _parser().parse_args(arguments)
+    stay_offline()
+    keep_freed_memory()
+    try:
+        options.run(options)
+    except StarError as error:
+        print(f"star {options.stage}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="star", description="SpatioTemporal Adaptive Reward allocation for SD3-family models.")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def stage(name: str, run, summary: str, task: bool = False) -> argparse.ArgumentParser:
+        sub = stages.add_parser(name, help=summary, description=summary)
+        sub.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml")
+        if task:
+            sub.add_argument("--task", required=True, choices=TASKS)
+        sub.set_defaults(run=run)
+        return sub
+
+    def path(sub: argparse.ArgumentParser, name: str, summary: str, required: bool = True) -> None:
+        sub.add_argument(f"--{name}", type=Path, required=required, metavar="PATH", help=summary)
+
+    sub = stage("prompts", _prompts, "prepare the training and test prompts of a task", task=True)
+    path(sub, "train", "training records to write (JSON lines)")
+    path(sub, "test", "test records to write (JSON lines)")
+
+    sub = stage("core", _core, "mark the core content of prompts")
+    path(sub, "prompts", "records to read")
+    path(sub, "output", "records with core spans to write")
+
+    sub = stage("train", _train, "train one method on one task", task=True)
+    sub.add_argument("--method", required=True, help="a section of `methods` in the parameter file")
+    path(sub, "prompts", "training records with core spans")
+    path(sub, "output", "folder for the adapter, the log, sample grids and maps")
+    sub.add_argument("--state", type=Path, default=Path(".star/state"), metavar="PATH", help="folder of resume states")
+
+    sub = stage("evaluate", _evaluate, "score one checkpoint on every benchmark")
+    sub.add_argument("--checkpoint", required=True, help="`base` or `task-method`")
+    path(sub, "prompts-dir", "folder with <task>/test.jsonl")
+    path(sub, "adapter", "adapter folder of the checkpoint; none for `base`", required=False)
+    path(sub, "output", "folder for scores.json, images.jsonl and pictures")
+
+    sub = stage("report", _report, "write the HTML report and the small metrics")
+    path(sub, "results", "the run's results folder")
+    path(sub, "output", "HTML file to write")
+
+    sub = stage("pretrain", _pretrain, "make the miniature base model from nothing (hours)")
+    path(sub, "output", "pipeline directory to write")
+    path(sub, "work", "folder of the resume state and the log")
+
+    sub = stage("pretrain-preference", _pretrain_preference, "make the miniature preference stand-in from nothing")
+    path(sub, "output", "model directory to write")
+    path(sub, "work", "folder of the resume state and the log")
+    return parser
+
+
+def _prompts(options: argparse.Namespace) -> None:
+    from star.prompts.prepare import prepare
+    from star.records import write_records
+
+    train, test = prepare(options.task, load_params(options.params))
+    write_records(options.train, train)
+    write_records(options.test, test)
+    print(f"{options.task}: {len(train)} training prompts in {options.train}, {len(test)} test prompts in {options.test}")
+
+
+def _core(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from star.core import extract_core
+    from star.records import read_records, write_records
+
+    records = [dataclasses.replace(r, core=extract_core(r)) for r in read_records(options.prompts)]
+    write_records(options.output, records)
+    print(f"{sum(len(r.core or ()) for r in records)} core spans of {len(records)} prompts in {options.output}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from star.records import read_records
+
+    params = load_params(options.params)
+    records = read_records(options.prompts)
+    if options.method not in params.methods:
+        raise StarError(f"{options.params}: methods has no {options.method!r}; known: {', '.join(params.methods)}")
+    from star.trainer import train
+
+    key = _state_key(params, options.task, options.method, options.prompts)
+    train(params, options.task, options.method, records, options.state / key, options.output)
+    print(f"adapter, log, samples and maps in {options.output}")
+
+
+def _state_key(params: Params, task: str, method: str, prompts: Path) -> str:
+    """Names a training by all that decides its result: parameters, prompts and the package's code."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    sections = (params.seed, params.model, params.core, params.rollout, params.allocation, params.methods[method])
+    digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, code.hexdigest())
+    return f"{task}-{method}-{key}"
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    params = load_params(options.params)
+    if (options.adapter is None) != (options.checkpoint == "base"):
+        raise StarError("--adapter goes with every checkpoint but `base`")
+    from star.evaluation import evaluate
+
+    evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, options.output)
+    print(f"scores in {options.output / 'scores.json'}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from star.report.page import write_report
+
+    write_report(load_params(options.params), options.params, options.results, options.output)
+    print(f"report in {options.output}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    from star.miniature.pretrain import PretrainConfig, pretrain
+
+    pretrain(options.output, options.work, PretrainConfig())
+
+
+def _pretrain_preference(options: argparse.Namespace) -> None:
+    from star.miniature.preference import PreferenceConfig, pretrain_preference
+
+    pretrain_preference(options.output, options.work, PreferenceConfig())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""Core content of a prompt (Method, D1): spans of characters with a kind, and their token positions.
+
+A span is a range of characters, because each text encoder cuts the prompt in its own way. The text keys of SD3's joint
+attention are the positions of the two CLIP encoders, joined feature by feature, and after them those of T5.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from star.errors import StarError
+from star.prompts.ocr import quoted_span
+from star.prompts.phrases import content_words, subject_phrases, words
+from star.records import CoreSpan, PromptRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What commonly carries writing; of several, the nearest to the quotation is taken.
+_CARRIER = re.compile(
+    r"\b(?:sign(?:board|post)?|billboard|banner|poster|label|(?:t-?)?shirt|mug|cup|cover|book|page|wall|screen|card"
+    r"|(?:chalk|white|black)?board|storefront|shop|plaque|sticker|menu|newspaper|ticket|stamp|flag|bottle|box|package"
+    r"|cake|stone|window|door|display|note|map|badge|plate|tattoo|logo|graffiti)(?:e?s)?\b",
+    re.IGNORECASE,
+)
+_WRITING = {
+    "text",
+    "title",
+    "word",
+    "words",
+    "message",
+    "letters",
+    "phrase",
+    "quote",
+    "slogan",
+    "caption",
+    "bold",
+    "photo",
+}
+
+
+@dataclass(frozen=True)
+class CoreTokens:
+    """Weights of the text sequence's positions, and the spans that they do not cover in full.
+
+    ``weights`` is float32 (clip_length + t5_length,), zero for what is no core token; ``dropped`` holds each weighted
+    span of which some character has no token in the CLIP or in the T5 part: cut by its length, or unknown to it.
+    """
+
+    weights: np.ndarray
+    dropped: tuple[CoreSpan, ...]
+
+
+def extract_core(record: PromptRecord) -> tuple[CoreSpan, ...]:
+    """Core spans of a prompt: ordered, disjoint, at least one (Method, D1).
+
+    GenEval's forms give object, count, color and relation exactly, with the clause they belong to; a prompt that
+    departs from its metadata's form is read as a free one. A text prompt gives the inside of its first quotation and
+    what carries it. A free prompt gives its subject noun phrases, or else every content word.
+
+    Raises:
+        StarError: an OCR prompt without a quoted span, or a prompt without any word.
+    """
+    prompt = record.prompt
+    if record.task == "ocr" or "text" in record.metadata:
+        return _writing_spans(record)
+    if "include" in record.metadata:
+        spans = _form_spans(prompt, record.metadata["include"])
+        if spans:
+            return spans
+    if not words(prompt):
+        raise StarError(f"prompt {record.id}: {prompt!r} has no word; remove it")
+    subjects = tuple(CoreSpan(start, end, "subject") for start, end in subject_phrases(prompt))
+    return subjects or tuple(CoreSpan(start, end, "content") for start, end in content_words(prompt))
+
+
+def core_token_weights(
+    record: PromptRecord,
+    tokenizers: "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]",
+    lengths: tuple[int, int],
+    kind_weights: Mapping[str, float],
+) -> CoreTokens:
+    """Weight of every position of SD3's text sequence as a key of the joint attention.
+
+    A position has the largest weight of the spans that its token overlaps, in either tokenizer for a CLIP position.
+    Start, end, padding and other special tokens never count.
+
+    Args:
+        record: with ``core`` filled.
+        tokenizers: CLIP, second CLIP and T5 tokenizer, all with offsets (fast).
+        lengths: positions of the CLIP and of the T5 part.
+        kind_weights: weight of each span kind; zero or absent leaves the kind out.
+
+    Raises:
+        StarError: no core yet, or no position with a weight above zero.
+    """
+    if record.core is None:
+        raise StarError(f"prompt {record.id}: no core spans; run `star core` on its file first")
+    spans = [span for span in record.core if kind_weights.get(span.kind, 0.0) > 0]
+    if not spans:
+        kinds = ", ".join(sorted({span.kind for span in record.core}))
+        raise StarError(f"prompt {record.id}: core.weights leaves out all it has ({kinds}); give one a weight above 0")
+    clip_length, t5_length = lengths
+    clip, clip2, t5 = (
+        _token_ranges(tokenizer, record.prompt, length)
+        for tokenizer, length in zip(tokenizers, (clip_length, clip_length, t5_length), strict=True)
+    )
+    clip_weights = np.maximum(_weigh(clip, spans, kind_weights), _weigh(clip2, spans, kind_weights))
+    weights = np.concatenate([clip_weights, _weigh(t5, spans, kind_weights)])  # (clip_length + t5_length,)
+    if not weights.any():
+        raise StarError(
+            f"prompt {record.id}: no core content within {clip_length} CLIP and {t5_length} T5 tokens; shorten the "
+            f"prompt or raise model.t5_tokens"
+        )
+    parts = (_covered(clip + clip2), _covered(t5))
+    dropped = (span for span in spans if not all(_inked(record.prompt, span) <= part for part in parts))
+    return CoreTokens(weights, tuple(dropped))
+
+
+def _form_spans(prompt: str, include: list[dict]) -> tuple[CoreSpan, ...]:
+    """The spans of the prompt that GenEval's grammar writes for these clauses; none if the prompt is another."""
+    phrases = [(_phrase(clause), index) for index, clause in enumerate(include)]
+    relation = include[-1].get("position", [""])[0]
+    if len(include) == 2 and relation:  # the clause that is placed comes first, the one it is placed by second
+        between, order = (rf"\s+(?P<relation>{_spaced(relation)})\s+", 1), phrases[::-1]
+    else:
+        between, order = (r"\s+and\s+", 0), phrases
+    pieces = [(r"\s*an?\s+photo\s+of\s+", 0), order[0]]
+    for phrase in order[1:]:
+        pieces += [between, phrase]
+    spans, position = [], 0
+    for pattern, clause in [*pieces, (r"\.?\s*$", 0)]:
+        match = _compiled(pattern).match(prompt, position)
+        if match is None:
+            return ()
+        spans += [CoreSpan(*match.span(kind), kind, clause) for kind in match.groupdict()]
+        position = match.end()
+    return tuple(spans)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compiling would take most of the time of a large set, and a world has few different phrases."""
+    return re.compile(pattern, re.IGNORECASE)
+
+
+def _phrase(clause: dict) -> str:
+    several = clause["count"] > 1
+    count = r"(?P<count>\w+)" if several else "an?"
+    color = rf"(?P<color>{_spaced(clause['color'])})\s+" if "color" in clause else ""
+    ending = r"(?:e?s)?\b" if several else r"\b"
+    return rf"{count}\s+{color}(?P<object>{_spaced(clause['class'])}{ending})"
+
+
+def _spaced(phrase: str) -> str:
+    return r"\s+".join(map(re.escape, phrase.split()))
+
+
+def _writing_spans(record: PromptRecord) -> tuple[CoreSpan, ...]:
+    quoted = quoted_span(record.prompt)
+    if quoted is None:
+        raise StarError(f'prompt {record.id}: no quoted span; write the word to be drawn as "WORD" in double quotes')
+    carrier = _carrier(record.prompt, quoted)
+    spans = [CoreSpan(*quoted, "text")] + ([CoreSpan(*carrier, "carrier")] if carrier else [])
+    return tuple(sorted(spans, key=lambda span: span.start))
+
+
+def _carrier(prompt: str, quoted: tuple[int, int]) -> tuple[int, int] | None:
+    """The known carrier nearest to the quotation, or else the last content word before it."""
+    start, end = quoted
+    known = [match.span() for match in _CARRIER.finditer(prompt) if match.end() <= start or match.start() >= end]
+    if known:
+        return min(known, key=lambda span: start - span[1] if span[1] <= start else span[0] - end)
+    before = prompt[:start]
+    nouns = [
+        (a, b)
+        for a, b in content_words(before)
+        if before[a:b].lower() not in _WRITING and not before[a:b].lower().endswith(("ed", "ing"))
+    ]
+    return nouns[-1] if nouns else None
+
+
+def _token_ranges(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int) -> list[tuple[int, int]]:
+    """Characters of each of ``length`` tokens as the pipeline encodes the prompt; an empty range for special tokens.
+
+    Some versions count the blank before a word to its token, some do not; no span begins or ends there, so both do.
+    """
+    encoding = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids)
+    return [
+        (0, 0) if token in special or not prompt[start:end].strip() else (start, end)
+        for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    ]
+
+
+def _weigh(
+    ranges: Sequence[tuple[int, int]], spans: Sequence[CoreSpan], kind_weights: Mapping[str, float]
+) -> np.ndarray:
+    """The largest weight of the spans that each token overlaps: float32 (tokens,)."""
+    return np.array(
+        [
+            max((kind_weights[span.kind] for span in spans if start < span.end and span.start < end), default=0.0)
+            for start, end in ranges
+        ],
+        np.float32,
+    )
+
+
+def _covered(ranges: Iterable[tuple[int, int]]) -> set[int]:
+    return {index for start, end in ranges for index in range(start, end)}
+
+
+def _inked(prompt: str, span: CoreSpan) -> set[int]:
+    return {index for index in range(span.start, span.end) if not prompt[index].isspace()}

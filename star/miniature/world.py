@@ -1,0 +1,191 @@
+"""The miniature's world: 64x64 pictures of flat silhouettes and of signs with words.
+
+A picture is a `Scene` (objects with class, colour, box centre and size, or a word on a sign) rendered on one fixed
+background. Places are structured (see `PLACES`): a model of a few million parameters learns them in hours, where objects
+of any size anywhere stay blobs. Silhouettes are single glyphs of Font Awesome 6 Free Solid, which the PyPI package
+``qtawesome`` carries; letters are Pillow's built-in font.
+
+Coordinates are pixels, x to the right, y down; a picture is uint8 of shape (64, 64, 3).
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from star.prompts.geneval import COLORS, RELATIONS
+
+SIZE = 64
+BACKGROUND = (160, 170, 180)
+PALETTE = {
+    "red": (215, 30, 35),
+    "orange": (250, 140, 20),
+    "yellow": (250, 230, 50),
+    "green": (35, 150, 55),
+    "blue": (35, 75, 220),
+    "purple": (125, 45, 175),
+    "pink": (250, 140, 190),
+    "brown": (120, 70, 30),
+    "black": (15, 15, 15),
+    "white": (250, 250, 250),
+}
+# GenEval class name -> code point in Font Awesome 6 Free Solid. The sixteen differ in outline.
+GLYPHS = {
+    "airplane": 0xF072,
+    "apple": 0xF5D1,
+    "bird": 0xF4BA,
+    "car": 0xF5E4,
+    "carrot": 0xF787,
+    "cat": 0xF6BE,
+    "chair": 0xF6C0,
+    "clock": 0xF017,
+    "couch": 0xF4B8,
+    "cup": 0xF0F4,
+    "horse": 0xF6F0,
+    "person": 0xF183,
+    "pizza": 0xF818,
+    "truck": 0xF0D1,
+    "umbrella": 0xF0E9,
+    "wine glass": 0xF4E3,
+}
+CLASSES = tuple(GLYPHS)
+
+# Number of objects -> (centres, longest side, jitter), all in pixels.
+PLACES = {
+    1: (((32, 32),), 36, 2),
+    2: (((17, 32), (47, 32)), 25, 1),
+    3: (((17, 17), (47, 17), (17, 47)), 23, 1),
+    4: (((17, 17), (47, 17), (17, 47), (47, 47)), 23, 1),
+}
+VERTICAL_PAIR = ((32, 17), (32, 47))
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+WORD_LENGTHS = (2, 5)
+BOARD = (1, 20, 63, 44)  # x0, y0, x1, y1 of the sign's white board
+LETTER_SLOTS = (8, 20, 32, 44, 56)  # x of the letters' centres: letter k always stands in slot k
+LETTER_HEIGHT = 15  # font size in pixels of the finished picture
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One silhouette: GenEval class name, colour name, box centre and longest side in pixels."""
+
+    name: str
+    color: str
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: objects, or a word on a sign."""
+
+    objects: tuple[SceneObject, ...] = ()
+    text: str | None = None
+
+
+def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
+    """A scene that satisfies a GenEval metadata line, or ``{"text": WORD}`` for a sign.
+
+    What the line leaves open is drawn: colours of the ten uniformly (objects of one clause share it), the side on which
+    either of two objects stands, the jitter.
+
+    Raises:
+        ValueError: a class outside `CLASSES`, more than four objects, or a word that does not fit the sign.
+    """
+    if "text" in metadata:
+        _check_word(metadata["text"])
+        return Scene(text=metadata["text"])
+    include = metadata["include"]
+    names = [(clause["class"], clause.get("color") or str(rng.choice(COLORS))) for clause in include]
+    objects = [named for named, clause in zip(names, include, strict=True) for _ in range(clause["count"])]
+    if len(objects) not in PLACES:
+        raise ValueError(f"the miniature draws 1 to {max(PLACES)} objects, not {len(objects)}")
+    centres, size, jitter = PLACES[len(objects)]
+    if len(include) == 2:
+        # The relation of the *second* clause's object to the first's, as in GenEval's lines.
+        relation = include[1].get("position", [RELATIONS[rng.integers(2)]])[0]
+        if relation in ("above", "below"):
+            centres = VERTICAL_PAIR
+        if relation in ("left of", "above"):
+            centres = centres[::-1]
+    placed = []
+    for (name, color), (x, y) in zip(objects, centres, strict=True):
+        if name not in GLYPHS:
+            raise ValueError(f"the miniature has no class {name!r}; it draws: {', '.join(CLASSES)}")
+        dx, dy = rng.integers(-jitter, jitter + 1, size=2)
+        placed.append(SceneObject(name, color, int(x + dx), int(y + dy), size))
+    return Scene(objects=tuple(placed))
+
+
+def render(scene: Scene) -> np.ndarray:
+    """The picture of a scene: uint8 (64, 64, 3)."""
+    canvas = np.empty((SIZE, SIZE, 3), np.float32)
+    canvas[:] = BACKGROUND
+    for item in scene.objects:
+        _paste(canvas, silhouette(item.name, item.size), PALETTE[item.color], item.x, item.y)
+    if scene.text is not None:
+        _paint_sign(canvas, scene.text)
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
+@cache
+def silhouette(name: str, size: int) -> np.ndarray:
+    """Coverage in [0, 1] of a class's glyph whose longest side is ``size`` pixels: float32 (height, width)."""
+    font = ImageFont.truetype(str(_icon_font()), 8 * size)
+    return _shrink(_glyph_image(chr(GLYPHS[name]), font), size)
+
+
+@cache
+def _letter(character: str) -> np.ndarray:
+    font = ImageFont.load_default(8 * LETTER_HEIGHT)
+    large = _glyph_image(character, font, stroke=5)
+    return _shrink(large, max(1, round(max(large.size) / 8)))
+
+
+def _glyph_image(character: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, stroke: int = 0) -> Image.Image:
+    box = font.getbbox(character, stroke_width=stroke) if stroke else font.getbbox(character)
+    large = Image.new("L", (int(box[2] - box[0]) + 8, int(box[3] - box[1]) + 8), 0)
+    ImageDraw.Draw(large).text((4 - box[0], 4 - box[1]), character, 255, font=font, stroke_width=stroke)
+    return large.crop(large.getbbox())
+
+
+def _shrink(large: Image.Image, longest: int) -> np.ndarray:
+    scale = longest / max(large.size)
+    width, height = (max(1, round(side * scale)) for side in large.size)
+    return np.asarray(large.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+
+
+def _icon_font() -> Path:
+    spec = importlib.util.find_spec("qtawesome")  # located, never imported: importing it would want Qt
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the package qtawesome, which carries the icon font, is not installed")
+    return next((Path(spec.origin).parent / "fonts").glob("fontawesome6-solid-webfont-*.ttf"))
+
+
+def _paste(canvas: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], x: int, y: int) -> None:
+    height, width = mask.shape
+    top, left = y - height // 2, x - width // 2
+    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, SIZE), min(left + width, SIZE)
+    alpha = mask[y0 - top : y1 - top, x0 - left : x1 - left, None]
+    canvas[y0:y1, x0:x1] += alpha * (np.asarray(color, np.float32) - canvas[y0:y1, x0:x1])
+
+
+def _paint_sign(canvas: np.ndarray, text: str) -> None:
+    _check_word(text)
+    x0, y0, x1, y1 = BOARD
+    canvas[y1:, 30:34] = (90, 60, 40)
+    canvas[y0:y1, x0:x1] = (60, 60, 70)
+    canvas[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = PALETTE["white"]
+    for character, x in zip(text, LETTER_SLOTS, strict=False):
+        _paste(canvas, _letter(character), PALETTE["black"], x, (y0 + y1) // 2)
+
+
+def _check_word(text: str) -> None:
+    low, high = WORD_LENGTHS
+    if not (low <= len(text) <= high and all(c in LETTERS for c in text)):
+        raise ValueError(f"the miniature's sign takes {low} to {high} capital letters A-Z, not {text!r}")

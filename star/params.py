@@ -1,0 +1,275 @@
+"""`params.yaml` as frozen dataclasses, checked against `star/params.schema.yaml` before anything expensive.
+
+The schema is the one place that knows types and ranges; this module adds what one key cannot say alone: sums that must
+divide and names that must exist.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from star.errors import StarError
+
+TASKS = ("geneval", "ocr", "preference")
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    path: str
+    revision: str | None
+    resolution: int
+    t5_tokens: int
+    precision: str
+    guidance_scale: float
+    lora_rank: int
+    lora_alpha: int
+
+
+@dataclass(frozen=True)
+class PromptSetParams:
+    train: int
+    test: int
+    train_file: str | None
+    test_file: str | None
+
+
+@dataclass(frozen=True)
+class PromptsParams:
+    world: str
+    geneval: PromptSetParams
+    ocr: PromptSetParams
+    preference: PromptSetParams
+
+
+@dataclass(frozen=True)
+class CoreParams:
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class RolloutParams:
+    steps: int
+    noise_level: float
+    window: list[int]
+    same_latent: bool
+    batch: int
+
+
+@dataclass(frozen=True)
+class AllocationParams:
+    lam: float
+    blocks: str | list[int]
+    smoothing: float
+    temporal: str
+
+
+@dataclass(frozen=True)
+class MethodParams:
+    source: str
+    objective: str
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    epochs: int
+    prompts_per_epoch: int
+    group_size: int
+    updates_per_epoch: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    clip_range: float
+    advantage_clip: float
+    kl_beta: float
+    kl_form: str
+    ema_decay: float
+    ema_every: int
+    save_every: int
+    sample_every: int
+    tracker: str
+
+
+@dataclass(frozen=True)
+class GenevalParams:
+    detector: str
+    score_threshold: float
+    counting_threshold: float
+    max_per_class: int
+
+
+@dataclass(frozen=True)
+class OcrParams:
+    workers: int
+    substring: bool
+    read_side: int
+
+
+@dataclass(frozen=True)
+class PreferenceParams:
+    path: str
+    revision: str | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class RewardsParams:
+    geneval: GenevalParams
+    ocr: OcrParams
+    preference: PreferenceParams
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    steps: int
+    images_per_prompt: int
+    batch: int
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class ReportParams:
+    title: str
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Params:
+    seed: int
+    runs: dict[str, list[str]]
+    model: ModelParams
+    prompts: PromptsParams
+    core: CoreParams
+    rollout: RolloutParams
+    allocation: AllocationParams
+    methods: dict[str, MethodParams]
+    train: TrainParams
+    rewards: RewardsParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+    @property
+    def images_per_epoch(self) -> int:
+        return self.train.prompts_per_epoch * self.train.group_size
+
+
+def load_params(path: Path) -> Params:
+    """Read, check and type a parameter file.
+
+    Raises:
+        StarError: unreadable file, YAML error, unknown or missing key, wrong type, value out of range, or sums that do
+            not divide; the message names the key, its value and what is allowed.
+    """
+    values = read_values(path)
+    check_schema(values, str(path))
+    params = _build(Params, values)
+    _check_consistency(params, str(path))
+    return params
+
+
+def read_values(path: Path) -> Any:
+    """The unchecked content of a parameter file; duplicate keys and YAML errors raise `StarError`."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise StarError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def check_schema(values: Any, where: str) -> None:
+    """Raise `StarError` for the first key that the schema refuses."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(schema())
+    error = jsonschema.exceptions.best_match(validator.iter_errors(values))
+    if error is not None:
+        key = ".".join(map(str, error.absolute_path)) or "top level"
+        raise StarError(f"{where}: {key}: {error.message}")
+    for key, value in _numbers(values):
+        if not math.isfinite(value):  # compares as inside any range
+            raise StarError(f"{where}: {key}: {value} is not a finite number")
+
+
+@functools.cache
+def schema() -> dict:
+    """The JSON schema of `params.yaml`, read once; not to be changed."""
+    return yaml.safe_load(resources.files("star").joinpath("params.schema.yaml").read_text(encoding="utf-8"))
+
+
+def fingerprint(*sections: Any) -> str:
+    """Sixteen hex digits that change when any of the given parameter sections changes."""
+    plain = [dataclasses.asdict(s) if dataclasses.is_dataclass(s) and not isinstance(s, type) else s for s in sections]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses duplicate keys and reads 1e-3 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} appears twice")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.2's floats, as DVC reads them; PyYAML's own pattern takes 1e-3 for text.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _numbers(values: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a parsed YAML value, with its dotted key."""
+    if isinstance(values, dict | list):
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in items:
+            yield from _numbers(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(values, int | float):
+        yield where, values
+
+
+def _build(kind: Any, values: Any) -> Any:
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{f.name: _build(hints[f.name], values[f.name]) for f in dataclasses.fields(kind)})
+    if kind in (int, float):  # the schema counts 8.0 as an integer and 1 as a number
+        return kind(values)
+    if kind == dict[str, MethodParams]:
+        return {name: _build(MethodParams, value) for name, value in values.items()}
+    return values
+
+
+def _check_consistency(params: Params, where: str) -> None:
+    images, batch, group = params.images_per_epoch, params.rollout.batch, params.train.group_size
+    if images % batch:
+        raise StarError(
+            f"{where}: rollout.batch {batch} does not divide train.prompts_per_epoch x train.group_size = {images}; "
+            f"use one of {', '.join(str(d) for d in range(1, images + 1) if images % d == 0)}"
+        )
+    if batch % group and group % batch:
+        raise StarError(f"{where}: rollout.batch {batch} and train.group_size {group}: one must divide the other")
+    if (images // batch) % params.train.updates_per_epoch:
+        raise StarError(
+            f"{where}: train.updates_per_epoch {params.train.updates_per_epoch} does not divide the {images // batch} "
+            f"rollout batches of an epoch; lower it or change rollout.batch"
+        )
+    first, end = params.rollout.window
+    if not 0 <= first < end <= params.rollout.steps - 1:
+        raise StarError(
+            f"{where}: rollout.window [{first}, {end}] must be 0 <= first < end <= rollout.steps - 1 = "
+            f"{params.rollout.steps - 1} (the last step is never stochastic: its log-prob explodes)"
+        )
+    for task, methods in params.runs.items():
+        for name in methods:
+            if name not in params.methods:
+                known = ", ".join(params.methods)
+                raise StarError(f"{where}: runs.{task}: no method {name!r} under `methods`; known: {known}")

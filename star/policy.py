@@ -1,0 +1,233 @@
+"""The generator as a policy: an SD3-family pipeline, its text conditioning, velocity and pictures.
+
+``x`` are latents (batch, channels, height, width), float32; noise levels ``s`` are the scheduler's sigmas, and every
+(sigma, timestep) pair is passed explicitly, never looked up.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from star.attention import use_joint_processor
+from star.errors import StarError
+from star.params import ModelParams
+
+# Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
+LORA_TARGETS = [
+    f"attn.{layer}"
+    for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+]
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the transformer reads of a batch of prompts: embeds (batch, tokens, width), pooled (batch, width)."""
+
+    embeds: Tensor
+    pooled: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
+        return Conditioning(self.embeds[rows], self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels ``sigmas`` (steps + 1, from about 1 to 0) and the model's ``timesteps`` (steps) that belong to them."""
+
+    sigmas: list[float]
+    timesteps: list[float]
+
+
+class SD3Policy:
+    """A `StableDiffusion3Pipeline` with the operations that rollout, update and evaluation share."""
+
+    def __init__(self, pipe: StableDiffusion3Pipeline, model: ModelParams) -> None:
+        self.pipe, self.model = pipe, model
+        self.transformer = pipe.transformer
+        use_joint_processor(self.transformer)
+        for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
+            part.requires_grad_(False).eval()
+        pipe.set_progress_bar_config(disable=True)
+        self._prompts: dict[str, Conditioning] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of prompts; each distinct prompt is encoded once and kept."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]
+        if new:
+            embeds, _, pooled, _ = self.pipe.encode_prompt(
+                new, None, None, do_classifier_free_guidance=False, max_sequence_length=self.model.t5_tokens
+            )
+            for row, prompt in enumerate(new):
+                self._prompts[prompt] = Conditioning(embeds[row], pooled[row])
+        known = [self._prompts[prompt] for prompt in prompts]
+        return Conditioning(torch.stack([c.embeds for c in known]), torch.stack([c.pooled for c in known]))
+
+    # -- denoising -------------------------------------------------------------------------------------------------
+
+    def schedule(self, steps: int) -> Schedule:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return Schedule(scheduler.sigmas.tolist(), scheduler.timesteps.tolist())
+
+    def velocity(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        """Predicted ``e - x_0``, float32, like ``x``; with guidance the batch is [unconditional, conditional]."""
+        guided = self.model.guidance_scale > 1
+        if guided:
+            empty = self.encode([""])
+            x = torch.cat([x, x])
+            conditioning = Conditioning(
+                torch.cat([empty.embeds.expand_as(conditioning.embeds), conditioning.embeds]),
+                torch.cat([empty.pooled.expand_as(conditioning.pooled), conditioning.pooled]),
+            )
+        with self.autocast():
+            velocity = self.transformer(
+                hidden_states=x,
+                timestep=torch.full((x.shape[0],), timestep, device=x.device),
+                encoder_hidden_states=conditioning.embeds,
+                pooled_projections=conditioning.pooled,
+                return_dict=False,
+            )[0].float()
+        if guided:
+            unconditional, conditional = velocity.chunk(2)
+            velocity = unconditional + self.model.guidance_scale * (conditional - unconditional)
+        return velocity
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        dtype = AUTOCAST_DTYPES.get(self.model.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            yield
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a picture's latent."""
+        side = self.model.resolution // self.pipe.vae_scale_factor
+        return self.transformer.config.in_channels, side, side
+
+    @property
+    def patch(self) -> int:
+        """Latent pixels along the side of one image token."""
+        return self.transformer.config.patch_size
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Standard normal latents, each from its own seed, drawn on the CPU so that every device agrees."""
+        drawn = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(drawn).to(self.device)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> np.ndarray:
+        """Pictures uint8 (batch, height, width, 3) of finished latents; the VAE runs in float32."""
+        vae = self.pipe.vae
+        pictures = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        pictures = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # (batch, height, width, 3)
+        return (pictures.float().cpu().numpy() * 255).round().astype(np.uint8)
+
+    # -- adapter ---------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, seed: int) -> list[torch.nn.Parameter]:
+        """Add the trainable LoRA layers and return their float32 parameters, in a fixed order."""
+        config = LoraConfig(
+            r=self.model.lora_rank,
+            lora_alpha=self.model.lora_alpha,
+            init_lora_weights="gaussian",
+            target_modules=LORA_TARGETS,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.transformer.add_adapter(config)
+        return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        return get_peft_model_state_dict(self.transformer)
+
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        set_peft_model_state_dict(self.transformer, state)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model: the adapter is switched off inside."""
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write diffusers LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` accepts, alpha included."""
+        self.pipe.save_lora_weights(
+            folder,
+            transformer_lora_layers=self.adapter_state(),
+            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+        )
+
+
+def load_policy(model: ModelParams, device: torch.device, adapter: Path | None = None) -> SD3Policy:
+    """Open the pipeline that ``model`` names (safetensors only), with a trained adapter if one is given.
+
+    On a GPU the transformer and the VAE stay float32 (master weights, float32 decoding) and the text encoders take the
+    autocast type.
+
+    Raises:
+        StarError: a directory that lacks a part or is no SD3 pipeline, an unreadable model, an unreadable adapter.
+    """
+    _check_directory(Path(model.path))
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    small = AUTOCAST_DTYPES.get(model.precision, torch.float32) if device.type == "cuda" else torch.float32
+    try:
+        pipe = StableDiffusion3Pipeline.from_pretrained(
+            model.path,
+            revision=model.revision,
+            dtype={"transformer": torch.float32, "vae": torch.float32, "default": small},
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StarError(f"model.path {model.path}: cannot be opened as a StableDiffusion3Pipeline: {error}") from error
+    if adapter is not None:
+        try:
+            pipe.load_lora_weights(adapter, weight_name="pytorch_lora_weights.safetensors")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
+    return SD3Policy(pipe.to(device), model)
+
+
+def _check_directory(path: Path) -> None:
+    """For a local directory: the index and every part that it names are there. Hub ids pass."""
+    if not path.exists():
+        if path.is_absolute() or str(path).startswith((".", "models/")):
+            raise StarError(f"model.path {path}: no such directory; give a pipeline directory or a hub id")
+        return
+    index_file = path / "model_index.json"
+    if not index_file.is_file():
+        raise StarError(f"model.path {path}: model_index.json is missing; it is not a diffusers pipeline directory")
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    if index.get("_class_name") != "StableDiffusion3Pipeline":
+        raise StarError(f"model.path {path}: a {index.get('_class_name')}, not a StableDiffusion3Pipeline")
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list) or value[0] is None:
+            continue
+        folder = path / part
+        if not folder.is_dir():
+            raise StarError(f"model.path {path}: the part {part}/ is missing; copy the whole pipeline directory")
+        is_model = not part.startswith(("tokenizer", "scheduler"))
+        if is_model and not list(folder.glob("*.safetensors")):
+            raise StarError(f"model.path {path}: {part}/ has no .safetensors weights (pickled weights are not loaded)")

@@ -1,0 +1,83 @@
+"""Prompts that ask for a word in the picture; the first quoted span is the target, as in Flow-GRPO's OCR set."""
+
+import re
+
+import numpy as np
+
+from star.errors import StarError
+from star.prompts.grammar import Prompt
+from star.prompts.words import WORDS
+from star.records import read_lines
+
+# The miniature's world draws one kind of sign; the others are in the manner of the published set.
+MINIATURE_TEMPLATES = ('a sign that says "{}"',)
+TEMPLATES = (
+    *MINIATURE_TEMPLATES,
+    'a poster with the title "{}" in bold letters',
+    'a storefront with the word "{}" written on it',
+    'a white mug with the text "{}" on a wooden table',
+    'a photo of a chalkboard that reads "{}"',
+    'a neon sign in a dark street reading "{}"',
+)
+_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+
+
+def quoted_span(prompt: str) -> tuple[int, int] | None:
+    """Characters inside the first pair of double quotes (straight or curly), outer blanks left out; None if no word."""
+    match = _QUOTED.search(prompt)
+    if match is None:
+        return None
+    start, end = match.span(match.lastindex or 0)
+    inside = prompt[start:end]
+    start += len(inside) - len(inside.lstrip())
+    end -= len(inside) - len(inside.rstrip())
+    return (start, end) if any(map(str.isalnum, prompt[start:end])) else None
+
+
+def draw_signs(
+    test: int, train: int, templates: tuple[str, ...], taken: frozenset[str], rng: np.random.Generator
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Different prompts for test and training, whose words are disjoint.
+
+    Args:
+        test, train: how many of each.
+        templates: sentences with one place for a word.
+        taken: words already in use, left out.
+        rng: source of randomness, advanced.
+
+    Raises:
+        StarError: more prompts than the words and templates give.
+    """
+    words = [WORDS[index] for index in rng.permutation(len(WORDS)) if WORDS[index] not in taken]
+    test_least, train_least = -(-test // len(templates)), -(-train // len(templates))
+    if test_least + train_least > len(words):
+        key, other = ("train", test_least) if test_least < len(words) else ("test", train_least)
+        asked, most = {"train": train, "test": test}[key], max(0, len(words) - other) * len(templates)
+        raise StarError(f"prompts.ocr.{key}: {asked} prompts asked for, the word list gives at most {most}; lower it")
+    split = max(test_least, min(test, len(words) - train_least))
+    return _fill(words[:split], test, templates), _fill(words[split:], train, templates)
+
+
+def _fill(words: list[str], count: int, templates: tuple[str, ...]) -> list[Prompt]:
+    """Every word once before any comes twice; each time a word comes it stands in its next template."""
+    prompts = []
+    for index in range(count):
+        turn, place = divmod(index, len(words))
+        word = words[place]
+        prompts.append(Prompt(templates[(place + turn) % len(templates)].format(word), {"text": word}))
+    return prompts
+
+
+def read_ocr_file(path: str) -> list[Prompt]:
+    """Prompts of a text file in the published form: one a line, with a quoted span.
+
+    Raises:
+        StarError: unreadable file, or a line without a quoted span, by file and line.
+    """
+    prompts = []
+    for number, line in read_lines(path):
+        span = quoted_span(line)
+        if span is None:
+            raise StarError(f'{path}:{number}: no quoted span; write the word to be drawn as "WORD" in double quotes')
+        prompts.append(Prompt(line, {"text": line[span[0] : span[1]]}))
+    return prompts

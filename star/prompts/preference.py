@@ -1,0 +1,47 @@
+"""Prompts for the preference task: captions of the world (GenEval's six forms and signs), or any file of prompts."""
+
+import numpy as np
+
+from star.errors import StarError
+from star.prompts.geneval import TAGS, grammar_size, sample_metadata
+from star.prompts.grammar import Form, Prompt
+from star.prompts.words import WORDS
+from star.records import read_lines
+
+
+def caption_forms(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Form, ...]:
+    """GenEval's forms over ``classes`` and signs over ``templates``, all with the same weight.
+
+    The metadata keep what the picture should show (``tag``, ``include``, ``exclude``? or ``text``).
+    """
+
+    def sign(rng: np.random.Generator) -> Prompt:
+        word = WORDS[rng.integers(len(WORDS))]
+        return Prompt(templates[rng.integers(len(templates))].format(word), {"text": word})
+
+    captions = tuple(caption_form(tag, classes, 1.0) for tag in TAGS)
+    return (*captions, Form("sign", len(WORDS) * len(templates), sign, 1.0))
+
+
+def caption_form(tag: str, classes: tuple[str, ...], train_weight: float) -> Form:
+    """One of GenEval's forms over ``classes``."""
+
+    def draw(rng: np.random.Generator) -> Prompt:
+        metadata = sample_metadata(tag, classes, rng)
+        return Prompt(metadata["prompt"], metadata)
+
+    return Form(tag, grammar_size(tag, len(classes)), draw, train_weight)
+
+
+def read_preference_file(path: str) -> list[Prompt]:
+    """Prompts of a text file, one a line; nothing is known of their contents.
+
+    Raises:
+        StarError: unreadable file, or a line without any word, by file and line.
+    """
+    prompts = []
+    for number, line in read_lines(path):
+        if not any(map(str.isalnum, line)):
+            raise StarError(f"{path}:{number}: no word in the prompt {line!r}; remove the line")
+        prompts.append(Prompt(line, {}))
+    return prompts

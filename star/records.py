@@ -1,0 +1,150 @@
+"""Prompt records: the JSON lines that every stage passes on.
+
+One line is one prompt: ``{"core"?, "id", "metadata", "prompt", "task"}``, UTF-8, sorted keys, LF. Every error names the
+file and the line, because these files are the ones a user edits or brings along.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from star.errors import StarError
+from star.params import TASKS
+
+KINDS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
+
+
+@dataclass(frozen=True)
+class CoreSpan:
+    """Core content: characters ``start`` to ``end`` (exclusive) of a prompt, one of `KINDS`.
+
+    ``clause`` is the index of the GenEval ``include`` clause that the span belongs to, None where there is none.
+    """
+
+    start: int
+    end: int
+    kind: str
+    clause: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """One prompt of one task.
+
+    ``metadata`` is GenEval's line (``tag``, ``include``, ``exclude``?, ``prompt``), ``{"text": WORD}`` for OCR, either
+    of the two or nothing for preference. ``core`` is None until the core stage has filled it.
+    """
+
+    id: str
+    task: str
+    prompt: str
+    metadata: dict
+    core: tuple[CoreSpan, ...] | None = None
+
+
+def read_records(path: Path | str) -> list[PromptRecord]:
+    """Read a file of prompt records.
+
+    Raises:
+        StarError: missing, empty or not UTF-8 file, malformed JSON, a missing key or a wrong value, an id that appears
+            twice; the message names the file and the line.
+    """
+    records: list[PromptRecord] = []
+    seen: dict[str, int] = {}
+    for number, line in read_lines(path):
+        record = _parse_record(line, f"{path}:{number}")
+        if record.id in seen:
+            raise StarError(f"{path}:{number}: id {record.id!r} appears twice, first on line {seen[record.id]}")
+        seen[record.id] = number
+        records.append(record)
+    return records
+
+
+def write_records(path: Path | str, records: Iterable[PromptRecord]) -> None:
+    """Write records as JSON lines, atomically: the old file stays whole until the new one is on the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            line = dict(vars(record))
+            core = line.pop("core")
+            if core is not None:
+                line["core"] = [vars(span) for span in core]
+            file.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_lines(path: Path | str) -> list[tuple[int, str]]:
+    """The non-blank lines of a text file with their numbers from 1; only LF and CRLF end a line.
+
+    Raises:
+        StarError: the file cannot be read, is not UTF-8 or has no such line.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise StarError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise StarError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise StarError(f"{path}: the file is empty; it needs one prompt a line")
+    return lines
+
+
+def parse_object(line: str, where: str) -> dict:
+    """A line that must be one JSON object; `StarError` beginning with ``where`` if it is not."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise StarError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise StarError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def is_index(value: object) -> bool:
+    """Whether a JSON value is an integer of at least zero (``true`` is not one, though Python's `bool` is an int)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _parse_record(line: str, where: str) -> PromptRecord:
+    value = parse_object(line, where)
+    for key, kind in (("id", str), ("task", str), ("prompt", str), ("metadata", dict)):
+        if key not in value:
+            raise StarError(f"{where}: key {key!r} is missing")
+        if not isinstance(value[key], kind) or (kind is str and not value[key].strip()):
+            raise StarError(f"{where}: {key!r} must be a non-empty {'string' if kind is str else 'object'}")
+    unknown = sorted(set(value) - {"id", "task", "prompt", "metadata", "core"})
+    if unknown:
+        raise StarError(f"{where}: unknown key {unknown[0]!r}")
+    if value["task"] not in TASKS:
+        raise StarError(f"{where}: task {value['task']!r} is not one of {', '.join(TASKS)}")
+    core = None if value.get("core") is None else _parse_core(value["core"], value["prompt"], where)
+    return PromptRecord(value["id"], value["task"], value["prompt"], value["metadata"], core)
+
+
+def _parse_core(values: object, prompt: str, where: str) -> tuple[CoreSpan, ...]:
+    if not isinstance(values, list):
+        raise StarError(f"{where}: 'core' must be a list of spans")
+    required, spans = {"start", "end", "kind"}, []
+    for value in values:
+        if not isinstance(value, dict) or not required <= set(value) <= required | {"clause"}:
+            raise StarError(f"{where}: a core span is {{start, end, kind, clause}}, found {value!r}")
+        start, end, kind, clause = value["start"], value["end"], value["kind"], value.get("clause")
+        if not (is_index(start) and is_index(end) and start < end <= len(prompt)):
+            raise StarError(f"{where}: core span {start!r} to {end!r} does not lie in the prompt (0 to {len(prompt)})")
+        if kind not in KINDS:
+            raise StarError(f"{where}: core kind {kind!r} is not one of {', '.join(KINDS)}")
+        if clause is not None and not is_index(clause):
+            raise StarError(f"{where}: core clause {clause!r} must be an index or null")
+        spans.append(CoreSpan(start, end, kind, clause))
+    return tuple(spans)

@@ -1,0 +1,75 @@
+"""What a reward is: pictures and prompt records in, one score a picture out, later or at once.
+
+A reward that fails raises `RewardError` with the record's id; a failure never becomes a score. `submit` returns a
+future, so that CPU work overlaps the next rollout; an in-process reward returns an already `finished` one.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from star.errors import StarError
+from star.records import PromptRecord
+
+
+class RewardError(StarError):
+    """A reward could not be computed; the message names the record's id."""
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """Scores of n pictures.
+
+    Attributes:
+        scores: float32 (n,), in the range that the reward documents.
+        details: one JSON-able dict a picture: what evaluation and report show (detections, text read, ...).
+    """
+
+    scores: np.ndarray
+    details: list[dict]
+
+
+class Reward(Protocol):
+    """Scores pictures against the records they were generated for."""
+
+    name: str
+
+    def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
+        """Start scoring.
+
+        Args:
+            images: uint8 (n, height, width, 3).
+            records: n records, picture i belongs to record i.
+
+        Raises:
+            RewardError: here or from the future's ``result()``; the message names the record's id.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back processes and memory; idempotent."""
+        ...
+
+
+def finished(result: RewardResult) -> "Future[RewardResult]":
+    """A future that already holds ``result``."""
+    future: Future[RewardResult] = Future()
+    future.set_result(result)
+    return future
+
+
+def check_batch(name: str, images: np.ndarray, records: Sequence[PromptRecord]) -> None:
+    """Refuse pictures and records that cannot belong together.
+
+    Raises:
+        RewardError: ``images`` is not uint8 (n, height, width, 3) with one record a picture; names the first record.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(records):
+        first = records[0].id if records else "no record"
+        raise RewardError(
+            f"{first}: reward {name}: wants uint8 (n, height, width, 3) pictures with one record each, got "
+            f"{images.dtype} {images.shape} and {len(records)} records"
+        )

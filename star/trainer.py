@@ -1,0 +1,347 @@
+"""Training: each epoch samples rollouts, scores them, weighs the advantages over space and time, and updates the adapter.
+
+Flow-GRPO (arXiv 2505.05470) with STAR's allocation (arXiv 2606.17979). Where we part from Flow-GRPO's published code:
+the batches of an update are the batches of the rollout (same geometry, so the first ratio is exactly 1); all randomness
+is seeded by what it is for (see `star.seeds`), so resuming needs no generator states; and every per-task setting is data.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from star import pictures
+from star.allocation import allocation_weights, normalised_entropy
+from star.attention import CoreKeys
+from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
+from star.core import core_token_weights
+from star.ema import Average
+from star.errors import StarError
+from star.objective import Surrogate, group_advantages, kl_penalty, local_surrogate, patch_mean, scalar_surrogate
+from star.params import MethodParams, Params
+from star.policy import SD3Policy, load_policy
+from star.records import PromptRecord
+from star.rewards.base import Reward
+from star.rewards.factory import build_reward
+from star.rollout import Trajectory, roll_out, trace_relevance, transition_at
+from star.sde import log_prob
+from star.seeds import seed_of
+
+SHEET_PROMPTS = 16  # pictures of a sample grid
+MAP_PROMPTS = 3  # prompts whose maps are saved
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass of rollouts: records repeated group by group, and the seeds of their noise."""
+
+    records: list[PromptRecord]
+    start_seeds: list[int]
+    step_seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch after sampling and scoring. weights: allocation maps (B, T, P), or None for the uniform allocation."""
+
+    trajectory: Trajectory
+    rewards: np.ndarray
+    advantages: Tensor
+    weights: Tensor | None
+
+
+class Trainer:
+    """One training run. `run` resumes from ``work`` if it holds a state, and fills ``output`` at the end."""
+
+    def __init__(
+        self, params: Params, method: MethodParams, records: Sequence[PromptRecord], reward: Reward, policy: SD3Policy
+    ) -> None:
+        self.params, self.method, self.records, self.reward, self.policy = params, method, records, reward, policy
+        train = params.train
+        self.schedule = policy.schedule(params.rollout.steps)
+        self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+        self.average = Average(self.parameters, train.ema_decay, train.ema_every)
+        self.epoch = self.updates = 0
+        self.allocated = method.source != "uniform" and not (method.source == "attention" and params.allocation.lam == 0)
+        self._core: dict[str, Tensor] = {}
+
+    # -- one epoch: sample, score, weigh, update ----------------------------------------------------------------------
+
+    def train_epoch(self) -> dict:
+        """Run one epoch and return its log line."""
+        seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
+        clock = time.perf_counter()
+        sampled = []
+        for batch in plan_epoch(self.records, self.params, self.epoch):
+            trajectory = self.sample(batch)
+            submitted = time.perf_counter()
+            sampled.append((trajectory, self.reward.submit(trajectory.pictures, batch.records)))
+            seconds["reward"] += time.perf_counter() - submitted
+        seconds["rollout"] = time.perf_counter() - clock - seconds["reward"]
+        clock = time.perf_counter()
+        rewards = [pending.result().scores for _, pending in sampled]
+        seconds["reward"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        scored = self.weigh([trajectory for trajectory, _ in sampled], rewards)
+        line = {"epoch": self.epoch + 1, **reward_facts(np.concatenate(rewards), self.params.train.group_size)}
+        line |= self.update(scored)
+        seconds["update"] = time.perf_counter() - clock
+        self.epoch += 1
+        images = self.params.images_per_epoch
+        line |= {"images": images * self.epoch, "updates": self.updates, "seconds": seconds}
+        return line | {"images_per_s": images / sum(seconds.values())}
+
+    def sample(self, batch: Batch) -> Trajectory:
+        prompts = [record.prompt for record in batch.records]
+        core = self.core_keys(batch.records) if self.allocated and self.method.source == "attention" else None
+        return roll_out(
+            self.policy,
+            prompts,
+            batch.start_seeds,
+            batch.step_seeds,
+            self.params.rollout,
+            core,
+            self.params.allocation,
+        )
+
+    def weigh(self, trajectories: Sequence[Trajectory], rewards: Sequence[np.ndarray]) -> list[Scored]:
+        train, allocation = self.params.train, self.params.allocation
+        every = torch.from_numpy(np.concatenate(rewards)).to(self.policy.device)
+        advantages = group_advantages(every, train.group_size, train.advantage_clip).split([len(r) for r in rewards])
+        scored = []
+        for trajectory, reward, advantage in zip(trajectories, rewards, advantages, strict=True):
+            weights = None
+            if self.allocated and self.method.source == "ones":
+                weights = torch.ones_like(trajectory.log_prob).transpose(0, 1)
+            elif self.allocated and trajectory.relevance is not None:
+                weights = allocation_weights(
+                    trajectory.relevance, allocation.lam, allocation.smoothing, allocation.temporal
+                )
+            scored.append(Scored(trajectory, reward, advantage, weights))
+        return scored
+
+    def update(self, scored: Sequence[Scored]) -> dict:
+        """The epoch's optimizer steps, each over its share of the batches; returns the log's update facts."""
+        train = self.params.train
+        share = len(scored) // train.updates_per_epoch
+        first, end = self.params.rollout.window
+        ratios, clipped, penalties, norms = [], [], [], []
+        for start in range(0, len(scored), share):
+            for item in scored[start : start + share]:
+                for t in range(first, end):
+                    surrogate, penalty = self.step_loss(item, t)
+                    loss = surrogate.loss + (train.kl_beta * penalty if penalty is not None else 0)
+                    (loss / (share * (end - first))).backward()
+                    ratios.append(surrogate.ratio.flatten())
+                    clipped.append(surrogate.clipped)
+                    penalties += [penalty.detach()] if penalty is not None else []
+            norms.append(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.updates += 1
+            self.average.update(self.parameters, self.updates)
+        every = torch.cat(ratios)
+        fresh = torch.cat(ratios[: share * (end - first)])  # before the first optimizer step: exactly 1
+        weights = [item.weights for item in scored if item.weights is not None]
+        return {
+            "ratio_mean": every.mean().item(),
+            "ratio_min": every.min().item(),
+            "ratio_max": every.max().item(),
+            "first_ratio_error": (fresh - 1).abs().max().item(),
+            "clip_fraction": torch.stack(clipped).mean().item(),
+            "kl": torch.stack(penalties).mean().item() if penalties else None,
+            "grad_norm": torch.stack(norms).mean().item(),
+            "map_entropy": normalised_entropy(torch.cat(weights)).item() if weights else None,
+        }
+
+    def step_loss(self, item: Scored, t: int) -> tuple[Surrogate, Tensor | None]:
+        """Surrogate and KL penalty of one step of one batch; the penalty is None where ``kl_beta`` is 0."""
+        train, rollout, trajectory = self.params.train, self.params.rollout, item.trajectory
+        row = t - rollout.window[0]
+        x = trajectory.latents[row]
+        step = (self.policy, x, t, self.schedule, trajectory.conditioning, rollout.noise_level)
+        transition = transition_at(*step)
+        new = patch_mean(log_prob(trajectory.latents[row + 1], transition), self.policy.patch)
+        old = trajectory.log_prob[row]
+        if item.weights is None:
+            surrogate = scalar_surrogate(new, old, item.advantages, train.clip_range)
+        else:
+            surrogate = local_surrogate(new, old, item.advantages, item.weights[:, row], train.clip_range)
+        if train.kl_beta == 0:
+            return surrogate, None
+        with torch.no_grad(), self.policy.reference():
+            reference = transition_at(*step)
+        return surrogate, kl_penalty(transition, reference.mean, train.kl_form)
+
+    def core_keys(self, records: Sequence[PromptRecord]) -> CoreKeys:
+        """Core tokens of a batch as keys of the joint attention; spans cut off by the text length are reported."""
+        pipe = self.policy.pipe
+        tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
+        lengths = (pipe.tokenizer.model_max_length, self.params.model.t5_tokens)
+        for record in records:
+            if record.id not in self._core:
+                tokens = core_token_weights(record, tokenizers, lengths, self.params.core.weights)
+                for span in tokens.dropped:
+                    text = record.prompt[span.start : span.end]
+                    tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")
+                self._core[record.id] = torch.from_numpy(tokens.weights).to(self.policy.device)
+        return CoreKeys.from_weights(torch.stack([self._core[record.id] for record in records]))
+
+    # -- what the run leaves behind -----------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
+        tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
+        tensors |= optimizer_tensors(self.optimizer, "optimizer.")
+        save_state(path, tensors, {"epoch": self.epoch, "updates": self.updates})
+
+    @torch.no_grad()
+    def restore(self, path: Path) -> None:
+        tensors, facts = load_state(path)
+        for i, (parameter, value) in enumerate(zip(self.parameters, self.average.values, strict=True)):
+            parameter.copy_(tensors[f"adapter.{i}"])
+            value.copy_(tensors[f"ema.{i}"])
+        restore_optimizer(self.optimizer, tensors, "optimizer.")
+        self.epoch, self.updates = facts["epoch"], facts["updates"]
+
+    def draw_samples(self, folder: Path) -> None:
+        """A sample grid and a few allocation maps of the current adapter, for fixed prompts and seeds."""
+        allocation, steps = self.params.allocation, self.params.rollout.steps
+        records = list(self.records[:SHEET_PROMPTS])
+        seeds = [seed_of(self.params.seed, "sheet", i) for i in range(len(records))]
+        relevance, drawn = trace_relevance(
+            self.policy, [r.prompt for r in records], seeds, steps, self.core_keys(records), allocation.blocks
+        )
+        name = f"epoch_{self.epoch:04d}"
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        pictures.grid(drawn, columns=8).save(folder / "samples" / f"{name}.png")
+        if not self.allocated:
+            return
+        weights = allocation_weights(relevance, allocation.lam, allocation.smoothing, allocation.temporal)
+        rewards = self.reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
+        (folder / "maps").mkdir(exist_ok=True)
+        entries = []
+        for i in range(min(MAP_PROMPTS, len(records))):
+            final, files = f"{name}_{i}_final.png", [f"{name}_{i}_step_{t}.png" for t in range(steps)]
+            pictures.grid(drawn[i : i + 1], columns=1).save(folder / "maps" / final)
+            for t, file in enumerate(files):
+                pictures.overlay(drawn[i], weights[i, t].cpu().numpy()).save(folder / "maps" / file)
+            entry = {"epoch": self.epoch, "prompt": records[i].prompt, "reward": float(rewards[i]), "final": final}
+            entries.append({**entry, "steps": list(range(steps)), "maps": files})
+        index = folder / "maps" / "maps.json"
+        earlier = json.loads(index.read_text()) if index.exists() else []
+        kept = [entry for entry in earlier if entry["epoch"] < self.epoch]
+        index.write_text(json.dumps(kept + entries, indent=1))
+
+    def export(self, work: Path, output: Path) -> None:
+        """Write the EMA adapter, the log, the grids and the maps into ``output``."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.average.values, strict=True):
+                parameter.copy_(value)
+        output.mkdir(parents=True, exist_ok=True)
+        self.policy.save_adapter(output / "adapter")
+        shutil.copy(work / "log.jsonl", output / "log.jsonl")
+        for folder in ("samples", "maps"):
+            (output / folder).mkdir(exist_ok=True)
+            if (work / folder).exists():
+                shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
+
+
+def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[Batch]:
+    """The prompts and seeds of an epoch, cut into rollout batches.
+
+    Prompts are taken in a new seeded order at each pass over the training set; rollouts of a group lie side by side.
+    """
+    train, seed = params.train, params.seed
+    entries = []
+    for slot in range(train.prompts_per_epoch):
+        group = epoch * train.prompts_per_epoch + slot
+        pass_number, position = divmod(group, len(records))
+        order = np.random.default_rng(seed_of(seed, "order", pass_number)).permutation(len(records))
+        for rollout in range(train.group_size):
+            start = ("start", group) if params.rollout.same_latent else ("start", group, rollout)
+            entry = (records[order[position]], seed_of(seed, *start), seed_of(seed, "steps", group, rollout))
+            entries.append(entry)
+    size = params.rollout.batch
+    return [Batch(*map(list, zip(*entries[i : i + size], strict=True))) for i in range(0, len(entries), size)]
+
+
+def reward_facts(rewards: np.ndarray, group_size: int) -> dict:
+    """Mean and spread of an epoch's rewards, and the share of groups that teach nothing."""
+    groups = rewards.reshape(-1, group_size)
+    return {
+        "reward_mean": float(rewards.mean()),
+        "reward_std": float(rewards.std()),
+        "groups_without_variance": float((groups.std(1) < 1e-6).mean()),
+    }
+
+
+def train(params: Params, task: str, method: str, records: Sequence[PromptRecord], work: Path, output: Path) -> None:
+    """Train ``method`` on ``task``, resuming from ``work``; ``output`` is filled only when the training is complete.
+
+    Raises:
+        StarError: an unknown method, records of another task, an unusable model, a reward that fails, or a
+            non-finite loss.
+    """
+    if method not in params.methods:
+        raise StarError(f"no method {method!r} in params.yaml; known: {', '.join(params.methods)}")
+    wrong = next((record for record in records if record.task != task), None)
+    if wrong is not None:
+        raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
+    accelerator = Accelerator(
+        log_with="wandb" if params.train.tracker == "wandb" else None, project_dir=str(work), cpu=not _has_gpu()
+    )
+    if accelerator.num_processes > 1:
+        raise StarError("training on several processes is not supported yet; launch one process")
+    policy = load_policy(params.model, accelerator.device)
+    reward = build_reward(task, params.rewards)
+    try:
+        trainer = Trainer(params, params.methods[method], records, reward, policy)
+        if params.train.tracker == "wandb":
+            accelerator.init_trackers("star", config={"task": task, "method": method, "seed": params.seed})
+        _train_loop(trainer, work, accelerator, f"{task} {method}")
+        trainer.export(work, output)
+        accelerator.end_training()
+    finally:
+        reward.close()
+    shutil.rmtree(work)
+
+
+def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: str) -> None:
+    settings, state, log = trainer.params.train, work / "state.safetensors", work / "log.jsonl"
+    work.mkdir(parents=True, exist_ok=True)
+    if state.exists():
+        trainer.restore(state)
+    lines = log.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if log.exists() else []
+    log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if trainer.epoch == 0:
+        trainer.draw_samples(work)
+    bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1)
+    while trainer.epoch < settings.epochs:
+        line = trainer.train_epoch()
+        if not np.isfinite([line["reward_mean"], line["grad_norm"], line["ratio_mean"]]).all():
+            raise StarError(f"{title}: epoch {line['epoch']}: the loss or a gradient is not finite; state kept in {work}")
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
+        accelerator.log(flat, step=line["epoch"])
+        bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
+        bar.update()
+        if trainer.epoch % settings.sample_every == 0 or trainer.epoch == settings.epochs:
+            trainer.draw_samples(work)
+        if trainer.epoch % settings.save_every == 0 or trainer.epoch == settings.epochs:
+            trainer.save(state)
+    bar.close()
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()

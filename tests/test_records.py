@@ -1,0 +1,123 @@
+"""Prompt records: round trip, one form of file, and errors that name file and line."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from star.errors import StarError
+from star.params import TASKS
+from star.records import KINDS, CoreSpan, PromptRecord, read_records, write_records
+
+GOOD = {"id": "a", "task": "ocr", "prompt": 'a sign that says "HI"', "metadata": {"text": "HI"}}
+
+texts = st.text(max_size=20).map(lambda text: text + "x")  # any character, line ends of all kinds among them
+
+
+@st.composite
+def records(draw) -> PromptRecord:
+    prompt = draw(texts)
+    start = draw(st.integers(0, len(prompt) - 1))
+    end = draw(st.integers(start + 1, len(prompt)))
+    span = CoreSpan(start, end, draw(st.sampled_from(KINDS)), draw(st.none() | st.integers(0, 5)))
+    metadata = draw(st.dictionaries(texts, texts | st.integers() | st.lists(texts), max_size=3))
+    return PromptRecord(
+        draw(texts), draw(st.sampled_from(TASKS)), prompt, metadata, draw(st.sampled_from([None, (span,)]))
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(records(), min_size=1, max_size=5, unique_by=lambda record: record.id))
+def test_what_is_written_is_read_back(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("records") / "set.jsonl"
+    write_records(path, values)
+    assert read_records(path) == values
+
+
+def test_the_file_is_sorted_json_lines_and_replaced_whole(tmp_path):
+    path = tmp_path / "new" / "set.jsonl"
+    write_records(path, [PromptRecord("b", "preference", "é cat", {"z": 1, "a": 2}, (CoreSpan(2, 5, "subject"),))])
+    expected = (
+        '{"core": [{"clause": null, "end": 5, "kind": "subject", "start": 2}], "id": "b", '
+        '"metadata": {"a": 2, "z": 1}, "prompt": "é cat", "task": "preference"}\n'
+    )
+    assert path.read_bytes() == expected.encode("utf-8")
+    assert [file.name for file in path.parent.iterdir()] == ["set.jsonl"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "set.jsonl"
+    write_records(path, [PromptRecord(**GOOD)])
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_records(path, [PromptRecord(**GOOD), PromptRecord("b", "ocr", "x", {"not json": object()})])
+    assert path.read_bytes() == before
+
+
+def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
+    assert read_records(path) == [PromptRecord(**GOOD)]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("[" * 100_000, "not valid JSON"),
+        (json.dumps(GOOD), "id 'a' appears twice, first on line 1"),
+        (json.dumps({**GOOD, "id": "b", "prompt": "  "}), "'prompt' must be a non-empty string"),
+        (json.dumps({**GOOD, "id": 3}), "'id' must be a non-empty string"),
+        (json.dumps({**GOOD, "id": "b", "metadata": []}), "'metadata' must be a non-empty object"),
+        (json.dumps({**GOOD, "id": "b", "task": "sing"}), "task 'sing' is not one of geneval, ocr, preference"),
+        (json.dumps({**GOOD, "id": "b", "spans": []}), "unknown key 'spans'"),
+        (json.dumps({**GOOD, "id": "b", "core": 3}), "'core' must be a list of spans"),
+        (json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 1}]}), "a core span is"),
+        (
+            json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 99, "kind": "text"}]}),
+            "does not lie in the prompt",
+        ),
+        (
+            json.dumps({**GOOD, "id": "b", "core": [{"start": 2, "end": 2, "kind": "text"}]}),
+            "does not lie in the prompt",
+        ),
+        (
+            json.dumps({**GOOD, "id": "b", "core": [{"start": True, "end": 2, "kind": "text"}]}),
+            "does not lie in the prompt",
+        ),
+        (json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 2, "kind": "noun"}]}), "core kind 'noun'"),
+        (
+            json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 2, "kind": "text", "clause": -1}]}),
+            "core clause -1",
+        ),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, second, message):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + second + "\n")
+    with pytest.raises(StarError) as error:
+        read_records(path)
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", sorted(GOOD))
+def test_a_missing_key_is_named(tmp_path, key):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({name: value for name, value in GOOD.items() if name != key}))
+    with pytest.raises(StarError, match=f":1: key '{key}' is missing"):
+        read_records(path)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(StarError, match=r"none\.jsonl: cannot be read \(No such file"):
+        read_records(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(StarError, match="the file is empty"):
+        read_records(tmp_path / "empty.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xe9\n")
+    with pytest.raises(StarError, match=r"latin\.jsonl:2: not UTF-8"):
+        read_records(tmp_path / "latin.jsonl")
