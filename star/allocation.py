@@ -1,7 +1,8 @@
 """From the attention that image tokens pay to the core of the prompt to unit-mean allocation maps.
 
-STAR (arXiv 2606.17979) allocates one group-relative advantage over locations and steps by such maps; the normalisations are
-our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``, steps ``T``, locations ``P``, core tokens ``C``.
+STAR (arXiv 2606.17979) allocates one group-relative advantage over locations and steps by such maps; the
+normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``, steps ``T``, locations
+``P``, core tokens ``C``.
 """
 
 import math

@@ -1,10 +1,11 @@
 """Reads the attention that image tokens pay to the core tokens inside SD3's joint transformer blocks.
 
-A joint block attends over ``[image; text]`` keys. For image token ``p`` and core key ``c`` the recorded mass is the exact
-softmax probability ``exp(q_p . k_c / sqrt(d) - lse_p)``, averaged over heads and chosen blocks, where ``lse_p`` is the
-log-sum-exp over *all* keys (README, Method, D2). Only (image tokens x core tokens) is kept.
+A joint block attends over ``[image; text]`` keys. For image token ``p`` and core key ``c`` the recorded mass is the
+exact softmax probability ``exp(q_p . k_c / sqrt(d) - lse_p)``, averaged over heads and chosen blocks, where ``lse_p``
+is the log-sum-exp over *all* keys (README, Method, D2). Only (image tokens x core tokens) is kept.
 
-With classifier-free guidance the batch is [unconditional, conditional], as in diffusers; only the conditional half is read.
+With classifier-free guidance the batch is [unconditional, conditional], as in diffusers; only the conditional half is
+read.
 """
 
 import math
@@ -120,8 +121,8 @@ class JointProcessor:
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention in the value's dtype, (batch, heads, tokens, d).
 
-    The CPU's fused kernel has a backward pass that took three quarters of a training step of the miniature; plain matrix
-    products take a tenth. Other devices use the fused kernel.
+    The CPU's fused kernel has a backward pass that took three quarters of a training step of the miniature; plain
+    matrix products take a tenth. Other devices use the fused kernel.
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # RMS norms under autocast return float32
     if query.device.type != "cpu":

@@ -11,16 +11,6 @@ from safetensors.torch import save_file
 from star.errors import StarError
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a file under a temporary name, flush it to the disk, rename it into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def save_state(path: Path, tensors: dict[str, torch.Tensor], facts: dict) -> None:
     """One state file: tensors and JSON-able facts together, so that they cannot disagree. Atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,12 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="star", description="SpatioTemporal Adaptive Reward allocation for SD3-family models.")
+    parser = argparse.ArgumentParser(
+        prog="star", description="SpatioTemporal Adaptive Reward allocation for SD3-family models."
+    )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
     def stage(name: str, run, summary: str, task: bool = False) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=summary, description=summary)
-        sub.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml")
+        sub.add_argument(
+            "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+        )
         if task:
             sub.add_argument("--task", required=True, choices=TASKS)
         sub.set_defaults(run=run)
@@ -83,7 +87,9 @@ def _prompts(options: argparse.Namespace) -> None:
     train, test = prepare(options.task, load_params(options.params))
     write_records(options.train, train)
     write_records(options.test, test)
-    print(f"{options.task}: {len(train)} training prompts in {options.train}, {len(test)} test prompts in {options.test}")
+    print(
+        f"{options.task}: {len(train)} training prompts in {options.train}, {len(test)} test prompts in {options.test}"
+    )
 
 
 def _core(options: argparse.Namespace) -> None:
@@ -140,9 +146,12 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from star.miniature.card import write_card
     from star.miniature.pretrain import PretrainConfig, pretrain
 
+    params = load_params(options.params)
     pretrain(options.output, options.work, PretrainConfig())
+    write_card(options.output, options.work, PretrainConfig(), params)
 
 
 def _pretrain_preference(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Average:
-    """Flow-GRPO's average (arXiv 2505.05470): decay ``min((1 + updates) / (10 + updates), decay)``, every few updates."""
+    """Flow-GRPO's average (arXiv 2505.05470): decay ``min((1 + updates) / (10 + updates), decay)``."""
 
     def __init__(self, parameters: Iterable[Tensor], decay: float, every: int) -> None:
         self.values = [parameter.detach().clone() for parameter in parameters]

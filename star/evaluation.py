@@ -1,7 +1,7 @@
 """Evaluation of one checkpoint on every benchmark: the same prompts and seeds for all checkpoints.
 
-Pictures are deterministic (ODE) samples with the EMA adapter that the training exported. Scores come with 95 % bootstrap
-intervals over prompts; differences to the base model are paired by picture in the report.
+Pictures are deterministic (ODE) samples with the EMA adapter that the training exported. Scores come with 95 %
+bootstrap intervals over prompts; differences to the base model are paired by picture in the report.
 """
 
 import json
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from star.checkpoint import write_text_atomic
-from star.params import Params, fingerprint
+from star.files import write_text_atomic
+from star.params import TASKS, Params, fingerprint
 from star.policy import SD3Policy, load_policy
 from star.records import PromptRecord, read_records
 from star.rewards.factory import build_reward
@@ -29,14 +29,14 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
 
     Args:
         adapter: folder of LoRA safetensors, None for the base model.
-        prompts: folder that holds ``<task>/test.jsonl`` for every task in ``params.runs``.
+        prompts: folder that holds ``<task>/test.jsonl`` for every task.
         output: folder; scores.json is written last.
 
     Raises:
         StarError: unreadable prompts, model or adapter, or a reward that fails.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    records = {task: read_records(prompts / task / "test.jsonl") for task in params.runs}
+    records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
     policy = load_policy(params.model, device, adapter)
     lines: list[dict] = []
     benchmarks, seconds = {}, {"sampling": 0.0, "scoring": 0.0}
@@ -51,7 +51,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         "task": task if method else None,
         "method": method or None,
         "adapter": str(adapter) if adapter else None,
-        "params_fingerprint": fingerprint(params.model, params.prompts, params.rewards, params.evaluate, params.seed),
+        "params_fingerprint": fingerprint(params.model, params.rewards, params.evaluate, params.seed),
         "benchmarks": benchmarks,
         "seconds": seconds,
     }
@@ -59,12 +59,19 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
 
 
 def _run_benchmark(
-    policy: SD3Policy, params: Params, task: str, records: Sequence[PromptRecord], output: Path, seconds: dict[str, float]
+    policy: SD3Policy,
+    params: Params,
+    task: str,
+    records: Sequence[PromptRecord],
+    output: Path,
+    seconds: dict[str, float],
 ) -> list[dict]:
     """Sample and score every picture of one benchmark; returns its lines of images.jsonl and adds to ``seconds``."""
     settings, folder = params.evaluate, output / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    work = [(r, i, seed_of(params.seed, "evaluate", r.id, i)) for r in records for i in range(settings.images_per_prompt)]
+    work = [
+        (r, i, seed_of(params.seed, "evaluate", r.id, i)) for r in records for i in range(settings.images_per_prompt)
+    ]
     pending, reward = [], build_reward(task, params.rewards)
     try:
         for start in tqdm(range(0, len(work), settings.batch), desc=f"evaluate {task}", unit="batch"):

@@ -77,8 +77,8 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Surroga
 def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:
     """KL of the step from the reference model's step, averaged over all elements: a scalar.
 
-    ``published``: ``(mean - mean_ref)^2 / (2 std^2)`` as in Flow-GRPO's code; ``exact``: the Gaussian KL, whose variance
-    is ``std^2 (-dt)``.
+    ``published``: ``(mean - mean_ref)^2 / (2 std^2)`` as in Flow-GRPO's code; ``exact``: the Gaussian KL, whose
+    variance is ``std^2 (-dt)``.
     """
     variance = transition.noise_scale**2 * (transition.step if form == "exact" else 1.0)
     return ((transition.mean - reference_mean) ** 2).mean() / (2 * variance)

@@ -18,7 +18,7 @@ def grid(pictures: np.ndarray, columns: int) -> Image.Image:
 
 
 def overlay(picture: np.ndarray, weights: np.ndarray) -> Image.Image:
-    """An allocation map (locations,) over its picture: dimmed and grey where the weight is low, red where it is high."""
+    """An allocation map (locations,) over its picture: dimmed where the weight is low, red where it is high."""
     side = int(len(weights) ** 0.5)
     share = weights.reshape(side, side).astype(np.float32)
     share = (share - share.min()) / max(float(share.max() - share.min()), 1e-6)

@@ -44,7 +44,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels ``sigmas`` (steps + 1, from about 1 to 0) and the model's ``timesteps`` (steps) that belong to them."""
+    """Noise levels ``sigmas`` (steps + 1, about 1 to 0) and the model's ``timesteps`` (steps)."""
 
     sigmas: list[float]
     timesteps: list[float]

@@ -5,12 +5,12 @@ file and the line, because these files are the ones a user edits or brings along
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from star.errors import StarError
+from star.files import write_text_atomic
 from star.params import TASKS
 
 KINDS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
@@ -64,19 +64,7 @@ def read_records(path: Path | str) -> list[PromptRecord]:
 
 def write_records(path: Path | str, records: Iterable[PromptRecord]) -> None:
     """Write records as JSON lines, atomically: the old file stays whole until the new one is on the disk."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            line = dict(vars(record))
-            core = line.pop("core")
-            if core is not None:
-                line["core"] = [vars(span) for span in core]
-            file.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text_atomic(Path(path), map(_as_line, records))
 
 
 def read_lines(path: Path | str) -> list[tuple[int, str]]:
@@ -114,6 +102,14 @@ def parse_object(line: str, where: str) -> dict:
 def is_index(value: object) -> bool:
     """Whether a JSON value is an integer of at least zero (``true`` is not one, though Python's `bool` is an int)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _as_line(record: PromptRecord) -> str:
+    line = dict(vars(record))
+    core = line.pop("core")
+    if core is not None:
+        line["core"] = [vars(span) for span in core]
+    return json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _parse_record(line: str, where: str) -> PromptRecord:

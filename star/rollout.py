@@ -46,7 +46,7 @@ def sample_pictures(policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[i
 def trace_relevance(
     policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[int], steps: int, core: CoreKeys, blocks: str | list[int]
 ) -> tuple[Tensor, np.ndarray]:
-    """Relevance maps at every ODE step, float32 (batch, steps, locations), and the finished pictures: for looking at."""
+    """Relevance maps at every ODE step, float32 (batch, steps, locations), and the pictures: for looking at."""
     schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
     x, maps = policy.noise(seeds), []
     for t in range(steps):

@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 
 
 def stay_offline() -> None:
-    """Switch off telemetry, online tracking and chatter unless the user asked for them; runs before the libraries load."""
+    """Switch off telemetry, online tracking and chatter unless asked for; runs before the libraries load."""
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DISABLE_TELEMETRY": "1",

@@ -8,7 +8,6 @@ per element and never reduced here: a reduction would erase the location.
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -35,7 +34,8 @@ def flow_sde_transition(
         velocity: predicted ``e - x_0``, like ``x``.
         s, s_next: noise levels, ``1 >= s > s_next >= 0``.
         noise_level: ``a``, at least 0.
-        s_second: the schedule's second noise level; stands in for ``s`` in the denominator at ``s = 1``, where the noise
+        s_second: the schedule's second noise level; stands in for ``s`` in the denominator at ``s = 1``, where the
+        noise
             scale would be infinite (as in the published code).
     """
     dt = s_next - s

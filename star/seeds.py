@@ -1,4 +1,4 @@
-"""Seeds as a pure function of what they are for: nothing depends on the order of draws, so a resumed run continues exactly."""
+"""Seeds as a pure function of what they are for: independent of the order of draws, so a resumed run is exact."""
 
 import hashlib
 

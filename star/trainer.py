@@ -1,8 +1,10 @@
-"""Training: each epoch samples rollouts, scores them, weighs the advantages over space and time, and updates the adapter.
+"""Training: each epoch samples rollouts, scores them, weighs the advantages over space and time, and updates the
+adapter.
 
 Flow-GRPO (arXiv 2505.05470) with STAR's allocation (arXiv 2606.17979). Where we part from Flow-GRPO's published code:
 the batches of an update are the batches of the rollout (same geometry, so the first ratio is exactly 1); all randomness
-is seeded by what it is for (see `star.seeds`), so resuming needs no generator states; and every per-task setting is data.
+is seeded by what it is for (see `star.seeds`), so resuming needs no generator states; and every per-task setting is
+data.
 """
 
 import json
@@ -71,7 +73,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
         self.average = Average(self.parameters, train.ema_decay, train.ema_every)
         self.epoch = self.updates = 0
-        self.allocated = method.source != "uniform" and not (method.source == "attention" and params.allocation.lam == 0)
+        self.allocated = method.source != "uniform" and not (
+            method.source == "attention" and params.allocation.lam == 0
+        )
         self._core: dict[str, Tensor] = {}
 
     # -- one epoch: sample, score, weigh, update ----------------------------------------------------------------------
@@ -329,7 +333,9 @@ def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: s
     while trainer.epoch < settings.epochs:
         line = trainer.train_epoch()
         if not np.isfinite([line["reward_mean"], line["grad_norm"], line["ratio_mean"]]).all():
-            raise StarError(f"{title}: epoch {line['epoch']}: the loss or a gradient is not finite; state kept in {work}")
+            raise StarError(
+                f"{title}: epoch {line['epoch']}: the loss or a gradient is not finite; state kept in {work}"
+            )
         with open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}

@@ -1,7 +1,7 @@
 """Pretraining of the miniature from nothing: VAE, then text encoders and transformer together.
 
-The result is a plain `StableDiffusion3Pipeline` directory. Every batch is drawn from a generator seeded by (seed, step),
-so a resumed run continues exactly; state is written every ``save_every`` steps.
+The result is a plain `StableDiffusion3Pipeline` directory. Every batch is drawn from a generator seeded by (seed,
+step), so a resumed run continues exactly; state is written every ``save_every`` steps.
 
 Recipe (ours): rectified flow matching ``x_s = (1-s) x_0 + s e``, target ``e - x_0``, logit-normal noise levels as in
 Stable Diffusion 3 (arXiv 2403.03206); Muon for the transformer's matrices, AdamW for the rest; constant learning
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from star.attention import use_joint_processor
-from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state, write_text_atomic
+from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from star.miniature import world
 from star.miniature.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 from star.prompts.geneval import TAGS, sample_metadata
@@ -52,11 +52,11 @@ class PretrainConfig:
     vae_steps: int = 2000
     vae_batch: int = 24
     vae_learning_rate: float = 2e-3
-    steps: int = 10_000
+    steps: int = 6500
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 300
-    decay_share: float = 0.25  # share of the steps over which the rate falls linearly to zero
+    decay_share: float = 0.3  # share of the steps over which the rate falls linearly to zero
     ema: float = 0.999
     text_dropout: float = 0.05  # share of empty prompts, for classifier-free guidance
     save_every: int = 250
@@ -149,9 +149,13 @@ def _train_vae(work: Path, config: PretrainConfig) -> AutoencoderKL:
 
 def _new_pipeline(vae: AutoencoderKL, work: Path, config: PretrainConfig) -> StableDiffusion3Pipeline:
     torch.manual_seed(config.seed + 1)
-    save_clip_tokenizer(work / "clip")
+    if not (work / "clip").exists():  # a resumed run keeps the tokenizer that its weights were trained with
+        save_clip_tokenizer(work / "clip")
     save_t5_tokenizer(work / "t5")
-    clip_tokenizer, t5_tokenizer = CLIPTokenizer.from_pretrained(work / "clip"), T5Tokenizer.from_pretrained(work / "t5")
+    clip_tokenizer, t5_tokenizer = (
+        CLIPTokenizer.from_pretrained(work / "clip"),
+        T5Tokenizer.from_pretrained(work / "t5"),
+    )
     clip_config = CLIPTextConfig(
         vocab_size=len(clip_tokenizer),
         hidden_size=TEXT_WIDTH // 2,
@@ -241,7 +245,7 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
         for optimizer in (muon, adamw):
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate_factor(step, config)
+                group["lr"] = config.learning_rate * _rate_factor(step, config)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         muon.step()
@@ -250,7 +254,12 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
         losses.append(loss.item())
         if (step + 1) % config.log_every == 0:
             seen = config.batch * (step + 1 - first)
-            line = {"part": "flow", "step": step + 1, "loss": float(np.mean(losses)), "images": config.batch * (step + 1)}
+            line = {
+                "part": "flow",
+                "step": step + 1,
+                "loss": float(np.mean(losses)),
+                "images": config.batch * (step + 1),
+            }
             _log(work, {**line, "images_per_s": seen / (time.time() - started)})
             bar.set_postfix(loss=f"{np.mean(losses):.4f}")
             losses = []
@@ -295,7 +304,7 @@ def _optimizers(modules: torch.nn.ModuleDict, config: PretrainConfig) -> tuple[t
     )
 
 
-def rate_factor(step: int, config: PretrainConfig) -> float:
+def _rate_factor(step: int, config: PretrainConfig) -> float:
     """Learning rate at a step as a share of the peak: linear warm-up, constant, linear decay to zero."""
     left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
     return min(1.0, (step + 1) / config.warmup, left)
@@ -309,6 +318,3 @@ def _update_average(average: torch.nn.Module, current: torch.nn.Module, decay: f
 def _log(work: Path, line: dict) -> None:
     with open(work / "log.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-__all__ = ["PretrainConfig", "pretrain", "rate_factor", "sample_batch", "sample_sign", "write_text_atomic"]

@@ -4,11 +4,11 @@ Both know every printable ASCII character, so any prompt has an encoding; words 
 T5 vocabulary holds no run of capitals, so a quoted word is spelled letter by letter.
 """
 
-import json
 import string
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from star.miniature.world import CLASSES
@@ -26,23 +26,40 @@ def world_words() -> list[str]:
 
 
 def save_clip_tokenizer(folder: Path) -> None:
-    """Write ``vocab.json`` and ``merges.txt`` of a CLIP tokenizer and load it once to check them."""
+    """Write a CLIP byte-pair tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     words = world_words()
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator([" ".join(words)], trainer)
-    merges = json.loads(bpe.to_str())["model"]["merges"]
+    merges = _byte_pair_merges(words)
     characters = [chr(code) for code in range(33, 127)]
     pieces = characters + [c + "</w>" for c in characters] + ["".join(pair) for pair in merges]
     pieces = list(dict.fromkeys(pieces)) + ["<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: index for index, piece in enumerate(pieces)}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
-    CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in merges], model_max_length=CLIP_LENGTH).save_pretrained(
-        folder
-    )
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
+    tokenizer.save_pretrained(folder)
+
+
+def _byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Merges that make each word one token: the most frequent pair first, ties in alphabetical order.
+
+    The trainer of the `tokenizers` library breaks ties by hash order, which differs from process to process.
+    """
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = [_merged(pieces, best) for pieces in spelled]
+    return merges
+
+
+def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
 
 
 def save_t5_tokenizer(folder: Path) -> None:

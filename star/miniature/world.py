@@ -1,9 +1,9 @@
 """The miniature's world: 64x64 pictures of flat silhouettes and of signs with words.
 
 A picture is a `Scene` (objects with class, colour, box centre and size, or a word on a sign) rendered on one fixed
-background. Places are structured (see `PLACES`): a model of a few million parameters learns them in hours, where objects
-of any size anywhere stay blobs. Silhouettes are single glyphs of Font Awesome 6 Free Solid, which the PyPI package
-``qtawesome`` carries; letters are Pillow's built-in font.
+background. Places are structured (see `PLACES`): a model of a few million parameters learns them in hours, where
+objects of any size anywhere stay blobs. Silhouettes are single glyphs of Font Awesome 6 Free Solid, which the PyPI
+package ``qtawesome`` carries; letters are Pillow's built-in font.
 
 Coordinates are pixels, x to the right, y down; a picture is uint8 of shape (64, 64, 3).
 """

@@ -1,0 +1,52 @@
+# `make` alone lists the targets. Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+# Named by the contents of what it was made from: a second run installs nothing, a changed pin installs again.
+INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+PROFILE ?= $(CURDIR)/workflow/profiles/default
+SNAKEMAKE := snakemake --profile $(PROFILE) --cores all
+ARGS ?=
+
+export PATH := $(VENV)/bin:$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run sync test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## create .venv with the pinned versions
+
+$(INSTALLED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	  "Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report (ARGS="--dry-run" shows what would run)
+	$(SNAKEMAKE) $(ARGS)
+	@echo "Report: $(CURDIR)/results/report/index.html"
+
+sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Snakemake agree without running anything
+	dvc checkout
+	@# Touching blesses whatever lies on the disk, so only what DVC knows to be right is touched.
+	@dvc status --quiet || { echo "dvc status is not clean: run 'dvc pull', or 'make run'" >&2; exit 1; }
+	@mkdir -p .star && touch .star/versions-recorded
+	snakemake --cores 1 --nolock --touch --forceall --quiet
+
+test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
+	pytest $(ARGS)
+
+lint: $(INSTALLED) ## check style, types and the workflow
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	mypy
+	snakemake --lint
+
+clean: ## remove results, logs and resume states; keep .venv and DVC's cache
+	rm -rf results/prompts results/core results/train results/evaluate results/report logs .star .snakemake dvc_plots

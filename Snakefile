@@ -1,0 +1,61 @@
+# The whole pipeline: prompts -> core spans -> training -> evaluation -> report. `make run` is the way to start it.
+# Every knob is in params.yaml; a rule reruns when its sections of that file, its code or its inputs change.
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version, validate
+
+from star.errors import StarError
+from star.params import TASKS
+from workflow import support
+
+min_version("9.0")
+
+
+configfile: "params.yaml"
+
+
+# Used with `--software-deployment-method apptainer` only; built from workflow/container/star.def.
+container: "workflow/container/star.sif"
+
+
+try:
+    values = support.checked_values(config, Path("params.yaml"))
+except StarError as error:
+    raise WorkflowError(str(error)) from error
+validate(values, "star/params.schema.yaml")
+
+
+wildcard_constraints:
+    task="|".join(TASKS),
+    split="train|test",
+    method="[a-z0-9_]+",
+    checkpoint=f"base|({'|'.join(TASKS)})-[a-z0-9_]+",
+
+
+localrules:
+    all,
+    prepare_prompts,
+    extract_core,
+    record_versions,
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/core.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+onstart:
+    try:
+        support.take_lock(Path(".star/workflow.lock"))
+    except StarError as error:
+        raise WorkflowError(str(error)) from error
+
+
+rule all:
+    default_target: True
+    input:
+        final_outputs,

@@ -1,0 +1,60 @@
+"""What several test files share: the repository, its default parameters, and a folder to run the workflow in."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from star.params import read_values
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def default_values() -> dict:
+    """The content of params.yaml, free to be changed."""
+    return read_values(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def write_params(tmp_path: Path) -> Callable[[dict], Path]:
+    """Write values as `params.yaml` into the test's folder."""
+
+    def write(values: dict) -> Path:
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the repository's Snakefile with the test's folder as working directory, in the environment of the tests."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
+                *("--profile", str(ROOT / "workflow/profiles/default"), "--directory", str(tmp_path)),
+                *("--cores", "2", *arguments),
+            ],
+            env={**os.environ, "PATH": programs},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    return run

@@ -1,0 +1,283 @@
+"""The parameter file: schema and dataclasses agree, and every kind of mistake is refused by name before torch."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from star import params as module
+from star.errors import StarError
+from star.params import Params, fingerprint, load_params, read_values, schema
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def resolved(node: dict) -> dict:
+    """A schema node with its reference filled in."""
+    name = node.get("$ref", "").removeprefix("#/$defs/")
+    return {**schema()["$defs"][name], **node} if name else node
+
+
+def schema_keys(node: dict, where: str = "") -> Iterator[tuple[str, dict]]:
+    """Dotted key and node of everything that the schema names; `*` stands for a free name."""
+    for key, child in node.get("properties", {}).items():
+        child = resolved(child)
+        yield f"{where}{key}", child
+        yield from schema_keys(child, f"{where}{key}.")
+    if isinstance(node.get("additionalProperties"), dict):
+        child = resolved(node["additionalProperties"])
+        yield f"{where}*", child
+        yield from schema_keys(child, f"{where}*.")
+
+
+def dataclass_keys(kind: Any, where: str = "") -> Iterator[str]:
+    """Dotted keys of the dataclasses, in the same notation; dictionaries of plain values end there."""
+    for name, hint in get_type_hints(kind).items() if dataclasses.is_dataclass(kind) else ():
+        yield f"{where}{name}"
+        yield from dataclass_keys(hint, f"{where}{name}.")
+        if hint is not str and get_args(hint) and dataclasses.is_dataclass(get_args(hint)[-1]):
+            yield f"{where}{name}.*"
+            yield from dataclass_keys(get_args(hint)[-1], f"{where}{name}.*.")
+
+
+def is_open(key: str) -> bool:
+    """Whether a key belongs to a dictionary of plain values, which the dataclasses do not spell out."""
+    return key.startswith(("runs.", "core.weights."))
+
+
+def changed(values: dict, key: str, value: Any) -> dict:
+    """A copy with one dotted key set."""
+    values = copy.deepcopy(values)
+    node = values
+    *parents, last = key.split(".")
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return values
+
+
+def without(values: dict, key: str) -> dict:
+    """A copy with one dotted key left out."""
+    values = copy.deepcopy(values)
+    node = values
+    *parents, last = key.split(".")
+    for part in parents:
+        node = node[part]
+    del node[last]
+    return values
+
+
+def leaves(values: dict, where: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{where}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{where}{key}.")
+
+
+DEFAULT = read_values(ROOT / "params.yaml")
+KEYS = list(leaves(DEFAULT))
+
+WRONG = {  # a value that each key refuses
+    "seed": [-1, 1.5, "0", True, 2**31, None],
+    "runs": [[], {"geneval": []}],
+    "runs.geneval": ["star", [1], ["star", "star"], ["Star"], ["../star"], ["star\n"], ["nobody"]],
+    "model.path": ["", 7, None],
+    "model.revision": ["a b", "x\n", 5],
+    "model.resolution": [8, 65, 1e9],
+    "model.t5_tokens": [0, 513],
+    "model.precision": [False, "bf32", 16],
+    "model.guidance_scale": [0.5, "high", 1e6, float("nan")],
+    "model.lora_rank": [0, 4.5],
+    "prompts.world": ["mars", None],
+    "prompts.geneval.train": [0, -5, 2.5],
+    "prompts.ocr.test_file": ["", 3],
+    "core.weights.object": [-0.1, "1", float("nan"), float("inf")],
+    "rollout.steps": [1, 8.5, float("nan")],
+    "rollout.noise_level": [0, -1, 11],
+    "rollout.window": [[0], [0, 1, 2], [2, 2], [3, 1], [0, 8], "all", [-1, 2]],
+    "rollout.same_latent": [1, "yes"],
+    "rollout.batch": [0, 7, 48],
+    "allocation.lam": [-1, float("inf"), float("nan"), None],
+    "allocation.blocks": ["some", [], [0, 0], [-1], 3],
+    "allocation.temporal": ["sometimes"],
+    "methods": [{}, {"Bad Name": {"source": "ones", "objective": "local"}}, []],
+    "methods.star.source": ["attentive", None],
+    "methods.star.objective": ["global"],
+    "train.epochs": [0, 1e30],
+    "train.group_size": [1, 48],
+    "train.updates_per_epoch": [0, 3],
+    "train.learning_rate": [0, -1e-3, 2, "fast", float("nan")],
+    "train.clip_range": [0, 1.5],
+    "train.ema_decay": [1, -0.1],
+    "train.kl_form": ["none"],
+    "train.tracker": ["tensorbored"],
+    "rewards.geneval.detector": ["perfect"],
+    "rewards.geneval.score_threshold": [1.1],
+    "rewards.ocr.workers": [0],
+    "rewards.ocr.substring": ["no", 0],
+    "rewards.preference.scale": [0],
+    "evaluate.bootstrap": [10],
+    "report.title": ["", "x" * 201, 3],
+    "report.pictures": [-1, 65],
+}
+
+
+def test_schema_is_a_valid_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_schema_and_dataclasses_name_the_same_keys() -> None:
+    in_schema = {key for key, _ in schema_keys(schema()) if not is_open(key)}
+    assert in_schema == set(dataclass_keys(Params))
+
+
+def test_every_key_has_a_description_and_every_object_is_closed() -> None:
+    for key, node in schema_keys(schema()):
+        assert len(node.get("description", "")) > 10, key
+        if node.get("type") == "object":
+            assert "additionalProperties" in node, key
+            assert node.get("additionalProperties") is not True, key
+            assert key == "methods" or sorted(node["required"]) == sorted(node["properties"]), key
+
+
+def test_default_file_is_accepted_and_typed() -> None:
+    params = load_params(ROOT / "params.yaml")
+    assert params.images_per_epoch == params.train.prompts_per_epoch * params.train.group_size
+    assert isinstance(params.train.max_grad_norm, float)
+    assert dataclasses.asdict(params) == DEFAULT
+
+
+def test_whole_floats_become_integers(write_params: Callable[[dict], Path]) -> None:
+    params = load_params(write_params(changed(DEFAULT, "train.epochs", 8.0)))
+    assert (params.train.epochs, type(params.train.epochs)) == (8, int)
+
+
+def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = yaml.safe_dump(changed(DEFAULT, "train.learning_rate", "RATE"))
+    path.write_text(text.replace("RATE", "1e-3"), encoding="utf-8")
+    assert load_params(path).train.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_wrong_value_is_refused_by_name(key: str, value: Any, write_params: Callable[[dict], Path]) -> None:
+    with pytest.raises(StarError) as caught:
+        load_params(write_params(changed(DEFAULT, key, value)))
+    message = str(caught.value)
+    named = {key, key.split(".")[-1]} | ({"rollout.batch"} if key == "train.group_size" else set())
+    assert any(name in message for name in named), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_missing_key_is_refused_by_name(key: str, write_params: Callable[[dict], Path]) -> None:
+    if key.startswith("methods.") and key.count(".") == 1:
+        expected = f"no method '{key.removeprefix('methods.')}'"
+    else:
+        expected = f"'{key.split('.')[-1]}' is a required property"
+    with pytest.raises(StarError, match=expected):
+        load_params(write_params(without(DEFAULT, key)))
+
+
+SECTIONS = ["", *(key for key, node in schema_keys(schema()) if node.get("type") == "object" and "*" not in key)]
+
+
+@pytest.mark.parametrize("section", [*(s for s in SECTIONS if s != "methods"), "methods.star"])
+def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[dict], Path]) -> None:
+    key = f"{section}.surprise" if section else "surprise"
+    with pytest.raises(StarError, match="surprise"):
+        load_params(write_params(changed(DEFAULT, key, 1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "top level"),
+        ("- a\n- b\n", "top level"),
+        ("seed: 0\nseed: 1\n", "'seed' appears twice"),
+        ("train: {epochs: 1, epochs: 2}\n", "'epochs' appears twice"),
+        ("train: [1,\n", "line"),
+        ("\tseed: 0\n", "line"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "constructor"),
+        ("? [a]\n: 1\n", "unhashable"),
+        ("seed: \x00\n", "special characters"),
+        ("[" * 2000, ""),
+    ],
+)
+def test_broken_yaml_is_one_line(text: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(StarError) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(StarError, match="absent.yaml"):
+        load_params(tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"report: \xff\n")
+    with pytest.raises(StarError, match="latin.yaml"):
+        load_params(tmp_path / "latin.yaml")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    key=st.sampled_from(KEYS),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+def test_any_value_is_either_accepted_or_refused_in_one_line(
+    key: str, value: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "params.yaml"
+    path.write_text(yaml.safe_dump(changed(DEFAULT, key, value), allow_unicode=True), encoding="utf-8")
+    try:
+        params = load_params(path)
+    except StarError as error:
+        assert "\n" not in str(error)
+    else:
+        assert params.rollout.batch > 0
+
+
+def test_fingerprint_follows_the_sections_it_is_given(write_params: Callable[[dict], Path]) -> None:
+    params = load_params(ROOT / "params.yaml")
+    other = load_params(write_params(changed(DEFAULT, "report.title", "Another")))
+    assert fingerprint(params.report) != fingerprint(other.report)
+    assert fingerprint(params.train, params.model) == fingerprint(other.train, other.model)
+    assert fingerprint(params.train, params.model) != fingerprint(params.model, params.train)
+
+
+def test_refusal_comes_before_torch_and_in_three_seconds(write_params: Callable[[dict], Path]) -> None:
+    path = write_params(changed(DEFAULT, "train.epochs", -1))
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from star.errors import StarError; from star.params import load_params\n"
+        f"try: load_params(Path({str(path)!r}))\n"
+        "except StarError as error: print(error)\n"
+        "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))\n"
+        "print(time.process_time())"  # of the processor: the tests may share it
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    message, heavy, seconds = run.stdout.strip().splitlines()
+    assert "train.epochs" in message
+    assert "-1" in message
+    assert heavy == "[]"
+    assert float(seconds) < 3
+
+
+def test_module_has_no_second_list_of_tasks() -> None:
+    assert set(module.TASKS) == set(schema()["properties"]["runs"]["properties"])

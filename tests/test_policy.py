@@ -1,0 +1,114 @@
+"""The policy on the miniature: parity with the stock pipeline, guidance, adapters, clear errors."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from star.errors import StarError
+from star.params import load_params
+from star.policy import load_policy
+from star.rollout import roll_out, sample_pictures
+
+PARAMS = load_params(Path("params.yaml"))
+EXACT = dataclasses.replace(PARAMS.model, precision="no")  # float32 throughout, as the stock pipeline computes
+CPU = torch.device("cpu")
+PROMPTS = ["a photo of a red car", 'a sign that says "STAR"']
+
+
+def stock_pictures(policy, guidance: float, steps: int, adapter: Path | None = None) -> np.ndarray:
+    pipe = StableDiffusion3Pipeline.from_pretrained(PARAMS.model.path, dtype=torch.float32)
+    if adapter is not None:
+        pipe.load_lora_weights(adapter)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = pipe(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=policy.noise([1, 2]),
+        height=64,
+        width=64,
+        max_sequence_length=PARAMS.model.t5_tokens,
+        output_type="np",
+    ).images
+    return (pictures * 255).round().astype(np.uint8)
+
+
+def assert_same_pictures(ours: np.ndarray, stock: np.ndarray) -> None:
+    """Equal but for single grey levels where the two attention kernels round a tie differently."""
+    difference = np.abs(ours.astype(int) - stock.astype(int))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_ode_sampling_is_the_stock_pipeline(guidance):
+    policy = load_policy(dataclasses.replace(EXACT, guidance_scale=guidance), CPU)
+    assert_same_pictures(sample_pictures(policy, PROMPTS, [1, 2], 6), stock_pictures(policy, guidance, 6))
+
+
+def test_rollout_without_noise_is_the_stock_pipeline():
+    """A tiny noise level: the log-prob needs a positive deviation, the picture must be the ODE's."""
+    policy = load_policy(EXACT, CPU)
+    rollout = dataclasses.replace(PARAMS.rollout, steps=6, window=[0, 3], noise_level=1e-6)
+    trajectory = roll_out(policy, PROMPTS, [1, 2], [3, 4], rollout, None, PARAMS.allocation)
+    assert_same_pictures(trajectory.pictures, stock_pictures(policy, 1.0, 6))
+
+
+def test_adapter_round_trip_through_plain_diffusers(tmp_path):
+    policy = load_policy(EXACT, CPU)
+    base = sample_pictures(policy, PROMPTS, [1, 2], 4)
+    parameters = policy.add_adapter(seed=0)
+    assert np.array_equal(sample_pictures(policy, PROMPTS, [1, 2], 4), base), "a fresh adapter changes nothing"
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    trained = sample_pictures(policy, PROMPTS, [1, 2], 4)
+    assert (trained != base).mean() > 0.01
+    with policy.reference():
+        assert np.array_equal(sample_pictures(policy, PROMPTS, [1, 2], 4), base)
+    policy.save_adapter(tmp_path)
+    assert_same_pictures(trained, stock_pictures(policy, 1.0, 4, tmp_path))
+    assert np.array_equal(sample_pictures(load_policy(EXACT, CPU, tmp_path), PROMPTS, [1, 2], 4), trained)
+
+
+def test_adapter_leaves_the_image_only_attention_alone():
+    policy = load_policy(EXACT, CPU)
+    policy.add_adapter(seed=0)
+    names = [name for name, p in policy.transformer.named_parameters() if p.requires_grad]
+    assert names and not any("attn2" in name for name in names)
+
+
+def test_pictures_do_not_depend_on_the_batch():
+    policy = load_policy(EXACT, CPU)
+    together = sample_pictures(policy, PROMPTS, [1, 2], 4)
+    alone = sample_pictures(policy, PROMPTS[1:], [2], 4)
+    assert np.abs(together[1].astype(int) - alone[0].astype(int)).max() <= 1
+
+
+def broken_copy(tmp_path: Path) -> Path:
+    copy = tmp_path / "model"
+    shutil.copytree(PARAMS.model.path, copy)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda m: shutil.rmtree(m), "no such directory"),
+        (lambda m: (m / "model_index.json").unlink(), "model_index.json is missing"),
+        (lambda m: shutil.rmtree(m / "text_encoder_3"), "the part text_encoder_3/ is missing"),
+        (lambda m: next((m / "vae").glob("*.safetensors")).rename(m / "vae" / "model.bin"), "vae/ has no .safetensors"),
+        (lambda m: (m / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"})), "a FluxPipeline"),
+    ],
+)
+def test_a_broken_model_directory_is_named(tmp_path, damage, message):
+    model = broken_copy(tmp_path)
+    damage(model)
+    with pytest.raises(StarError, match=message):
+        load_policy(dataclasses.replace(EXACT, path=str(model)), CPU)

@@ -1,0 +1,300 @@
+"""Snakemake and DVC describe one pipeline: same files, same parameters, same code, same commands.
+
+A key or file that only one of the two knows makes the other skip work silently.
+"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from star.errors import StarError
+from workflow import support
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_VERSIONED = {"all", "record_versions"}
+COMMAND = re.compile(r"snakemake --cores all --nolock --allowed-rules (?P<rule>\w+) -- (?P<targets>.+)")
+
+Snakemake = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a dry run."""
+
+    rule: str
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    wildcards: dict[str, str]
+    log: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolved stage of dvc.yaml."""
+
+    name: str
+    rule: str
+    targets: frozenset[str]
+    dependencies: frozenset[str]
+    outputs: frozenset[str]
+    parameters: frozenset[str]
+
+
+def parse_jobs(text: str) -> list[Job]:
+    """The jobs of `snakemake --dry-run --printshellcmds`."""
+    jobs = []
+    for block in re.split(r"\n(?=(?:local)?rule \w+:\n)", text)[1:]:
+        fields = dict(re.findall(r"^    (input|output|log|wildcards): (.+)$", block, re.M))
+        rule = re.match(r"(?:local)?rule (\w+):", block)
+        command = re.search(r"^Shell command: (.+)$", block, re.M)
+        assert rule
+        jobs.append(
+            Job(
+                rule[1],
+                *(frozenset(filter(None, fields.get(key, "").split(", "))) for key in ("input", "output")),
+                wildcards=dict(pair.split("=", 1) for pair in filter(None, fields.get("wildcards", "").split(", "))),
+                log=fields.get("log", ""),
+                command=command[1] if command else "",
+            )
+        )
+    return jobs
+
+
+def load_stages(root: Path) -> list[Stage]:
+    """The stages of a repository's dvc.yaml, templates resolved."""
+    stages = []
+    with Repo(str(root)) as repo:
+        for stage in repo.index.stages:
+            command = COMMAND.fullmatch(stage.cmd)
+            assert command, f"{stage.addressing}: {stage.cmd}"
+            parameters = [key for dep in stage.deps if hasattr(dep, "params") for key in dep.params]
+            stages.append(
+                Stage(
+                    name=stage.addressing,
+                    rule=command["rule"],
+                    targets=frozenset(command["targets"].split()),
+                    dependencies=frozenset(dep.def_path for dep in stage.deps if not hasattr(dep, "params")),
+                    outputs=frozenset(out.def_path for out in stage.outs),
+                    parameters=frozenset(parameters),
+                )
+            )
+    return stages
+
+
+def is_code(path: str) -> bool:
+    return path.startswith(("star/", "workflow/"))
+
+
+def covers(dependency: str, file: str) -> bool:
+    return file == dependency or file.startswith(f"{dependency}/")
+
+
+def expanded(paths: frozenset[str]) -> set[str]:
+    """Files of the repository's paths, those below folders included."""
+    files = set()
+    for path in paths:
+        below = (ROOT / path).rglob("*") if (ROOT / path).is_dir() else [ROOT / path]
+        files |= {file.relative_to(ROOT).as_posix() for file in below if file.is_file() and file.suffix != ".pyc"}
+    return files
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with the default parameters and stand-ins for the model directories."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name, file in (("miniature", "model_index.json"), ("miniature-preference", "config.json")):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / file).write_text("{}", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def jobs(folder: Path, snakemake: Snakemake) -> list[Job]:
+    run = snakemake("--dry-run", "--forceall", "--printshellcmds")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return parse_jobs(run.stdout + run.stderr)
+
+
+def edit(folder: Path, **values: object) -> None:
+    """Set dotted keys, given with __ for the dot, in the folder's params.yaml."""
+    path = folder / "params.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key, value in values.items():
+        *parents, last = key.split("__")
+        node = content
+        for part in parents:
+            node = node[part]
+        node[last] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def test_stages_and_jobs_agree(jobs: list[Job]) -> None:
+    stages = load_stages(ROOT)
+    versioned = [job for job in jobs if job.rule not in NOT_VERSIONED]
+    assert len(versioned) == len(stages)
+    for stage in stages:
+        (job,) = (job for job in versioned if stage.targets <= job.outputs)
+        assert stage.rule == job.rule, stage.name
+        assert stage.outputs == job.outputs, stage.name
+        assert stage.parameters == {key.format(**job.wildcards) for key in support.SECTIONS[job.rule]}, stage.name
+        files = {path for path in stage.dependencies if not is_code(path)}
+        unknown = {file for file in job.inputs if not any(covers(path, file) for path in files)}
+        assert not unknown, f"{stage.name}: DVC does not see {unknown}"
+        unused = {path for path in files if not any(covers(path, file) for file in job.inputs)}
+        assert unused <= {support.PROMPT_FOLDER.as_posix()}, f"{stage.name}: the rule does not read {unused}"
+
+
+def test_stages_depend_on_exactly_the_code_that_runs() -> None:
+    for stage in load_stages(ROOT):
+        listed = expanded(frozenset(filter(is_code, stage.dependencies)))
+        rule_file = {
+            file.relative_to(ROOT).as_posix()
+            for file in (ROOT / "workflow/rules").glob("*.smk")
+            if f"rule {stage.rule}:" in file.read_text(encoding="utf-8")
+        }
+        expected = set(support.code_files(stage.rule)) | rule_file
+        assert listed == expected, (
+            f"dvc.yaml, {stage.name}: add {sorted(expected - listed)}, remove {sorted(listed - expected)}"
+        )
+
+
+def test_a_rule_names_every_section_that_its_code_reads() -> None:
+    for rule, keys in support.SECTIONS.items():
+        known = [key.split("{")[0].rstrip(".") for key in keys]
+        for file in support.code_files(rule):
+            for read in parameters_read(ROOT / file) if file.endswith(".py") else ():
+                assert any(covers_key(key, read) for key in known), f"{file} reads {read}, rule {rule} does not name it"
+
+
+def parameters_read(file: Path) -> Iterator[str]:
+    """Dotted keys of expressions like `params.train.epochs`; those that only lead to a longer one are left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    sections = set(support.read_values(ROOT / "params.yaml"))
+    for node in ast.walk(tree):
+        chain = ast.unparse(node) if isinstance(node, ast.Attribute) and id(node) not in inner else ""
+        found = re.fullmatch(r"(?:\w+\.)*params\.(\w+(?:\.\w+)*)", chain)
+        if found and found[1].split(".")[0] in sections:
+            yield found[1]
+
+
+def covers_key(known: str, read: str) -> bool:
+    """Whether a named key contains what is read, or is the part of a section that code indexes (`params.methods`)."""
+    return f"{read}.".startswith(f"{known}.") or (known.startswith(f"{read}.") and "." not in read) or known == read
+
+
+def test_every_rule_has_log_benchmark_resources_and_its_own_dependencies() -> None:
+    for rule in support.SECTIONS:
+        (text,) = (
+            file.read_text(encoding="utf-8")
+            for file in (ROOT / "workflow/rules").glob("*.smk")
+            if f"rule {rule}:" in file.read_text(encoding="utf-8")
+        )
+        assert re.search(rf'sections=.*support\.sections\(values, "{rule}"', text), rule
+        assert f'code=support.code_digest("{rule}")' in text, rule
+        for directive in ("log:", "benchmark:", "threads:", "mem_mb=", "runtime="):
+            assert directive in text, f"{rule}: {directive}"
+
+
+def test_commands_show_progress_and_keep_it(jobs: list[Job]) -> None:
+    for job in jobs:
+        if job.rule != "all":
+            assert job.command.endswith(f"2>&1 | tee {job.log}"), job.rule
+        if job.rule not in NOT_VERSIONED:
+            assert job.command.startswith("star "), job.rule
+
+
+def test_the_rules_call_the_command_line_as_it_is(jobs: list[Job]) -> None:
+    from star.cli import _parser
+
+    for job in jobs:
+        if job.rule not in NOT_VERSIONED:
+            _parser().parse_args(job.command.split(" 2>&1")[0].split()[1:])  # exits on an unknown option
+
+
+def test_runs_come_from_the_parameter_file(folder: Path, snakemake: Snakemake) -> None:
+    edit(folder, runs={"geneval": ["flow_grpo"], "ocr": [], "preference": ["star"]})
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder, check=True)
+    trained = {"geneval-flow_grpo", "preference-star"}
+    assert {s.name.split("@")[1] for s in load_stages(folder) if s.rule == "train_policy"} == trained
+    run = snakemake("--dry-run")
+    outputs = {file for job in parse_jobs(run.stdout + run.stderr) for file in job.outputs}
+    assert {f"results/train/{name}/adapter" for name in trained} == {f for f in outputs if f.endswith("/adapter")}
+
+
+def test_own_prompt_files_are_inputs_and_must_be_where_dvc_looks(folder: Path, snakemake: Snakemake) -> None:
+    edit(folder, prompts__ocr__train_file="data/prompts/signs.txt")
+    (folder / "data/prompts").mkdir(parents=True)
+    (folder / "data/prompts/signs.txt").write_text('a sign that says "HI"\n', encoding="utf-8")
+    run = snakemake("--dry-run")
+    job = next(j for j in parse_jobs(run.stdout + run.stderr) if j.wildcards == {"task": "ocr"})
+    assert job.inputs == {"data/prompts/signs.txt"}
+    values = support.read_values(folder / "params.yaml")
+    for outside in ("signs.txt", "data/prompts/../signs.txt", "/etc/passwd"):
+        values["prompts"]["ocr"]["test_file"] = outside
+        with pytest.raises(StarError, match=r"prompts\.ocr\.test_file"):
+            support.prompt_files(values, "ocr")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config", "seed=3"], "--config seed: disagrees"),
+        (["--config", "sede=3"], "--config sede: disagrees"),
+        ([], "train.epochs: -1 is less than"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_any_job(
+    arguments: list[str], expected: str, folder: Path, snakemake: Snakemake
+) -> None:
+    if not arguments:
+        edit(folder, train__epochs=-1)
+    run = snakemake("--dry-run", *arguments)
+    assert run.returncode != 0
+    assert expected in run.stdout + run.stderr
+    assert "Building DAG" not in run.stdout + run.stderr
+
+
+EDITS = {  # an edit of params.yaml -> the rules that run again, besides record_versions
+    "report__title": ("Another", {"write_report"}),
+    "runs__ocr": (["star"], {"write_report"}),
+    "evaluate__steps": (9, {"evaluate_checkpoint", "write_report"}),
+    "train__learning_rate": (2.0e-3, {"train_policy", "evaluate_checkpoint", "write_report"}),
+    "methods__star__objective": ("scalar", {"train_policy", "evaluate_checkpoint", "write_report"}),
+    "core__weights__count": (0.5, {"train_policy", "evaluate_checkpoint", "write_report"}),
+    "prompts__ocr__train": (
+        149,
+        {"prepare_prompts", "extract_core", "train_policy", "evaluate_checkpoint", "write_report"},
+    ),
+}
+
+
+@pytest.mark.slow
+def test_an_edit_reruns_what_depends_on_it(folder: Path, jobs: list[Job], snakemake: Snakemake) -> None:
+    for job in jobs:
+        for output in job.outputs:
+            path = folder / output
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if path.suffix or output.startswith(".star") else path.mkdir(exist_ok=True)
+    assert snakemake("--touch", "--forceall").returncode == 0
+    settled = snakemake("--dry-run")
+    assert "Nothing to be done" in settled.stdout + settled.stderr
+    original = (folder / "params.yaml").read_text(encoding="utf-8")
+    for key, (value, expected) in EDITS.items():
+        edit(folder, **{key: value})
+        run = snakemake("--dry-run")
+        rerun = {job.rule for job in parse_jobs(run.stdout + run.stderr)} - NOT_VERSIONED
+        assert rerun == expected, key
+        (folder / "params.yaml").write_text(original, encoding="utf-8")

@@ -1,0 +1,31 @@
+# Files that several rules name.
+
+
+def trainings():
+    """Names of the trainings of params.yaml: {task}-{method}."""
+    return support.runs(values)
+
+
+def checkpoints():
+    """Names of what is evaluated: the base model and every training."""
+    return ["base", *trainings()]
+
+
+def base_model():
+    """Files of the base model; none for a hub id."""
+    return support.model_files(values["model"]["path"])
+
+
+def reward_model():
+    """Files of the preference model; none for a hub id."""
+    return support.model_files(values["rewards"]["preference"]["path"])
+
+
+def adapter(wildcards):
+    """The adapter of a checkpoint; none for the base model."""
+    return [] if wildcards.checkpoint == "base" else f"results/train/{wildcards.checkpoint}/adapter"
+
+
+def final_outputs(wildcards):
+    """What a run is for: the page, its numbers, and a DVC that knows them."""
+    return [*rules.write_report.output, *rules.record_versions.output]

@@ -1,0 +1,29 @@
+# One training a task and method. Its resume state lies in .star/state, which neither Snakemake nor DVC deletes.
+
+
+rule train_policy:
+    input:
+        prompts="results/core/{task}/train.jsonl",
+        base=base_model(),
+        reward=lambda wildcards: reward_model() if wildcards.task == "preference" else [],
+    output:
+        adapter=directory("results/train/{task}-{method}/adapter"),
+        curve="results/train/{task}-{method}/log.jsonl",
+        samples=directory("results/train/{task}-{method}/samples"),
+        maps=directory("results/train/{task}-{method}/maps"),
+    log:
+        "logs/train_policy/{task}-{method}.log",
+    benchmark:
+        "logs/train_policy/{task}-{method}.tsv"
+    # Two at least, so that a small machine trains one policy at a time.
+    threads: 2
+    resources:
+        gpu=min(1, support.visible_gpus()),
+        mem_mb=5000,
+        runtime=240,
+    params:
+        sections=lambda wildcards: support.sections(values, "train_policy", **wildcards),
+        code=support.code_digest("train_policy"),
+    shell:
+        "star train --params params.yaml --task {wildcards.task} --method {wildcards.method}"
+        " --prompts {input.prompts} --output results/train/{wildcards.task}-{wildcards.method} 2>&1 | tee {log}"

@@ -1,0 +1,214 @@
+"""What the rules share: parameters checked once, the sections and the code that each rule depends on, one lock.
+
+`SECTIONS` and `ENTRY` are the only lists of dependencies; dvc.yaml repeats them and the contract test
+(tests/test_workflow_contract.py) compares the two.
+"""
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from star.errors import StarError
+from star.params import TASKS, load_params, read_values
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Dotted keys of params.yaml that change what a rule makes; {wildcards} are filled in.
+SECTIONS = {
+    "prepare_prompts": ("seed", "prompts.world", "prompts.{task}"),
+    "extract_core": (),
+    "train_policy": (
+        "seed",
+        "model",
+        "core.weights",
+        "rollout",
+        "allocation",
+        "methods.{method}",
+        "train",
+        "rewards.{task}",
+    ),
+    "evaluate_checkpoint": ("seed", "model", "rewards", "evaluate"),
+    "write_report": ("seed", "runs", "evaluate.bootstrap", "report"),
+}
+
+# The module whose imports, followed to the end, are the code of a rule.
+ENTRY = {
+    "prepare_prompts": "star.prompts.prepare",
+    "extract_core": "star.core",
+    "train_policy": "star.trainer",
+    "evaluate_checkpoint": "star.evaluation",
+    "write_report": "star.report.page",
+}
+
+# They carry parameters and messages, not results: what matters of them reaches a rule through SECTIONS.
+NOT_RESULTS = ("star/cli.py", "star/errors.py", "star/params.py", "star/params.schema.yaml", "star/runtime.py")
+
+# Files of a model directory that decide what it draws; its card and training log do not.
+MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
+
+PROMPT_FOLDER = Path("data/prompts")
+
+
+def checked_values(config: dict, path: Path) -> dict:
+    """The values of the parameter file, refused where the file is wrong or the command line disagrees with it.
+
+    Args:
+        config: what Snakemake made of the file and of `--config`.
+
+    Raises:
+        StarError: naming the key.
+    """
+    from snakemake.common.configfile import load_configfile
+
+    load_params(path)
+    for key in differing_keys(config, load_configfile(path)):
+        raise StarError(
+            f"--config {key}: disagrees with {path}, from which every stage reads; edit the file, or use "
+            f"`dvc exp run -S {key}=...`"
+        )
+    values = read_values(path)
+    for task in TASKS:
+        prompt_files(values, task)
+    return values
+
+
+def differing_keys(left: Any, right: Any, where: str = "") -> Iterator[str]:
+    """Dotted keys at which two parsed YAML values differ."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in sorted(left.keys() | right.keys(), key=str):
+            missing = object()
+            yield from differing_keys(left.get(key, missing), right.get(key, missing), f"{where}.{key}".lstrip("."))
+    elif left != right:
+        yield where
+
+
+def sections(values: dict, rule: str, **wildcards: str) -> str:
+    """The parameters that a rule depends on, as canonical JSON."""
+    keys = [key.format(**wildcards) for key in SECTIONS[rule]]
+    return json.dumps({key: lookup(values, key) for key in keys}, sort_keys=True)
+
+
+def lookup(values: dict, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def code_files(rule: str, root: Path = ROOT) -> list[str]:
+    """Files, relative to ``root``, of the code that a rule runs: the modules that its entry imports, and their data.
+
+    Imports inside functions count. Data are the files beside a module of a subpackage (word lists, style sheets).
+    """
+    seen: set[Path] = set()
+    waiting = [root / _module_file(ENTRY[rule], root)]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += [root / name for name in _imports(module, root)]
+    data = {
+        file
+        for folder in {module.parent for module in seen if module.parent != root / "star"}
+        for file in folder.iterdir()
+        if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
+    names = (file.relative_to(root).as_posix() for file in seen | data)
+    return sorted(name for name in names if name not in NOT_RESULTS)
+
+
+def code_digest(rule: str) -> str:
+    """Sixteen hex digits that change with the code that a rule runs."""
+    return digest([ROOT / name for name in code_files(rule)])
+
+
+def digest(files: list[Path]) -> str:
+    """Sixteen hex digits of names and contents."""
+    state = hashlib.sha256()
+    for file in files:
+        state.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return state.hexdigest()[:16]
+
+
+def recorded_digest() -> str:
+    """Changes with anything that `dvc status` looks at besides the outputs, so that a run records it anew."""
+    stages = sorted((ROOT / "workflow/rules").glob("*.smk"))
+    return digest([ROOT / "dvc.yaml", Path("params.yaml"), *stages]) + "".join(code_digest(rule) for rule in ENTRY)
+
+
+def runs(values: dict) -> list[str]:
+    """Names of the trainings, `{task}-{method}`, in the order of the file."""
+    return [f"{task}-{method}" for task in TASKS for method in values["runs"][task]]
+
+
+def model_files(path: str) -> list[str]:
+    """The files of a model directory that decide what it draws; none for a hub id."""
+    return sorted(str(file) for file in Path(path).rglob("*") if file.suffix in MODEL_SUFFIXES)
+
+
+def prompt_files(values: dict, task: str) -> list[str]:
+    """The prompt files of one's own that a task names.
+
+    Raises:
+        StarError: a file outside the folder that DVC watches.
+    """
+    names = {key: values["prompts"][task][key] for key in ("train_file", "test_file")}
+    for key, name in names.items():
+        if name is not None and PROMPT_FOLDER not in Path(os.path.normpath(name)).parents:
+            raise StarError(
+                f"params.yaml: prompts.{task}.{key}: {name!r} is not below {PROMPT_FOLDER}; put it there, where "
+                f"Snakemake and DVC both see it change"
+            )
+    return [name for name in names.values() if name is not None]
+
+
+def visible_gpus() -> int:
+    """Number of NVIDIA devices of this machine (torch would take seconds to say it)."""
+    return len([file for file in Path("/dev").glob("nvidia[0-9]*") if file.name[6:].isdigit()])
+
+
+def take_lock(path: Path) -> int:
+    """Lock the working directory until the process ends, however it ends, or the returned descriptor is closed.
+
+    Snakemake's own lock lets a second `snakemake` train beside `dvc repro`, and survives a kill.
+
+    Raises:
+        StarError: another run holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # no file object, which would unlock when collected
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 200).decode() or "another process"
+        os.close(descriptor)
+        raise StarError(f"{path}: {owner} is at work in this folder; wait for it, or stop it first") from error
+    os.truncate(descriptor, 0)
+    tool = "dvc repro" if "DVC_STAGE" in os.environ else "snakemake"
+    os.write(descriptor, f"{tool} (process {os.getpid()})".encode())
+    return descriptor
+
+
+def _module_file(name: str, root: Path) -> str:
+    """File of a dotted module name."""
+    path = root.joinpath(*name.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file.relative_to(root).as_posix()
+
+
+def _imports(module: Path, root: Path) -> list[str]:
+    """Files of the star modules that a module imports, the packages on the way included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    prefixes = {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
+    files = {_module_file(name, root) for name in prefixes if name == "star" or name.startswith("star.")}
+    return [file for file in files if (root / file).exists()]
