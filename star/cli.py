@@ -6,7 +6,7 @@ Heavy libraries are imported inside the stages that need them, so that ``star pr
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from star.errors import StarError
@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
-    def stage(name: str, run, summary: str, task: bool = False) -> argparse.ArgumentParser:
+    def stage(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, task: bool = False
+    ) -> argparse.ArgumentParser:
         sub = stages.add_parser(name, help=summary, description=summary)
         sub.add_argument(
             "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"

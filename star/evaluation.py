@@ -25,7 +25,10 @@ from star.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
 
 
 def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Path, output: Path) -> None:
-    """Evaluate ``checkpoint`` (``base`` or ``task-method``) and write scores.json, images.jsonl and pictures/.
+    """Evaluate ``checkpoint`` (``base`` or ``task-method``) and write scores.json, images.jsonl, pictures/ and
+    metrics.json.
+
+    The last holds the means alone: what `dvc metrics` shows, a row a checkpoint.
 
     Args:
         adapter: folder of LoRA safetensors, None for the base model.
@@ -55,6 +58,10 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         "benchmarks": benchmarks,
         "seconds": seconds,
     }
+    means = {
+        f"{task}_{key}": value["mean"] for task, b in benchmarks.items() for key, value in b.items() if key != "tags"
+    }
+    write_text_atomic(output / "metrics.json", json.dumps(means, indent=1, sort_keys=True) + "\n")
     write_text_atomic(output / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
 
 

@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from star import pictures
 from star.allocation import allocation_weights, normalised_entropy
 from star.attention import CoreKeys
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
@@ -33,12 +32,10 @@ from star.policy import SD3Policy, load_policy
 from star.records import PromptRecord
 from star.rewards.base import Reward
 from star.rewards.factory import build_reward
-from star.rollout import Trajectory, roll_out, trace_relevance, transition_at
+from star.rollout import Trajectory, roll_out, transition_at
+from star.samples import SHEET_PROMPTS, draw_samples
 from star.sde import log_prob
 from star.seeds import seed_of
-
-SHEET_PROMPTS = 16  # pictures of a sample grid
-MAP_PROMPTS = 3  # prompts whose maps are saved
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ class Trainer:
     # -- what the run leaves behind -----------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        tensors = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
+        tensors: dict[str, Tensor] = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
         tensors |= optimizer_tensors(self.optimizer, "optimizer.")
         save_state(path, tensors, {"epoch": self.epoch, "updates": self.updates})
@@ -216,35 +213,6 @@ class Trainer:
             value.copy_(tensors[f"ema.{i}"])
         restore_optimizer(self.optimizer, tensors, "optimizer.")
         self.epoch, self.updates = facts["epoch"], facts["updates"]
-
-    def draw_samples(self, folder: Path) -> None:
-        """A sample grid and a few allocation maps of the current adapter, for fixed prompts and seeds."""
-        allocation, steps = self.params.allocation, self.params.rollout.steps
-        records = list(self.records[:SHEET_PROMPTS])
-        seeds = [seed_of(self.params.seed, "sheet", i) for i in range(len(records))]
-        relevance, drawn = trace_relevance(
-            self.policy, [r.prompt for r in records], seeds, steps, self.core_keys(records), allocation.blocks
-        )
-        name = f"epoch_{self.epoch:04d}"
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        pictures.grid(drawn, columns=8).save(folder / "samples" / f"{name}.png")
-        if not self.allocated:
-            return
-        weights = allocation_weights(relevance, allocation.lam, allocation.smoothing, allocation.temporal)
-        rewards = self.reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
-        (folder / "maps").mkdir(exist_ok=True)
-        entries = []
-        for i in range(min(MAP_PROMPTS, len(records))):
-            final, files = f"{name}_{i}_final.png", [f"{name}_{i}_step_{t}.png" for t in range(steps)]
-            pictures.grid(drawn[i : i + 1], columns=1).save(folder / "maps" / final)
-            for t, file in enumerate(files):
-                pictures.overlay(drawn[i], weights[i, t].cpu().numpy()).save(folder / "maps" / file)
-            entry = {"epoch": self.epoch, "prompt": records[i].prompt, "reward": float(rewards[i]), "final": final}
-            entries.append({**entry, "steps": list(range(steps)), "maps": files})
-        index = folder / "maps" / "maps.json"
-        earlier = json.loads(index.read_text()) if index.exists() else []
-        kept = [entry for entry in earlier if entry["epoch"] < self.epoch]
-        index.write_text(json.dumps(kept + entries, indent=1))
 
     def export(self, work: Path, output: Path) -> None:
         """Write the EMA adapter, the log, the grids and the maps into ``output``."""
@@ -328,7 +296,7 @@ def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: s
     lines = log.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if log.exists() else []
     log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     if trainer.epoch == 0:
-        trainer.draw_samples(work)
+        _draw(trainer, work)
     bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1)
     while trainer.epoch < settings.epochs:
         line = trainer.train_epoch()
@@ -343,10 +311,18 @@ def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: s
         bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
         bar.update()
         if trainer.epoch % settings.sample_every == 0 or trainer.epoch == settings.epochs:
-            trainer.draw_samples(work)
+            _draw(trainer, work)
         if trainer.epoch % settings.save_every == 0 or trainer.epoch == settings.epochs:
             trainer.save(state)
     bar.close()
+
+
+def _draw(trainer: Trainer, folder: Path) -> None:
+    records = trainer.records[:SHEET_PROMPTS]
+    maps = trainer.params.allocation if trainer.allocated else None
+    draw_samples(
+        trainer.policy, trainer.reward, records, trainer.core_keys(records), trainer.params, maps, trainer.epoch, folder
+    )
 
 
 def _has_gpu() -> bool:

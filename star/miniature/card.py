@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from star import pictures
 from star.evaluation import evaluate
@@ -13,7 +14,7 @@ from star.files import write_text_atomic
 from star.miniature import world
 from star.miniature.pretrain import TAG_WEIGHTS, PretrainConfig
 from star.params import TASKS, Params
-from star.policy import load_policy
+from star.policy import SD3Policy, load_policy
 from star.prompts.prepare import prepare
 from star.records import PromptRecord, write_records
 from star.rollout import sample_pictures
@@ -103,7 +104,7 @@ def write_card(model: Path, work: Path, config: PretrainConfig, params: Params) 
     write_text_atomic(model / "README.md", card)
 
 
-def _draw_grid(policy, records: list[PromptRecord], params: Params):
+def _draw_grid(policy: SD3Policy, records: list[PromptRecord], params: Params) -> Image.Image:
     prompts = [record.prompt for record in records]
     return pictures.grid(
         sample_pictures(policy, prompts, range(len(prompts)), params.evaluate.steps), columns=GRID_COLUMNS

@@ -52,7 +52,7 @@ class PretrainConfig:
     vae_steps: int = 2000
     vae_batch: int = 24
     vae_learning_rate: float = 2e-3
-    steps: int = 6500
+    steps: int = 5000
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 300
@@ -111,7 +111,9 @@ def _train_vae(work: Path, config: PretrainConfig) -> AutoencoderKL:
     )
     done = work / "vae"
     if done.exists():
-        return AutoencoderKL.from_pretrained(done)
+        vae = AutoencoderKL.from_pretrained(done)
+        vae.register_to_config(_name_or_path="")  # a path of this machine, which would be saved with the pipeline
+        return vae
     vae.train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -132,7 +134,7 @@ def _train_vae(work: Path, config: PretrainConfig) -> AutoencoderKL:
         optimizer.step()
         schedule.step()
         if step % config.log_every == 0 or step + 1 == config.vae_steps:
-            decibels = 10 * float(torch.log10(4 / error.square().mean()))
+            decibels = 10 * float(torch.log10(4 / error.detach().square().mean()))
             _log(work, {"part": "vae", "step": step, "loss": loss.item(), "psnr_db": decibels})
             bar.set_postfix(psnr_db=f"{decibels:.1f}")
     vae.eval()
@@ -294,8 +296,9 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: PretrainConfig, step: int
 
 
 def _optimizers(modules: torch.nn.ModuleDict, config: PretrainConfig) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    blocks = dict(modules["transformer"].transformer_blocks.named_parameters())
-    matrices = [p for name, p in blocks.items() if p.ndim == 2 and ".norm1" not in f".{name}"]
+    named = modules["transformer"].named_parameters()
+    blocks = {name: p for name, p in named if name.startswith("transformer_blocks.")}
+    matrices = [p for name, p in blocks.items() if p.ndim == 2 and ".norm1" not in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in modules.parameters() if id(p) not in chosen]
     return (

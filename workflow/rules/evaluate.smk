@@ -9,6 +9,7 @@ rule evaluate_checkpoint:
         adapter=adapter,
     output:
         scores="results/evaluate/{checkpoint}/scores.json",
+        metrics="results/evaluate/{checkpoint}/metrics.json",
         images="results/evaluate/{checkpoint}/images.jsonl",
         pictures=directory("results/evaluate/{checkpoint}/pictures"),
     log:

@@ -1,0 +1,122 @@
+"""What STAR costs on the miniature: ``python -m benchmarks.speed > benchmarks/figures/speed.json``.
+
+All figures are ratios of runs interleaved in one process, medians over pairs, with the smallest and largest pair:
+
+- ``rollout``: pictures/s of `roll_out` with log-probs and maps over pictures/s of the stock pipeline's ``__call__``
+  with the same model, steps, guidance, batch and precision (at least 0.9 wanted).
+- ``epoch``: wall time of a STAR epoch over a uniform epoch (at most 1.03 wanted).
+- ``reward``: wall time that scoring adds to an epoch, as a share of the epoch with a reward that costs nothing
+  (at most 0.10 wanted), for each task.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from star.core import extract_core
+from star.params import Params, load_params
+from star.policy import SD3Policy, load_policy
+from star.prompts.prepare import prepare
+from star.records import PromptRecord
+from star.rewards.base import Reward, RewardResult, finished
+from star.rewards.factory import build_reward
+from star.runtime import keep_freed_memory, stay_offline
+from star.trainer import Trainer, plan_epoch
+
+
+class Free:
+    """A reward that costs nothing and has variance in every group."""
+
+    name = "free"
+
+    def submit(self, images: np.ndarray, records: list[PromptRecord]):
+        scores = np.arange(len(records), dtype=np.float32) % 7 / 7
+        return finished(RewardResult(scores, [{} for _ in records]))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> dict[str, float]:
+    """Ratio first/second of what the two return, run alternately, after one uncounted pair."""
+    ratios = [first() / second() for _ in range(pairs + 1)][1:]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": pairs}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
+    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[0]]
+    return Trainer(params, params.methods[method], records, reward, load_policy(params.model, torch.device("cpu")))
+
+
+def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:
+    run = trainer(params, "star", "geneval", Free())
+    batch = plan_epoch(run.records, params, 0)[0]
+    pipe = StableDiffusion3Pipeline.from_pretrained(params.model.path, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def stock() -> None:
+        with SD3Policy.autocast(run.policy):
+            pipe(
+                [record.prompt for record in batch.records],
+                num_inference_steps=params.rollout.steps,
+                guidance_scale=params.model.guidance_scale,
+                height=params.model.resolution,
+                width=params.model.resolution,
+                max_sequence_length=params.model.t5_tokens,
+                output_type="np",
+            )
+
+    # seconds(stock) / seconds(ours) is pictures/s of ours over pictures/s of stock
+    return paired(lambda: seconds(stock), lambda: seconds(lambda: run.sample(batch)), pairs)
+
+
+def epoch_ratio(params: Params, pairs: int) -> dict[str, float]:
+    star, uniform = (trainer(params, method, "geneval", Free()) for method in ("star", "flow_grpo"))
+    return paired(lambda: seconds(star.train_epoch), lambda: seconds(uniform.train_epoch), pairs)
+
+
+def reward_share(params: Params, task: str, pairs: int) -> dict[str, float]:
+    reward = build_reward(task, params.rewards)
+    try:
+        scored, free = trainer(params, "flow_grpo", task, reward), trainer(params, "flow_grpo", task, Free())
+        ratio = paired(lambda: seconds(scored.train_epoch), lambda: seconds(free.train_epoch), pairs)
+    finally:
+        reward.close()
+    return {name: value - (name != "pairs") for name, value in ratio.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    stay_offline()
+    keep_freed_memory()
+    params = load_params(options.params)
+    figures = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, no accelerator",
+        "rollout": rollout_ratio(params, options.pairs),
+        "epoch": epoch_ratio(params, options.pairs),
+        "reward": {task: reward_share(params, task, options.pairs) for task in params.runs},
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

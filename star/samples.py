@@ -1,0 +1,62 @@
+"""What a training shows of itself: sample grids of fixed prompts and seeds, and allocation maps over the steps."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from star import pictures
+from star.allocation import allocation_weights
+from star.attention import CoreKeys
+from star.files import write_text_atomic
+from star.params import AllocationParams, Params
+from star.policy import SD3Policy
+from star.records import PromptRecord
+from star.rewards.base import Reward
+from star.rollout import trace_relevance
+from star.seeds import seed_of
+
+SHEET_PROMPTS = 16  # pictures of a sample grid
+MAP_PROMPTS = 3  # prompts whose maps are saved
+
+
+def draw_samples(
+    policy: SD3Policy,
+    reward: Reward,
+    records: Sequence[PromptRecord],
+    core: CoreKeys,
+    params: Params,
+    allocation: AllocationParams | None,
+    epoch: int,
+    folder: Path,
+) -> None:
+    """Write ``samples/epoch_NNNN.png`` and, with an allocation, map overlays and their index ``maps/maps.json``.
+
+    Args:
+        records: the prompts to draw, one picture each; the first `MAP_PROMPTS` get maps.
+        core: core tokens of the records.
+        allocation: how maps become weights; None for a uniform allocation, which has no maps.
+    """
+    seeds = [seed_of(params.seed, "sheet", i) for i in range(len(records))]
+    prompts, steps = [record.prompt for record in records], params.rollout.steps
+    relevance, drawn = trace_relevance(policy, prompts, seeds, steps, core, params.allocation.blocks)
+    name = f"epoch_{epoch:04d}"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    pictures.grid(drawn, columns=8).save(folder / "samples" / f"{name}.png")
+    if allocation is None:
+        return
+    weights = allocation_weights(relevance, allocation.lam, allocation.smoothing, allocation.temporal)
+    rewards = reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
+    maps = folder / "maps"
+    maps.mkdir(exist_ok=True)
+    entries = []
+    for i, record in enumerate(records[:MAP_PROMPTS]):
+        final, files = f"{name}_{i}_final.png", [f"{name}_{i}_step_{t}.png" for t in range(steps)]
+        pictures.grid(drawn[i : i + 1], columns=1).save(maps / final)
+        for t, file in enumerate(files):
+            pictures.overlay(drawn[i], weights[i, t].cpu().numpy()).save(maps / file)
+        entry = {"epoch": epoch, "prompt": record.prompt, "reward": float(rewards[i]), "final": final}
+        entries.append({**entry, "steps": list(range(steps)), "maps": files})
+    index = maps / "maps.json"
+    earlier = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
+    kept = [entry for entry in earlier if entry["epoch"] < epoch]
+    write_text_atomic(index, json.dumps(kept + entries, indent=1) + "\n")

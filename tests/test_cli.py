@@ -1,0 +1,96 @@
+"""The command line: stages chained by files, and one-line errors that overwrite nothing."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from star.cli import main
+
+STAGES = ("prompts", "core", "train", "evaluate", "report", "pretrain", "pretrain-preference")
+
+
+def test_help_lists_every_stage(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(stage in text for stage in STAGES)
+
+
+def test_help_and_prompts_need_no_torch():
+    code = (
+        "import sys\nfrom star.cli import main\n"
+        "main(['prompts', '--task', 'ocr', '--train', 'a', '--test', 'b', '--params', 'missing.yaml'])\n"
+        "assert 'torch' not in sys.modules, 'a spawned worker that imports the command line would import torch'"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("task", ["geneval", "ocr", "preference"])
+def test_prompts_then_core(tmp_path, task):
+    train, test, core = tmp_path / "train.jsonl", tmp_path / "test.jsonl", tmp_path / "core.jsonl"
+    assert main(["prompts", "--task", task, "--train", str(train), "--test", str(test)]) == 0
+    assert main(["core", "--prompts", str(train), "--output", str(core)]) == 0
+    assert len(core.read_text().splitlines()) == len(train.read_text().splitlines())
+    again = tmp_path / "again.jsonl"
+    assert main(["prompts", "--task", task, "--train", str(again), "--test", str(test)]) == 0
+    assert again.read_bytes() == train.read_bytes()
+
+
+def error_of(arguments, capsys) -> str:
+    assert main(arguments) == 1
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, "one line"
+    return text
+
+
+def test_unknown_parameter(tmp_path, capsys):
+    params, out = tmp_path / "params.yaml", tmp_path / "train.jsonl"
+    params.write_text(Path("params.yaml").read_text().replace("learning_rate:", "learning_rat:"))
+    out.write_text("precious")
+    arguments = ["prompts", "--params", str(params), "--task", "ocr", "--train", str(out), "--test", str(out)]
+    assert "learning_rat" in error_of(arguments, capsys)
+    assert out.read_text() == "precious"
+
+
+def test_batch_that_the_group_does_not_divide(tmp_path, capsys):
+    params = tmp_path / "params.yaml"
+    params.write_text(Path("params.yaml").read_text().replace("group_size: 16", "group_size: 15"))
+    text = error_of(["prompts", "--params", str(params), "--task", "ocr", "--train", "a", "--test", "b"], capsys)
+    assert "rollout.batch" in text and "use one of" in text
+
+
+def test_malformed_prompt_file_is_named_with_its_line(tmp_path, capsys):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "core.jsonl"
+    prompts.write_text('{"id": "a", "task": "preference", "prompt": "a cat", "metadata": {}}\n{"id": \n')
+    assert f"{prompts}:2" in error_of(["core", "--prompts", str(prompts), "--output", str(out)], capsys)
+    assert "missing.jsonl" in error_of(["core", "--prompts", "missing.jsonl", "--output", str(out)], capsys)
+    assert not out.exists()
+
+
+def test_training_errors_come_before_the_work(tmp_path, capsys):
+    records = tmp_path / "train.jsonl"
+    main(["prompts", "--task", "ocr", "--train", str(records), "--test", str(tmp_path / "test.jsonl")])
+    capsys.readouterr()
+    arguments = ["train", "--task", "ocr", "--prompts", str(records), "--output", str(tmp_path / "out")]
+    arguments += ["--state", str(tmp_path / "state")]
+    assert "no 'ppo'" in error_of([*arguments, "--method", "ppo"], capsys)
+    assert "star core" in error_of([*arguments, "--method", "star"], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_model_directory(tmp_path, capsys):
+    model, params = tmp_path / "model", tmp_path / "params.yaml"
+    shutil.copytree("models/miniature", model)
+    shutil.rmtree(model / "tokenizer_3")
+    params.write_text(Path("params.yaml").read_text().replace("path: models/miniature #", f"path: {model} #"))
+    arguments = ["evaluate", "--params", str(params), "--checkpoint", "base", "--output", str(tmp_path / "out")]
+    for task in ("geneval", "ocr", "preference"):
+        folder = tmp_path / "core" / task
+        main(["prompts", "--task", task, "--train", str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl")])
+    capsys.readouterr()
+    assert "tokenizer_3/ is missing" in error_of([*arguments, "--prompts-dir", str(tmp_path / "core")], capsys)
+    assert not (tmp_path / "out").exists()
