@@ -7,6 +7,7 @@ is seeded by what it is for (see `star.seeds`), so resuming needs no generator s
 data.
 """
 
+import dataclasses
 import json
 import shutil
 import time
@@ -279,7 +280,9 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     try:
         trainer = Trainer(params, params.methods[method], records, reward, policy)
         if params.train.tracker == "wandb":
-            accelerator.init_trackers("star", config={"task": task, "method": method, "seed": params.seed})
+            accelerator.init_trackers(
+                "star", config=dataclasses.asdict(params), init_kwargs={"wandb": {"name": f"{task}-{method}"}}
+            )
         _train_loop(trainer, work, accelerator, f"{task} {method}")
         trainer.export(work, output)
         accelerator.end_training()
