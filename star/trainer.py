@@ -35,7 +35,7 @@ from star.rewards.base import Reward
 from star.rewards.factory import build_reward
 from star.rollout import Trajectory, roll_out, transition_at
 from star.samples import SHEET_PROMPTS, draw_samples
-from star.sde import log_prob
+from star.sde import Transition, log_prob
 from star.seeds import seed_of
 
 
@@ -136,16 +136,21 @@ class Trainer:
         train = self.params.train
         share = len(scored) // train.updates_per_epoch
         first, end = self.params.rollout.window
-        ratios, clipped, penalties, norms = [], [], [], []
+        ratios, clipped, norms = [], [], []
+        penalties: list[Tensor] = []
         for start in range(0, len(scored), share):
             for item in scored[start : start + share]:
                 for t in range(first, end):
-                    surrogate, penalty = self.step_loss(item, t)
-                    loss = surrogate.loss + (train.kl_beta * penalty if penalty is not None else 0)
+                    surrogate, transition = self.surrogate(item, t)
+                    loss = surrogate.loss
+                    # Without a penalty the KL is still logged, of the epoch's first step: it costs a forward pass.
+                    if train.kl_beta > 0 or not penalties:
+                        penalty = self.penalty(item, t, transition)
+                        penalties.append(penalty.detach())
+                        loss = loss + train.kl_beta * penalty
                     (loss / (share * (end - first))).backward()
                     ratios.append(surrogate.ratio.flatten())
                     clipped.append(surrogate.clipped)
-                    penalties += [penalty.detach()] if penalty is not None else []
             norms.append(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -160,29 +165,32 @@ class Trainer:
             "ratio_max": every.max().item(),
             "first_ratio_error": (fresh - 1).abs().max().item(),
             "clip_fraction": torch.stack(clipped).mean().item(),
-            "kl": torch.stack(penalties).mean().item() if penalties else None,
+            "kl": torch.stack(penalties).mean().item(),
             "grad_norm": torch.stack(norms).mean().item(),
             "map_entropy": normalised_entropy(torch.cat(weights)).item() if weights else None,
         }
 
-    def step_loss(self, item: Scored, t: int) -> tuple[Surrogate, Tensor | None]:
-        """Surrogate and KL penalty of one step of one batch; the penalty is None where ``kl_beta`` is 0."""
-        train, rollout, trajectory = self.params.train, self.params.rollout, item.trajectory
-        row = t - rollout.window[0]
-        x = trajectory.latents[row]
-        step = (self.policy, x, t, self.schedule, trajectory.conditioning, rollout.noise_level)
-        transition = transition_at(*step)
+    def surrogate(self, item: Scored, t: int) -> tuple[Surrogate, Transition]:
+        """The clipped surrogate of one step of one batch, and the current policy's transition."""
+        train, trajectory = self.params.train, item.trajectory
+        row = t - self.params.rollout.window[0]
+        transition = self.transition(item, t)
         new = patch_mean(log_prob(trajectory.latents[row + 1], transition), self.policy.patch)
         old = trajectory.log_prob[row]
         if item.weights is None:
-            surrogate = scalar_surrogate(new, old, item.advantages, train.clip_range)
-        else:
-            surrogate = local_surrogate(new, old, item.advantages, item.weights[:, row], train.clip_range)
-        if train.kl_beta == 0:
-            return surrogate, None
+            return scalar_surrogate(new, old, item.advantages, train.clip_range), transition
+        return local_surrogate(new, old, item.advantages, item.weights[:, row], train.clip_range), transition
+
+    def penalty(self, item: Scored, t: int, transition: Transition) -> Tensor:
+        """KL of one step of one batch from the base model's, by a second forward pass without the adapter."""
         with torch.no_grad(), self.policy.reference():
-            reference = transition_at(*step)
-        return surrogate, kl_penalty(transition, reference.mean, train.kl_form)
+            reference = self.transition(item, t)
+        return kl_penalty(transition, reference.mean, self.params.train.kl_form)
+
+    def transition(self, item: Scored, t: int) -> Transition:
+        rollout, trajectory = self.params.rollout, item.trajectory
+        x = trajectory.latents[t - rollout.window[0]]
+        return transition_at(self.policy, x, t, self.schedule, trajectory.conditioning, rollout.noise_level)
 
     def core_keys(self, records: Sequence[PromptRecord]) -> CoreKeys:
         """Core tokens of a batch as keys of the joint attention; spans cut off by the text length are reported."""
