@@ -70,11 +70,11 @@ def test_tokenizers_are_reproducible_and_spell_quoted_words(tmp_path):
 @pytest.mark.slow
 def test_pretraining_resumes_exactly_and_gives_a_pipeline(tmp_path):
     config = PretrainConfig(
-        vae_steps=2, vae_batch=2, steps=4, batch=2, warmup=1, save_every=2, log_every=1, decay_share=0.5
+        vae_steps=2, vae_batch=2, steps=4, stop=4, batch=2, warmup=1, save_every=2, log_every=1, decay_share=0.5
     )
     pretrain(tmp_path / "straight", tmp_path / "a", config)
-    # A run that is stopped after two steps and goes on; the rate is constant until then, as in the straight run.
-    half = dataclasses.replace(config, steps=2, decay_share=0.0)
+    # A run that is stopped after two steps and goes on.
+    half = dataclasses.replace(config, stop=2)
     pretrain(tmp_path / "half", tmp_path / "b", half)
     pretrain(tmp_path / "resumed", tmp_path / "b", config)
     weights = "transformer/diffusion_pytorch_model.safetensors"

@@ -55,11 +55,12 @@ that says "WORD"`, mixed as {mixture}.
 | stage | steps x batch | pictures | last figure |
 |---|---|---|---|
 | VAE | {config.vae_steps} x {config.vae_batch} | {vae_images:,} | {psnr:.1f} dB |
-| text encoders and transformer | {config.steps} x {config.batch} | {images:,} | flow-matching loss {loss:.4f} |
+| text encoders and transformer | {config.stop} x {config.batch} | {images:,} | flow-matching loss {loss:.4f} |
 
 Recipe: rectified flow, logit-normal noise levels, Muon for the blocks' matrices and AdamW for the rest (rate
-{config.learning_rate}), linear decay over the last {config.decay_share:.0%}, EMA {config.ema}. The full log is
-`training-log.jsonl`; weights are float16 safetensors.
+{config.learning_rate}), linear decay over the last {config.decay_share:.0%} of {config.steps} steps, EMA {config.ema}.
+The run stops at step {config.stop} of that schedule: its tail sharpens the pictures and leaves RL little to improve.
+The full log is `training-log.jsonl`; weights are float16 safetensors.
 
 ## Scores of this base
 
@@ -96,7 +97,7 @@ def write_card(model: Path, work: Path, config: PretrainConfig, params: Params) 
         mixture=", ".join(f"{tag} {weight:.0%}" for tag, weight in TAG_WEIGHTS.items()),
         config=config,
         vae_images=config.vae_steps * config.vae_batch,
-        images=config.steps * config.batch,
+        images=config.stop * config.batch,
         psnr=next(line["psnr_db"] for line in reversed(log) if line["part"] == "vae"),
         loss=next(line["loss"] for line in reversed(log) if line["part"] == "flow"),
         scores=_score_rows(scores),

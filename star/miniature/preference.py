@@ -22,7 +22,6 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from star.files import write_text_atomic
 from star.miniature import world
 from star.miniature.preference_card import pair_accuracy, write_card
 from star.miniature.preference_pairs import (
@@ -31,6 +30,7 @@ from star.miniature.preference_pairs import (
     PairBatch,
     sample_pairs,
 )
+from star.miniature.pretrain import forget_log_after
 from star.miniature.tokenizers import CLIP_LENGTH, save_clip_tokenizer
 
 LOGIT_SCALE = 30.0  # exp(logit_scale), fixed: scores of unlike pairs about 12, of good pictures above 20
@@ -124,7 +124,7 @@ def _train(model: CLIPModel, processor: CLIPProcessor, work: Path, config: Prefe
         restore_optimizer(muon, tensors, "muon.")
         restore_optimizer(adamw, tensors, "adamw.")
         first = facts["step"]
-        _forget_log_after(work, first)
+        forget_log_after(work, first, "preference")
     bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="preference", mininterval=5)
     started, history = time.time(), []
     for step in bar:
@@ -143,7 +143,8 @@ def _train(model: CLIPModel, processor: CLIPProcessor, work: Path, config: Prefe
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = dict(zip(losses, np.mean(history, axis=0).round(4).tolist(), strict=True))
             speed = round(config.batch * (step + 1 - first) / (time.time() - started), 1)
-            line = {"step": step + 1, **means, "images": config.batch * (step + 1), "images_per_s": speed}
+            line = {"part": "preference", "step": step + 1, **means, "images": config.batch * (step + 1)}
+            line["images_per_s"] = speed
             _log(work, line)
             bar.set_postfix(means)
             history = []
@@ -222,14 +223,6 @@ def _optimizers(modules: torch.nn.ModuleDict, config: PreferenceConfig) -> tuple
 def _rate_factor(step: int, config: PreferenceConfig) -> float:
     left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
     return min(1.0, (step + 1) / config.warmup, left)
-
-
-def _forget_log_after(work: Path, step: int) -> None:
-    """Drop the lines of steps that the state does not hold: they are run again."""
-    log = work / "log.jsonl"
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text_atomic(log, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _log(work: Path, line: dict) -> None:

@@ -34,6 +34,7 @@ from transformers import (
 
 from star.attention import use_joint_processor
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
+from star.files import write_text_atomic
 from star.miniature import world
 from star.miniature.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 from star.prompts.geneval import TAGS, sample_metadata
@@ -52,7 +53,8 @@ class PretrainConfig:
     vae_steps: int = 2000
     vae_batch: int = 24
     vae_learning_rate: float = 2e-3
-    steps: int = 5000
+    steps: int = 5000  # length of the learning-rate schedule
+    stop: int = 3750  # steps of it that are run: the tail sharpens the pictures and leaves RL little to show
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 300
@@ -240,7 +242,8 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
         restore_optimizer(muon, tensors, "muon.")
         restore_optimizer(adamw, tensors, "adamw.")
         first = facts["step"]
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="flow", unit="batch", mininterval=5)
+        forget_log_after(work, first, "flow")
+    bar = tqdm(range(first, config.stop), initial=first, total=config.stop, desc="flow", unit="batch", mininterval=5)
     started, losses = time.time(), []
     for step in bar:
         loss = _flow_loss(pipe, config, step)
@@ -265,7 +268,7 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
             _log(work, {**line, "images_per_s": seen / (time.time() - started)})
             bar.set_postfix(loss=f"{np.mean(losses):.4f}")
             losses = []
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+        if (step + 1) % config.save_every == 0 or step + 1 == config.stop:
             tensors = {f"model.{k}": v for k, v in modules.named_parameters()}
             tensors |= {f"ema.{k}": v for k, v in average.named_parameters()}
             tensors |= optimizer_tensors(muon, "muon.") | optimizer_tensors(adamw, "adamw.")
@@ -316,6 +319,16 @@ def _rate_factor(step: int, config: PretrainConfig) -> float:
 @torch.no_grad()
 def _update_average(average: torch.nn.Module, current: torch.nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+
+
+def forget_log_after(work: Path, step: int, part: str) -> None:
+    """Drop a part's lines of steps that the state does not hold: they are run again."""
+    log = work / "log.jsonl"
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        facts = map(json.loads, lines)
+        kept = (line for line, fact in zip(lines, facts, strict=True) if fact["part"] != part or fact["step"] <= step)
+        write_text_atomic(log, "".join(kept))
 
 
 def _log(work: Path, line: dict) -> None:
