@@ -271,7 +271,7 @@ EDITS = {  # an edit of params.yaml -> the rules that run again, besides record_
     "report__title": ("Another", {"write_report"}),
     "runs__ocr": (["star"], {"write_report"}),
     "evaluate__steps": (9, {"evaluate_checkpoint", "write_report"}),
-    "train__learning_rate": (2.0e-3, {"train_policy", "evaluate_checkpoint", "write_report"}),
+    "train__learning_rate": (1.23e-4, {"train_policy", "evaluate_checkpoint", "write_report"}),
     "methods__star__objective": ("scalar", {"train_policy", "evaluate_checkpoint", "write_report"}),
     "core__weights__count": (0.5, {"train_policy", "evaluate_checkpoint", "write_report"}),
     "prompts__ocr__train": (

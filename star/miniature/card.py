@@ -33,8 +33,15 @@ of flat silhouettes and signs, so that STAR can be run, tested and understood on
 
 ```python
 pipe = StableDiffusion3Pipeline.from_pretrained("models/miniature", torch_dtype=torch.float32)
-pipe("a photo of a red car", num_inference_steps={steps}, guidance_scale={guidance}, height=64, width=64,
-max_sequence_length={t5_tokens}) ```
+pipe(
+    "a photo of a red car",
+    num_inference_steps={steps},
+    guidance_scale={guidance},
+    height=64,
+    width=64,
+    max_sequence_length={t5_tokens},
+)
+```
 
 ![48 samples of the base model](samples.png)
 
@@ -44,7 +51,7 @@ was picked.
 ## Data
 
 Drawn on the fly by `star.miniature.world`, never stored: {classes} of GenEval's classes ({class_names}) as one-glyph
-silhouettes of Font Awesome 6 Free Solid (CC BY 4.0 icons, SIL OFL font) in GenEval's ten colours, one to four objects
+silhouettes of Font Awesome 6 Free Solid (icons CC BY 4.0, font SIL OFL 1.1) in GenEval's ten colours, one to four objects
 in structured places, and signs with words of two to five random capitals. Prompts are GenEval's six forms and `a sign
 that says "WORD"`, mixed as {mixture}.
 
