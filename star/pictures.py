@@ -18,13 +18,14 @@ def grid(pictures: np.ndarray, columns: int) -> Image.Image:
 
 
 def overlay(picture: np.ndarray, weights: np.ndarray) -> Image.Image:
-    """An allocation map (locations,) over its picture: dimmed where the weight is low, red where it is high."""
+    """An allocation map (locations,), dark for its least weight, yellow for its greatest, with the picture in grey."""
     side = int(len(weights) ** 0.5)
     share = weights.reshape(side, side).astype(np.float32)
     share = (share - share.min()) / max(float(share.max() - share.min()), 1e-6)
     heat = Image.fromarray((share * 255).astype(np.uint8)).resize((MAP_SIDE, MAP_SIDE), Image.Resampling.BICUBIC)
-    alpha = np.asarray(heat, np.float32)[..., None] / 255
-    base = Image.fromarray(picture).resize((MAP_SIDE, MAP_SIDE), Image.Resampling.LANCZOS)
-    dimmed = np.asarray(base, np.float32) * 0.35 + 40
-    hot = np.asarray(base, np.float32) * 0.5 + np.array([255, 60, 30], np.float32) * 0.5
-    return Image.fromarray((dimmed + alpha * (hot - dimmed)).clip(0, 255).astype(np.uint8))
+    level = np.asarray(heat, np.float32) / 255
+    stops, colors = (0.0, 0.5, 1.0), np.array([(15, 10, 60), (200, 45, 70), (255, 225, 90)], np.float32)
+    painted = np.stack([np.interp(level, stops, channel) for channel in colors.T], axis=-1)
+    grey = Image.fromarray(picture).convert("L").resize((MAP_SIDE, MAP_SIDE), Image.Resampling.LANCZOS)
+    mixed = 0.75 * painted + 0.25 * np.asarray(grey, np.float32)[..., None]
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))

@@ -38,7 +38,7 @@ def small(**train_changes):
     return dataclasses.replace(
         BASE,
         rollout=dataclasses.replace(BASE.rollout, steps=4, window=[0, 2], batch=8),
-        train=dataclasses.replace(BASE.train, **(settings | {"save_every": 1} | train_changes)),
+        train=dataclasses.replace(BASE.train, **(settings | {"save_every": 1, "tracker": "none"} | train_changes)),
         prompts=dataclasses.replace(BASE.prompts, geneval=dataclasses.replace(BASE.prompts.geneval, train=32, test=12)),
     )
 

@@ -51,9 +51,9 @@ was picked.
 ## Data
 
 Drawn on the fly by `star.miniature.world`, never stored: {classes} of GenEval's classes ({class_names}) as one-glyph
-silhouettes of Font Awesome 6 Free Solid (icons CC BY 4.0, font SIL OFL 1.1) in GenEval's ten colours, one to four objects
-in structured places, and signs with words of two to five random capitals. Prompts are GenEval's six forms and `a sign
-that says "WORD"`, mixed as {mixture}.
+silhouettes of Font Awesome 6 Free Solid (icons CC BY 4.0, font SIL OFL 1.1) in GenEval's ten colours, one to four
+objects in structured places, and signs with words of two to five random capitals. Prompts are GenEval's six forms and
+`a sign that says "WORD"`, mixed as {mixture}.
 
 ## Training
 
