@@ -39,7 +39,7 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """GenEval's plural: ``couch`` -> ``couches``, ``person`` -> ``persons``."""
+    """Regular plural: ``couch`` -> ``couches`` (published: ``couchs``), ``person`` -> ``persons``."""
     return noun + ("es" if noun.endswith(("s", "sh", "ch")) else "s")
 
 
