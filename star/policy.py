@@ -15,7 +15,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -158,9 +158,6 @@ class SD3Policy:
 
     def adapter_state(self) -> dict[str, Tensor]:
         return get_peft_model_state_dict(self.transformer)
-
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        set_peft_model_state_dict(self.transformer, state)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ A linear head that names the scene's attributes speeds up the picture tower and 
 Every batch is drawn from a generator seeded by (seed, step): a resumed run continues exactly.
 """
 
-import json
 import math
 import shutil
 import time
@@ -30,8 +29,8 @@ from star.miniature.preference_pairs import (
     PairBatch,
     sample_pairs,
 )
-from star.miniature.pretrain import forget_log_after
 from star.miniature.tokenizers import CLIP_LENGTH, save_clip_tokenizer
+from star.miniature.training import append_log, forget_log_after, rate_factor, split_optimizers
 
 LOGIT_SCALE = 30.0  # exp(logit_scale), fixed: scores of unlike pairs about 12, of good pictures above 20
 UNLIKE_SCORE = 12.0
@@ -116,7 +115,7 @@ def _new_model(tokenizer: CLIPTokenizer, config: PreferenceConfig) -> CLIPModel:
 def _train(model: CLIPModel, processor: CLIPProcessor, work: Path, config: PreferenceConfig) -> None:
     head = torch.nn.Linear(config.width, sum(ATTRIBUTE_SIZES))
     modules = torch.nn.ModuleDict({"clip": model, "head": head}).train()
-    muon, adamw = _optimizers(modules, config)
+    muon, adamw = split_optimizers(modules, _is_layer_matrix, config.learning_rate)
     state, first = work / "preference.safetensors", 0
     if state.exists():
         tensors, facts = load_state(state)
@@ -131,10 +130,11 @@ def _train(model: CLIPModel, processor: CLIPProcessor, work: Path, config: Prefe
         rng = np.random.default_rng([config.seed, 4, step])
         batch = sample_pairs(config.batch, config.wrong, config.mild_share, rng)
         losses = pair_losses(model, head, processor, batch)
+        rate = rate_factor(step, config.steps, config.warmup, config.decay_share)
         for optimizer in (muon, adamw):
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate_factor(step, config)
+                group["lr"] = config.learning_rate * rate
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         muon.step()
@@ -145,7 +145,7 @@ def _train(model: CLIPModel, processor: CLIPProcessor, work: Path, config: Prefe
             speed = round(config.batch * (step + 1 - first) / (time.time() - started), 1)
             line = {"part": "preference", "step": step + 1, **means, "images": config.batch * (step + 1)}
             line["images_per_s"] = speed
-            _log(work, line)
+            append_log(work, line)
             bar.set_postfix(means)
             history = []
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -209,22 +209,5 @@ def _pixels(images: np.ndarray, processor: CLIPProcessor) -> torch.Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / deviation
 
 
-def _optimizers(modules: torch.nn.ModuleDict, config: PreferenceConfig) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    trained = [(name, p) for name, p in modules.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in trained if ".layers." in name and p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in trained if id(p) not in chosen]
-    return (
-        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
-    )
-
-
-def _rate_factor(step: int, config: PreferenceConfig) -> float:
-    left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
-    return min(1.0, (step + 1) / config.warmup, left)
-
-
-def _log(work: Path, line: dict) -> None:
-    with open(work / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def _is_layer_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    return ".layers." in name and parameter.ndim == 2

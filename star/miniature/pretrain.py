@@ -9,7 +9,6 @@ rate with warm-up and a linear decay at the end; exponential moving average of t
 """
 
 import copy
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,9 @@ from transformers import (
 
 from star.attention import use_joint_processor
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from star.files import write_text_atomic
 from star.miniature import world
 from star.miniature.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
+from star.miniature.training import append_log, forget_log_after, rate_factor, split_optimizers
 from star.prompts.geneval import TAGS, sample_metadata
 
 LATENT_CHANNELS = 8
@@ -137,7 +136,7 @@ def _train_vae(work: Path, config: PretrainConfig) -> AutoencoderKL:
         schedule.step()
         if step % config.log_every == 0 or step + 1 == config.vae_steps:
             decibels = 10 * float(torch.log10(4 / error.detach().square().mean()))
-            _log(work, {"part": "vae", "step": step, "loss": loss.item(), "psnr_db": decibels})
+            append_log(work, {"part": "vae", "step": step, "loss": loss.item(), "psnr_db": decibels})
             bar.set_postfix(psnr_db=f"{decibels:.1f}")
     vae.eval()
     pictures, _ = sample_batch(512, np.random.default_rng([config.seed, 2]))
@@ -232,7 +231,7 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
     use_joint_processor(pipe.transformer)
     modules = _trained_modules(pipe).train()
     average = copy.deepcopy(modules).requires_grad_(False)
-    muon, adamw = _optimizers(modules, config)
+    muon, adamw = split_optimizers(modules, _is_block_matrix, config.learning_rate)
     state = work / "flow.safetensors"
     first = 0
     if state.exists():
@@ -247,10 +246,11 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
     started, losses = time.time(), []
     for step in bar:
         loss = _flow_loss(pipe, config, step)
+        rate = rate_factor(step, config.steps, config.warmup, config.decay_share)
         for optimizer in (muon, adamw):
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate_factor(step, config)
+                group["lr"] = config.learning_rate * rate
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         muon.step()
@@ -265,7 +265,7 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
                 "loss": float(np.mean(losses)),
                 "images": config.batch * (step + 1),
             }
-            _log(work, {**line, "images_per_s": seen / (time.time() - started)})
+            append_log(work, {**line, "images_per_s": seen / (time.time() - started)})
             bar.set_postfix(loss=f"{np.mean(losses):.4f}")
             losses = []
         if (step + 1) % config.save_every == 0 or step + 1 == config.stop:
@@ -298,39 +298,10 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: PretrainConfig, step: int
     return (velocity.float() - (e - x_0)).square().mean()
 
 
-def _optimizers(modules: torch.nn.ModuleDict, config: PretrainConfig) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    named = modules["transformer"].named_parameters()
-    blocks = {name: p for name, p in named if name.startswith("transformer_blocks.")}
-    matrices = [p for name, p in blocks.items() if p.ndim == 2 and ".norm1" not in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in modules.parameters() if id(p) not in chosen]
-    return (
-        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
-    )
-
-
-def _rate_factor(step: int, config: PretrainConfig) -> float:
-    """Learning rate at a step as a share of the peak: linear warm-up, constant, linear decay to zero."""
-    left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
-    return min(1.0, (step + 1) / config.warmup, left)
+def _is_block_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
+    return ".transformer_blocks." in name and parameter.ndim == 2 and ".norm1" not in name
 
 
 @torch.no_grad()
 def _update_average(average: torch.nn.Module, current: torch.nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
-
-
-def forget_log_after(work: Path, step: int, part: str) -> None:
-    """Drop a part's lines of steps that the state does not hold: they are run again."""
-    log = work / "log.jsonl"
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        facts = map(json.loads, lines)
-        kept = (line for line, fact in zip(lines, facts, strict=True) if fact["part"] != part or fact["step"] <= step)
-        write_text_atomic(log, "".join(kept))
-
-
-def _log(work: Path, line: dict) -> None:
-    with open(work / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")

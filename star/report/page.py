@@ -71,7 +71,6 @@ def write_report(params: Params, params_path: Path, results: Path, output: Path)
         (results / "metrics" / "curves.csv", curves),
         (output, page),
     ):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(path, text)
 
 
