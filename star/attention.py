@@ -31,6 +31,9 @@ class CoreKeys:
     index: Tensor
     weight: Tensor
 
+    def __getitem__(self, rows: slice) -> "CoreKeys":
+        return CoreKeys(self.index[rows], self.weight[rows])
+
     @staticmethod
     def from_weights(weights: Tensor) -> "CoreKeys":
         """From a weight for every text position, (batch, text tokens); each row needs one positive weight."""

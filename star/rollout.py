@@ -1,7 +1,9 @@
 """Sampling pictures: plain ODE sampling for evaluation, and rollouts whose stochastic steps are kept for training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -22,12 +24,15 @@ class Trajectory:
     latents: float32 (T + 1, B, channels, height, width), exactly what the model consumed and drew.
     log_prob: float32 (T, B, P), patch means at sampling time.
     relevance: float32 (B, T, P), or None where the allocation needs no attention.
+    shared: rollouts side by side with one prompt and one initial noise. They are equal up to the first stochastic step,
+        so up to there the model runs once for all of them, in the rollout as in the update.
     """
 
     conditioning: Conditioning
     latents: Tensor
     log_prob: Tensor
     relevance: Tensor | None
+    shared: int
     pictures: np.ndarray  # uint8 (B, height, width, 3)
 
 
@@ -58,12 +63,17 @@ def trace_relevance(
 
 
 def transition_at(
-    policy: SD3Policy, x: Tensor, t: int, schedule: Schedule, conditioning: Conditioning, noise_level: float
+    policy: SD3Policy, x: Tensor, t: int, schedule: Schedule, conditioning: Conditioning, noise_level: float, shared: int
 ) -> sde.Transition:
-    """The policy's Gaussian step from ``x`` at step ``t``: the one function that rollout and update share."""
-    velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
+    """The policy's Gaussian step from ``x`` at step ``t``: the one function that rollout and update share.
+
+    Runs of ``shared`` neighbours in ``x`` are equal, and go through the model as one.
+    """
+    velocity = policy.velocity(x[::shared], schedule.timesteps[t], conditioning[::shared])
     sigmas = schedule.sigmas
-    return sde.flow_sde_transition(x, velocity, sigmas[t], sigmas[t + 1], noise_level, sigmas[1])
+    return sde.flow_sde_transition(
+        x, velocity.repeat_interleave(shared, dim=0), sigmas[t], sigmas[t + 1], noise_level, sigmas[1]
+    )
 
 
 @torch.no_grad()
@@ -86,19 +96,21 @@ def roll_out(
     schedule, conditioning = policy.schedule(rollout.steps), policy.encode(prompts)
     first, end = rollout.window
     generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
+    shared = _shared(prompts, start_seeds)
     x = policy.noise(start_seeds)
     latents, log_probs, relevances = [], [], []
     for t in range(rollout.steps):
+        alike = shared if t <= first else 1
         if not first <= t < end:
-            velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
-            x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
+            velocity = policy.velocity(x[::alike], schedule.timesteps[t], conditioning[::alike])
+            x = sde.ode_step(x, velocity.repeat_interleave(alike, dim=0), schedule.sigmas[t], schedule.sigmas[t + 1])
             continue
         if core is None:
-            transition = transition_at(policy, x, t, schedule, conditioning, rollout.noise_level)
+            transition = transition_at(policy, x, t, schedule, conditioning, rollout.noise_level, alike)
         else:
-            with record_core_attention(policy.transformer, core, allocation.blocks) as recorder:
-                transition = transition_at(policy, x, t, schedule, conditioning, rollout.noise_level)
-            relevances.append(relevance_map(recorder.mass, core.weight))
+            with record_core_attention(policy.transformer, core[::alike], allocation.blocks) as recorder:
+                transition = transition_at(policy, x, t, schedule, conditioning, rollout.noise_level, alike)
+            relevances.append(relevance_map(recorder.mass, core.weight[::alike]).repeat_interleave(alike, dim=0))
         latents.append(x)
         noise = torch.stack([torch.randn(policy.latent_shape, generator=g) for g in generators]).to(x.device)
         x = sde.sample_transition(transition, noise)
@@ -110,5 +122,11 @@ def roll_out(
         torch.stack(latents),
         torch.stack(log_probs),
         torch.stack(relevances, dim=1) if relevances else None,
+        shared,
         policy.decode(x),
     )
+
+
+def _shared(prompts: Sequence[str], start_seeds: Sequence[int]) -> int:
+    """The largest length that cuts the batch into runs with one prompt and one initial noise."""
+    return math.gcd(*(len(list(run)) for _, run in groupby(zip(prompts, start_seeds, strict=True))))

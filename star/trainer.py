@@ -190,7 +190,8 @@ class Trainer:
     def transition(self, item: Scored, t: int) -> Transition:
         rollout, trajectory = self.params.rollout, item.trajectory
         x = trajectory.latents[t - rollout.window[0]]
-        return transition_at(self.policy, x, t, self.schedule, trajectory.conditioning, rollout.noise_level)
+        shared = trajectory.shared if t == rollout.window[0] else 1
+        return transition_at(self.policy, x, t, self.schedule, trajectory.conditioning, rollout.noise_level, shared)
 
     def core_keys(self, records: Sequence[PromptRecord]) -> CoreKeys:
         """Core tokens of a batch as keys of the joint attention; spans cut off by the text length are reported."""
