@@ -63,7 +63,13 @@ def trace_relevance(
 
 
 def transition_at(
-    policy: SD3Policy, x: Tensor, t: int, schedule: Schedule, conditioning: Conditioning, noise_level: float, shared: int
+    policy: SD3Policy,
+    x: Tensor,
+    t: int,
+    schedule: Schedule,
+    conditioning: Conditioning,
+    noise_level: float,
+    shared: int,
 ) -> sde.Transition:
     """The policy's Gaussian step from ``x`` at step ``t``: the one function that rollout and update share.
 

@@ -4,8 +4,8 @@ PP-OCRv4 (`rapidocr-onnxruntime`, whose wheel carries the models) reads on the C
 workers that never import torch; the trainer goes on meanwhile.
 
 Both networks are bound by arithmetic: their cost is linear in pixels, and batches or mosaics of pictures gain nothing.
-So small pictures are enlarged no more than reading mostly needs (`read_side`; only where that shows no text, once more
-by half), and the recogniser's input is as wide as the text instead of at least 320 pixels.
+So small pictures are enlarged no more than reading mostly needs (`read_side`; only where that shows no text, to twice
+that), and the recogniser's input is as wide as the text instead of at least 320 pixels.
 """
 
 import logging
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 16  # pictures a task of the pool: small enough that the workers finish together
 _TEXT_HEIGHT = 48  # pixels, the recogniser's input height
-_SECOND_LOOK = 1.5  # times `read_side`: detection misses some pairs of letters in pictures enlarged less
+_SECOND_LOOK = 2.0  # times `read_side`: detection misses some pairs of letters in pictures enlarged less
 
 
 def normalized(text: str) -> str:
@@ -142,7 +142,7 @@ def read_pictures(images: np.ndarray, ids: list[str], side: int) -> list[str]:
     Args:
         images: uint8 (n, height, width, 3), RGB.
         ids: n record ids, for error messages.
-        side: pixels; a picture whose longer side is shorter is enlarged to it (and to 1.5 of it if no text is found).
+        side: pixels; a picture whose longer side is shorter is enlarged to it (and to twice that if no text is found).
 
     Raises:
         RewardError: the reader cannot be loaded or fails; the message names the record's id.
