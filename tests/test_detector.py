@@ -144,6 +144,24 @@ def test_detection_is_deterministic_and_best_first():
     assert [d.score for d in first] == sorted((d.score for d in first), reverse=True)
 
 
+def test_detections_do_not_depend_on_the_batch():
+    rng = np.random.default_rng(4)
+    drawn = [scene for tag in TAGS for scene in scenes(tag, 14, 8)[1]]
+    pictures = np.stack([noisy(render(scene), rng, sigma=20.0) for scene in drawn] + [one("cat") * 0])
+    order = rng.permutation(len(pictures))  # two chunks of other pictures than before
+    together, shuffled = DETECTOR.detect(pictures), DETECTOR.detect(pictures[order])
+    for row, index in enumerate(order):
+        for others in (shuffled[row], detect(pictures[index])):
+            for first, second in zip(together[index], others, strict=True):
+                assert (first.name, first.color, first.box) == (second.name, second.color, second.box)
+                assert first.score == pytest.approx(second.score, abs=1e-4)
+                np.testing.assert_array_equal(first.mask, second.mask)
+
+
+def test_no_pictures_have_no_detections():
+    assert DETECTOR.detect(np.zeros((0, 64, 64, 3), np.uint8)) == []
+
+
 # ---------------------------------------------------------------- malformed pictures
 
 

@@ -28,7 +28,8 @@ cat is a cat of no colour.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from math import exp
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -36,6 +37,8 @@ from scipy import ndimage
 from star.errors import StarError
 from star.miniature.templates import (
     COLOR_VALUES,
+    MARGIN,
+    SHAPES,
     coarse_templates,
     coverage,
     detail_correlation,
@@ -53,6 +56,8 @@ POSTERIOR_SCALE = 0.015  # of the soft IoU
 COLOR_REACH = 70.0  # RGB distance beyond which a colour is none of the ten; the palette's closest pair is 95 apart
 COLOR_SHARE = 0.6  # of the interior pixels that must agree on the colour
 
+_CHUNK = 64  # pictures searched at once
+_DIGITS = 5  # that count where matches are ordered, equals by place: further ones depend on the batch's size
 _PAD = 10  # background pixels added on each side
 _HOPELESS_IOU = 0.55  # after the first refinement: the score could not reach MIN_SCORE
 _COARSE_SIZES = (20, 23, 27, 31, 36)
@@ -61,10 +66,10 @@ _MAX_PROPOSALS = 12  # a picture
 _SHIFTS = np.array([(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
 
 
-@dataclass(frozen=True)
-class _Proposal:
-    """A likely object: centre and longest side in padded pixels."""
+class _Pose(NamedTuple):
+    """Where a template stands: picture, centre and longest side in padded pixels; a row of the arrays of poses."""
 
+    picture: int
     y: int
     x: int
     size: int
@@ -72,13 +77,11 @@ class _Proposal:
 
 @dataclass(frozen=True)
 class _Match:
-    """A refined proposal: its best class and the pose of its template in padded pixels."""
+    """A refined proposal: its best class and the pose of its template."""
 
     score: float
     label: int
-    y: int
-    x: int
-    size: int
+    pose: _Pose
 
 
 class ExactDetector:
@@ -100,131 +103,166 @@ class ExactDetector:
                 f"rewards.geneval.detector: `exact` reads uint8 pictures of {SIZE}x{SIZE} pixels, got {images.dtype} "
                 f"{images.shape}; set model.resolution to {SIZE}"
             )
-        return [self._detect_one(image) for image in images]
-
-    def _detect_one(self, image: np.ndarray) -> list[Detection]:
-        padded = np.pad(coverage(image), _PAD)
-        detail = detail_of(padded)
-        matches: list[_Match] = []
-        for proposal in _propose(padded):
-            if any(_explains(match, proposal) for match in matches):
-                continue
-            match = _refine(padded, detail, proposal)
-            if match is not None and match.score >= MIN_SCORE:
-                matches.append(match)
-        taken = np.zeros(padded.shape, bool)
-        detections = []
-        for match in sorted(matches, key=lambda m: -m.score):
-            mask = _object_mask(padded, match)
-            if not mask.any() or (mask & taken).sum() > 0.3 * mask.sum():
-                continue
-            taken |= mask
-            inside = mask[_PAD:-_PAD, _PAD:-_PAD]
-            if inside.any():
-                detections.append(_detection(image, padded[_PAD:-_PAD, _PAD:-_PAD], match, inside))
-        return detections
+        chunks = (images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK))
+        return [detections for chunk in chunks for detections in _detect(chunk)]
 
 
-# ---------------------------------------------------------------- search
+def _detect(images: np.ndarray) -> list[list[Detection]]:
+    padded = np.pad(np.stack([coverage(image) for image in images]), ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
+    return [_detections(*picture) for picture in zip(images, padded, _search(padded), strict=True)]
 
 
-def _propose(padded: np.ndarray) -> list[_Proposal]:
-    """Local maxima of the coarse match over places and sizes, best first."""
-    half = padded.reshape(len(padded) // 2, 2, -1, 2).mean((1, 3))
-    smooth = (half[:-1, :-1] + half[1:, :-1] + half[:-1, 1:] + half[1:, 1:]) / 4  # 4x4 means, every 2 pixels
-    found = []
-    for size in _COARSE_SIZES:
-        templates = coarse_templates(size)
-        side = templates.frame
-        count = len(smooth) - 2 * (side - 1)
-        strides = (*smooth.strides, 2 * smooth.strides[0], 2 * smooth.strides[1])
-        views = np.lib.stride_tricks.as_strided(smooth, (count, count, side, side), strides, writeable=False)
-        patches = views.reshape(count * count, side * side)
-        places = np.flatnonzero(patches.sum(1) > 0.22 * (size / 4) ** 2)  # no glyph covers less of its square
-        iou = soft_iou(patches[places], templates)
-        field = np.zeros(count * count, np.float32)
-        field[places] = iou.max(1)
-        peaks = ndimage.maximum_filter(field.reshape(count, count), 3).ravel()[places]
-        good = np.flatnonzero((field[places] == peaks) & (peaks > _COARSE_IOU))
-        row, column = np.divmod(places[good], count)
-        poses = np.stack([2 * row + 2 * side, 2 * column + 2 * side, np.full(len(good), size)], 1)
-        found.append((poses, peaks[good]))
-    return _local_maxima(np.concatenate([p for p, _ in found]), np.concatenate([s for _, s in found]))
+# ---------------------------------------------------------------- search, in all pictures (n, side, side) at once
 
 
-def _local_maxima(poses: np.ndarray, iou: np.ndarray) -> list[_Proposal]:
-    poses = poses[np.argsort(-iou, kind="stable")]
-    proposals: list[_Proposal] = []
-    while len(poses) and len(proposals) < _MAX_PROPOSALS:
-        y, x, size = (int(value) for value in poses[0])
-        distance = np.hypot(poses[:, 0] - y, poses[:, 1] - x)
-        near = (distance < 0.25 * np.minimum(poses[:, 2], size)) & (np.abs(np.log(poses[:, 2] / size)) < 0.2)
-        proposals.append(_Proposal(y, x, size))
-        poses = poses[~near]
+def _search(padded: np.ndarray) -> list[list[_Match]]:
+    """Each picture's matches, in rounds; a round refines the next proposal of every picture that has one left."""
+    details = detail_of(padded)
+    waiting = _propose(padded)
+    matches: list[list[_Match]] = [[] for _ in padded]
+    while turn := [pose for pose in map(_next_proposal, waiting, matches) if pose]:
+        for match in _refine(padded, details, np.array(turn)):
+            matches[match.pose.picture].append(match)
+    return matches
+
+
+def _next_proposal(waiting: list[_Pose], matches: list[_Match]) -> _Pose | None:
+    """Takes proposals off ``waiting`` up to the first that no sure match explains, and returns that."""
+    while waiting:
+        proposal = waiting.pop(0)
+        if not any(_explains(match, proposal) for match in matches):
+            return proposal
+    return None
+
+
+def _explains(match: _Match, proposal: _Pose) -> bool:
+    """Whether a sure match already stands where the proposal's centre is."""
+    pose, reach = match.pose, 0.35 * match.pose.size
+    return match.score > 0.7 and abs(pose.y - proposal.y) < reach and abs(pose.x - proposal.x) < reach
+
+
+def _propose(padded: np.ndarray) -> list[list[_Pose]]:
+    """Each picture's local maxima of the coarse match over places and sizes, best first."""
+    smooth = _means(_means(padded)[:, ::2, ::2])  # of 4x4 pixels, every 2 pixels
+    poses, peaks = zip(*(_coarse_peaks(smooth, size) for size in _COARSE_SIZES), strict=True)
+    return _local_maxima(np.concatenate(poses), np.concatenate(peaks), len(padded))
+
+
+def _means(fields: np.ndarray) -> np.ndarray:
+    """Means of 2x2 pixels, every pixel: (n, side - 1, side - 1)."""
+    return (fields[:, :-1, :-1] + fields[:, 1:, :-1] + fields[:, :-1, 1:] + fields[:, 1:, 1:]) / 4
+
+
+def _coarse_peaks(smooth: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (m, 4) of one size that match better than the places next to them, and their soft IoU."""
+    templates = coarse_templates(size)
+    side = templates.frame
+    views = _frames(smooth, 2 * side - 1)[..., ::2, ::2]
+    starts, count = range(0, 2 * side, 2), views.shape[1]
+    columns = np.sum([smooth[:, start : start + count] for start in starts], 0)
+    mass = np.sum([columns[..., start : start + count] for start in starts], 0)  # as views.sum((3, 4)), but faster
+    places = np.nonzero(mass > 0.22 * (size / 4) ** 2)  # no glyph covers less of its square
+    field = np.zeros(views.shape[:3], np.float32)
+    field[places] = soft_iou(views[places].reshape(-1, side * side), templates).max(1)
+    peaks = (field == ndimage.maximum_filter(field, (1, 3, 3))) & (field > _COARSE_IOU)
+    picture, row, column = np.nonzero(peaks)
+    poses = np.stack([picture, 2 * row + 2 * side, 2 * column + 2 * side, np.full(len(row), size)], 1)
+    return poses, field[peaks]
+
+
+def _local_maxima(poses: np.ndarray, iou: np.ndarray, pictures: int) -> list[list[_Pose]]:
+    """Each picture's best poses that are not near a better one; every step takes one from every picture."""
+    poses = poses[np.lexsort((-iou.round(_DIGITS), poses[:, 0]))]
+    proposals: list[list[_Pose]] = [[] for _ in range(pictures)]
+    for _ in range(_MAX_PROPOSALS):
+        _, first, owner = np.unique(poses[:, 0], return_index=True, return_inverse=True)
+        for row in poses[first].tolist():
+            proposals[row[0]].append(_Pose(*row))
+        best = poses[first][owner]
+        close = np.hypot(*(poses - best)[:, 1:3].T) < 0.25 * np.minimum(poses[:, 3], best[:, 3])
+        poses = poses[~(close & (np.abs(np.log(poses[:, 3] / best[:, 3])) < 0.2))]
     return proposals
 
 
-def _explains(match: _Match, proposal: _Proposal) -> bool:
-    """Whether a sure match already stands where the proposal's centre is."""
-    reach = 0.35 * match.size
-    return match.score > 0.7 and abs(match.y - proposal.y) < reach and abs(match.x - proposal.x) < reach
+def _refine(padded: np.ndarray, details: np.ndarray, poses: np.ndarray) -> list[_Match]:
+    """Place and size at full resolution, in steps of 2 and then 1 pixel, then the score; drops what does not fit."""
+    iou, poses = _best_poses(padded, poses, 2, len(CLASSES))
+    hopeful = iou.max(1) >= _HOPELESS_IOU
+    iou, poses = _best_poses(padded, poses[hopeful, iou[hopeful].argmax(1)], 1, SHAPES)
+    rows, labels = np.arange(len(iou)), iou[:, : len(CLASSES)].argmax(1)
+    posteriors = 1 / np.exp((iou - iou[rows, labels, None]) / POSTERIOR_SCALE).sum(1)
+    found = zip(poses[rows, labels].tolist(), labels.tolist(), posteriors.tolist(), strict=True)
+    matches = [_match(details, _Pose(*pose), label, posterior) for pose, label, posterior in found]
+    return [match for match in matches if match.score >= MIN_SCORE]
 
 
-def _refine(padded: np.ndarray, detail: np.ndarray, proposal: _Proposal) -> _Match | None:
-    """Place and size at full resolution, in steps of 2 and then 1 pixel, then the score; None if nothing fits."""
-    iou, poses = _best_poses(padded, np.array([proposal.y, proposal.x, proposal.size]), 2)
-    start = int(iou[: len(CLASSES)].argmax())
-    if iou[start] < _HOPELESS_IOU:
-        return None
-    iou, poses = _best_poses(padded, poses[start], 1)
-    label = int(iou[: len(CLASSES)].argmax())
-    y, x, size = (int(value) for value in poses[label])
-    templates = full_templates(size)
-    posterior = 1 / np.exp((iou - iou[label]) / POSTERIOR_SCALE).sum()
-    agreement = detail_correlation(_frame_at(detail, y, x, templates.frame).ravel(), templates, label)
-    quality = 1 / (1 + np.exp((DETAIL_HALF - agreement) / DETAIL_SLOPE))
-    return _Match(float(quality * posterior), label, y, x, size)
+def _match(details: np.ndarray, pose: _Pose, label: int, posterior: float) -> _Match:
+    templates = full_templates(pose.size)
+    patch = _frame_at(details[pose.picture], pose, templates.frame)
+    agreement = detail_correlation(patch.ravel(), templates, label)
+    quality = 1 / (1 + exp((DETAIL_HALF - agreement) / DETAIL_SLOPE))
+    return _Match(round(quality * posterior, _DIGITS), label, pose)
 
 
-def _best_poses(padded: np.ndarray, pose: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best soft IoU of each template, and its (y, x, size), over the 27 poses within ``step`` of ``pose``."""
-    values, poses = [], []
-    pixels = padded.ravel()
-    for size in (pose[2], pose[2] - step, pose[2] + step):
-        templates = full_templates(int(size))
-        half = templates.frame // 2
-        y, x = np.clip(pose[:2], half + step, len(padded) - half - step)
-        first = (y - half) * len(padded) + x - half
-        patches = pixels[first + _frame_indices(templates.frame, step, len(padded))]
-        values.append(soft_iou(patches, templates))
-        poses.append(np.column_stack([_SHIFTS * step + (y, x), np.full(9, size)]))
-    iou, tried = np.concatenate(values), np.concatenate(poses)  # (27, templates), (27, 3)
-    winner = iou.argmax(0)
-    return iou[winner, np.arange(len(winner))], tried[winner]
+def _best_poses(padded: np.ndarray, poses: np.ndarray, step: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Best of the 27 poses within ``step`` of each pose (m, 4), for each of the first ``count`` templates.
+
+    Returns the soft IoU (m, count) and the poses (m, count, 4).
+    """
+    sizes = poses[:, 3:] + step * np.array([0, -1, 1])  # (m, 3)
+    halves = sizes[..., None] // 2 + MARGIN  # of the frames
+    centres = np.clip(poses[:, None, 1:3], halves + step, padded.shape[1] - halves - step)
+    tried = np.empty((len(poses), 3, 9, 4), int)
+    tried[..., 0], tried[..., 3] = poses[:, :1, None], sizes[..., None]
+    tried[..., 1:3] = centres[:, :, None] + step * _SHIFTS
+    corners = tried[..., 1:3] - halves[..., None]
+    iou = np.empty((len(poses), 3, 9, count), np.float32)
+    for size in np.unique(sizes):  # all pictures together
+        templates, group = full_templates(int(size)), sizes == size
+        (y, x), picture = np.moveaxis(corners[group], 2, 0), tried[group, :, 0]
+        patches = _frames(padded, templates.frame)[picture, y, x].reshape(-1, templates.frame**2)
+        iou[group] = soft_iou(patches, templates, count).reshape(-1, 9, count)
+    flat = iou.reshape(-1, 27, count)
+    return flat.max(1), tried.reshape(-1, 27, 4)[np.arange(len(poses))[:, None], flat.argmax(1)]
 
 
-@cache
-def _frame_indices(side: int, step: int, width: int) -> np.ndarray:
-    """Flat indices, relative to a frame's corner, of the nine frames ``step`` apart: (9, side * side)."""
-    corners = step * (_SHIFTS[:, 0] * width + _SHIFTS[:, 1])
-    inside = np.arange(side)[:, None] * width + np.arange(side)
-    return corners[:, None] + inside.ravel()
+def _frames(fields: np.ndarray, side: int) -> np.ndarray:
+    """Views of all frames in contiguous fields (n, height, width), by picture and corner: (n, y, x, side, side)."""
+    count, height, width = fields.shape
+    strides = fields.strides + fields.strides[1:]  # cheaper than `sliding_window_view`
+    return np.ndarray((count, height - side + 1, width - side + 1, side, side), fields.dtype, fields, 0, strides)
 
 
-def _frame_at(padded: np.ndarray, y: int, x: int, side: int) -> np.ndarray:
-    return padded[y - side // 2 : y + side // 2, x - side // 2 : x + side // 2]
+def _frame_at(field: np.ndarray, pose: _Pose, side: int) -> np.ndarray:
+    half = side // 2
+    return field[pose.y - half : pose.y + half, pose.x - half : pose.x + half]
 
 
 # ---------------------------------------------------------------- from match to detection
 
 
+def _detections(image: np.ndarray, padded: np.ndarray, matches: list[_Match]) -> list[Detection]:
+    """A picture's matches, best first, without those that stand on a better one."""
+    taken = np.zeros(padded.shape, bool)
+    detections = []
+    for match in sorted(matches, key=lambda m: (-m.score, m.pose)):
+        mask = _object_mask(padded, match)
+        if not mask.any() or (mask & taken).sum() > 0.3 * mask.sum():
+            continue
+        taken |= mask
+        inside = mask[_PAD:-_PAD, _PAD:-_PAD]
+        if inside.any():
+            detections.append(_detection(image, padded[_PAD:-_PAD, _PAD:-_PAD], match, inside))
+    return detections
+
+
 def _object_mask(padded: np.ndarray, match: _Match) -> np.ndarray:
     """The foreground inside the match's window: bool, padded."""
-    templates = full_templates(match.size)
+    templates = full_templates(match.pose.size)
     side = templates.frame
     mask = np.zeros(padded.shape, bool)
     window = templates.windows[match.label].reshape(side, side) > 0
-    _frame_at(mask, match.y, match.x, side)[:] = window & (_frame_at(padded, match.y, match.x, side) > 0.5)
+    _frame_at(mask, match.pose, side)[:] = window & (_frame_at(padded, match.pose, side) > 0.5)
     return mask
 
 

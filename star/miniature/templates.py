@@ -13,6 +13,8 @@ from scipy import ndimage
 from star.miniature.world import CLASSES, PALETTE, silhouette
 from star.prompts.geneval import COLORS
 
+SHAPES = len(CLASSES) + 9  # templates of a size at full resolution: classes, then blobs
+MARGIN = 4  # pixels from a full template's longest side to its frame
 RING = 2  # pixels around a template in which foreground counts against it
 COLOR_VALUES = np.array([PALETTE[name] for name in COLORS], np.float32)  # (10, 3)
 _MIN_CONTRAST = 60.0  # RGB distance from the background below which a palette colour is no foreground
@@ -37,16 +39,16 @@ class Templates:
 def coverage(image: np.ndarray) -> np.ndarray:
     """Foreground coverage of a picture, sharpened and slightly blurred: float32 (height, width) in [0, 1]."""
     pixels = image.astype(np.float32)
-    rim = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3), *pixels[:, :2], *pixels[:, -2:]])
-    background = np.median(rim, axis=0)
+    rim = [edge.reshape(-1, 3) for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])]
+    background = np.median(np.concatenate(rim), axis=0)
     rays = COLOR_VALUES - background  # (colours, 3)
     rays = rays[np.linalg.norm(rays, axis=1) > _MIN_CONTRAST]
-    lengths = np.square(rays).sum(1)
-    dots = (pixels - background).reshape(-1, 3) @ rays.T  # (pixels, colours)
+    lengths = np.square(rays).sum(1, keepdims=True)
+    dots = rays @ (pixels - background).reshape(-1, 3).T  # (colours, pixels)
     share = np.clip(dots / lengths, 0, 1)
     residual = share * (share * lengths - 2 * dots)  # squared distance to the ray, less a constant of the pixel
-    nearest = residual.argmin(1)
-    return _soften(np.take_along_axis(share, nearest[:, None], 1).reshape(image.shape[:2]))
+    nearest = residual == residual.min(0)
+    return _soften((share * nearest).max(0).reshape(image.shape[:2]))
 
 
 def _soften(share: np.ndarray) -> np.ndarray:
@@ -78,7 +80,7 @@ def _blobs(side: int, size: int) -> list[np.ndarray]:
 @cache
 def full_templates(size: int) -> Templates:
     """Classes and blobs whose longest side is ``size`` pixels, at full resolution."""
-    side = size + 8 - size % 2
+    side = 2 * (size // 2 + MARGIN)
     masks = [_framed(silhouette(name, size), side) for name in CLASSES] + _blobs(side, size)
     shapes = np.stack([_soften(mask) for mask in masks])
     square = np.ones((3, 3), bool)
@@ -110,7 +112,7 @@ def _packed(frame: int, shapes: np.ndarray, windows: np.ndarray) -> Templates:
 
 def detail_of(cover: np.ndarray) -> np.ndarray:
     """What a blob of the same extent lacks: outline, holes and gaps."""
-    return cover - ndimage.gaussian_filter(cover, _DETAIL_BLUR, mode="constant", truncate=2.0)
+    return cover - ndimage.gaussian_filter(cover, _DETAIL_BLUR, mode="constant", truncate=2.0, axes=(-2, -1))
 
 
 def detail_correlation(detail: np.ndarray, templates: Templates, row: int) -> float:
@@ -120,7 +122,7 @@ def detail_correlation(detail: np.ndarray, templates: Templates, row: int) -> fl
     return float(detail @ templates.details[row] / (spread + 1e-6))
 
 
-def soft_iou(patches: np.ndarray, templates: Templates) -> np.ndarray:
-    """Tanimoto coefficient inside the windows: (patches, templates), 1 where the patch is the template."""
-    common = patches @ templates.shapes.T
-    return common / (templates.energies + np.square(patches) @ templates.windows.T - common)
+def soft_iou(patches: np.ndarray, templates: Templates, count: int | None = None) -> np.ndarray:
+    """Tanimoto coefficient inside the first ``count`` windows: (patches, count), 1 where the patch is the template."""
+    common = patches @ templates.shapes[:count].T
+    return common / (templates.energies[:count] + np.square(patches) @ templates.windows[:count].T - common)
