@@ -66,7 +66,7 @@ objects in structured places, and signs with words of two to five random capital
 
 Recipe: rectified flow, logit-normal noise levels, Muon for the blocks' matrices and AdamW for the rest (rate
 {config.learning_rate}), linear decay over the last {config.decay_share:.0%} of {config.steps} steps, EMA {config.ema}.
-The run stops at step {config.stop} of that schedule: its tail sharpens the pictures and leaves RL little to improve.
+The run stops at step {config.stop} of that schedule: its tail would sharpen the pictures and leave RL less to improve.
 The full log is `training-log.jsonl`; weights are float16 safetensors.
 
 ## Scores of this base
