@@ -5,9 +5,23 @@ import math
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from star.attention import AttentionRecorder, CoreKeys, core_mass, record_core_attention, use_joint_processor
+from star.attention import (
+    LOG_SUM_EXP_KERNELS,
+    AttentionRecorder,
+    CoreKeys,
+    choose_kernel,
+    one_hot_attention,
+    plain_attention,
+    record_core_attention,
+    use_joint_processor,
+)
 from star.errors import StarError
+
+FUSED = LOG_SUM_EXP_KERNELS["cpu"]["flash_cpu"]
+KERNELS = {"plain": plain_attention, "flash_cpu": FUSED, "one_hot": one_hot_attention}
 
 
 @pytest.fixture
@@ -40,29 +54,88 @@ def inputs(batch=2):
     }
 
 
-CORE = CoreKeys(torch.tensor([[1, 4, 0], [2, 6, 5]]), torch.tensor([[1.0, 0.5, 0.0], [1.0, 1.0, 1.0]]))
+CORE = CoreKeys(torch.tensor([[1, 4, 0], [2, 6, 5]]), torch.tensor([[[1.0, 0.5, 0.0]], [[1.0, 1.0, 1.0]]]))
 
 
-def test_core_mass_equals_a_naive_softmax():
+class Naive:
+    """A stock-like processor that keeps the float64 softmax of what it is given; image keys first."""
+
+    def __init__(self):
+        self.probabilities = []
+
+    def kernel(self, query, key, value, core, image_tokens):
+        scores = query.double() @ key.double().transpose(2, 3) / math.sqrt(query.shape[3])
+        self.probabilities.append(scores.softmax(-1))
+        return (self.probabilities[-1] @ value.double()).to(value.dtype), None
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("heads", "core_tokens"), [(1, 1), (3, 2), (5, 11)])
+def test_mass_is_that_of_a_naive_float64_softmax(kernel, heads, core_tokens):
+    """Any number of heads; more core tokens than a head has features (8), which `one_hot` takes in two passes."""
     generator = torch.Generator().manual_seed(2)
-    query = torch.randn(2, 3, 5, 8, generator=generator, dtype=torch.float64) * 3
-    key = torch.randn(2, 3, 9, 8, generator=generator, dtype=torch.float64) * 3
-    index = torch.tensor([[5, 8], [6, 7]])
-    naive = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(8), dim=3).mean(1)  # (batch, queries, keys)
-    expected = torch.stack([naive[b][:, index[b]] for b in range(2)])
-    assert torch.allclose(core_mass(query, key, index).double(), expected, atol=1e-5)
+    query, key, value = torch.randn(3, 4, heads, 40, 8, generator=generator) * 2
+    core = torch.stack([26 + torch.randperm(14, generator=generator)[:core_tokens] for _ in range(2)])
+    mixed, mass = KERNELS[kernel](query, key, value, core, 26)
+    naive = torch.softmax(query.double() @ key.double().transpose(2, 3) / math.sqrt(8), dim=3)
+    expected = torch.stack([naive[2 + b, :, :26].mean(0)[:, core[b]] for b in range(2)])
+    assert mass.shape == (2, 26, core_tokens) and mass.dtype == torch.float32
+    assert (mass - expected).abs().max() < 1e-5
+    assert torch.allclose(mixed.double(), naive @ value.double(), atol=1e-5)
+    assert torch.equal(KERNELS[kernel](query, key, value, None, 26)[0], mixed), "the output does not depend on reading"
 
 
-def test_processor_gives_what_the_stock_one_gives(transformer):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_are_those_of_the_naive_softmax(kernel):
+    generator = torch.Generator().manual_seed(3)
+    drawn = [(torch.randn(2, 2, 12, 8, generator=generator) * 2).requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in drawn]
+    KERNELS[kernel](*drawn, None, 8)[0].square().sum().backward()
+    scores = exact[0] @ exact[1].transpose(2, 3) / math.sqrt(8)
+    (scores.softmax(-1) @ exact[2]).square().sum().backward()
+    for ours, theirs in zip(drawn, exact, strict=True):
+        assert torch.allclose(ours.grad.double(), theirs.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_processor_gives_what_the_stock_one_gives(transformer, kernel):
     with torch.no_grad():
         stock = transformer(**inputs(), return_dict=False)[0]
-        use_joint_processor(transformer)
+        use_joint_processor(transformer, KERNELS[kernel])
         ours = transformer(**inputs(), return_dict=False)[0]
     assert torch.allclose(ours, stock, atol=1e-5)
 
 
-def test_recording_leaves_the_output_alone_and_is_undone(transformer):
-    use_joint_processor(transformer)
+def mass_of(transformer, blocks, arguments=None):
+    with torch.no_grad(), record_core_attention(transformer, CORE, blocks) as recorder:
+        transformer(**(arguments or inputs()), return_dict=False)
+    return recorder.mass
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("block", [0, 1, 2], ids=["dual", "plain", "last"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_every_kind_of_block_records_the_naive_mass(transformer, kernel, block, guided):
+    """Dual-attention, plain and last block (text output dropped), mixed prompts; guided: the second half alone."""
+    arguments = inputs()
+    if guided:
+        arguments = {name: torch.cat([value, value]) for name, value in arguments.items()}
+        arguments["encoder_hidden_states"][:2] = 0  # the unconditional half
+    naive = Naive()
+    use_joint_processor(transformer, naive.kernel)
+    with torch.no_grad():
+        transformer(**arguments, return_dict=False)
+    joint = [p for p in naive.probabilities if p.shape[-1] == 16 + 7]  # not the image-only attn2
+    expected = joint[block][-2:, :, :16].mean(1)
+    use_joint_processor(transformer, KERNELS[kernel])
+    found = mass_of(transformer, [block], arguments)
+    for row in range(2):
+        assert (found[row] - expected[row][:, 16 + CORE.index[row]]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_recording_leaves_the_output_alone_and_is_undone(transformer, kernel):
+    use_joint_processor(transformer, KERNELS[kernel])
     with torch.no_grad():
         plain = transformer(**inputs(), return_dict=False)[0]
         before = [block.attn.processor for block in transformer.transformer_blocks]
@@ -74,37 +147,103 @@ def test_recording_leaves_the_output_alone_and_is_undone(transformer):
     assert ((recorder.mass > 0) & (recorder.mass < 1)).all()
 
 
-def test_only_the_conditional_half_is_read(transformer):
-    use_joint_processor(transformer)
-    both = {name: torch.cat([value, value]) for name, value in inputs().items()}
-    both["encoder_hidden_states"][:2] = 0  # the unconditional half
-    with torch.no_grad():
-        with record_core_attention(transformer, CORE, [1]) as alone:
-            transformer(**inputs(), return_dict=False)
-        with record_core_attention(transformer, CORE, [1]) as guided:
-            transformer(**both, return_dict=False)
-    assert torch.allclose(alone.mass, guided.mass, atol=1e-6)
-
-
 def test_chosen_blocks_average_to_all(transformer):
-    use_joint_processor(transformer)
+    use_joint_processor(transformer, FUSED)
+    each = torch.stack([mass_of(transformer, [b]) for b in range(3)])
+    assert torch.allclose(mass_of(transformer, "all"), each.mean(0), atol=1e-6)
 
-    def mass(blocks):
-        with torch.no_grad(), record_core_attention(transformer, CORE, blocks) as recorder:
-            transformer(**inputs(), return_dict=False)
-        return recorder.mass
 
-    assert torch.allclose(mass("all"), torch.stack([mass([b]) for b in range(3)]).mean(0), atol=1e-6)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_recording_works_under_autocast(transformer, kernel):
+    use_joint_processor(transformer, KERNELS[kernel])
+    exact = mass_of(transformer, "all")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = mass_of(transformer, "all")
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(rounded, exact, rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel", ["plain", "flash_cpu"])
+def test_recording_works_compiled(transformer, kernel):
+    """Without a C++ compiler: the graphs are captured and run, only no code is generated."""
+    use_joint_processor(transformer, KERNELS[kernel])
+    plain = mass_of(transformer, "all")
+    for block in transformer.transformer_blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        transformer(**inputs(), return_dict=False)  # as it is outside of the recording
+    assert torch.allclose(mass_of(transformer, "all"), plain, atol=1e-6)
+    torch.compiler.reset()
+
+
+def test_recording_works_with_checkpointing_and_adapters(transformer):
+    """The maps of a model with a LoRA adapter and gradient checkpointing are those without checkpointing, and so are
+    the gradients."""
+    use_joint_processor(transformer, FUSED)
+    transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["attn.to_q", "attn.add_k_proj"]))
+
+    def state():
+        mass = mass_of(transformer, "all")
+        transformer.zero_grad()
+        transformer(**inputs(), return_dict=False)[0].square().sum().backward()
+        return mass, [p.grad.clone() for p in transformer.parameters() if p.grad is not None]
+
+    without = state()
+    transformer.enable_gradient_checkpointing()
+    transformer.train()
+    checkpointed = state()
+    assert torch.equal(without[0], checkpointed[0])
+    assert without[1] and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(without[1], checkpointed[1], strict=True))
+
+
+def test_no_tensor_of_all_scores_is_built_beside_the_fused_kernel(transformer):
+    """The largest tensor that the recording of 1,000 image tokens makes is far below 1,000 x 1,000."""
+    query, key, value = torch.randn(3, 1, 2, 1100, 8)
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            result = function(*arguments, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(result):
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.numel())
+            return result
+
+    for kernel in (FUSED, one_hot_attention):
+        with Largest() as largest:
+            kernel(query, key, value, torch.tensor([[1050, 1060]]), 1000)
+        assert 0 < largest.elements <= 3 * query.numel()
+
+
+def test_the_kernel_is_chosen_by_length_and_by_what_works(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_kernel(cpu, torch.bfloat16, 157, 32)[0] == "plain"
+    for dtype in (torch.float32, torch.bfloat16):
+        assert choose_kernel(cpu, dtype, 1229, 64)[0] == "flash_cpu"
+
+    def wrong(query, key, value, core, image_tokens):
+        mixed, mass = FUSED(query, key, value, core, image_tokens)
+        return mixed, mass * 1.001
+
+    def missing(query, key, value, core, image_tokens):
+        raise NotImplementedError("no such kernel on this device")
+
+    for broken in (wrong, missing):
+        monkeypatch.setitem(LOG_SUM_EXP_KERNELS, "cpu", {"broken": broken})
+        assert choose_kernel(cpu, torch.float32, 1229, 64)[0] == "one_hot"
 
 
 def test_errors(transformer):
+    use_joint_processor(transformer, plain_attention)
     with pytest.raises(StarError, match="allocation.blocks: no block 3"), record_core_attention(transformer, CORE, [3]):
         pass
     with pytest.raises(RuntimeError, match="no block was recorded"):
-        _ = AttentionRecorder(CORE).mass
+        _ = AttentionRecorder(CORE.index).mass
 
 
-def test_core_keys_pad_with_weight_zero():
-    keys = CoreKeys.from_weights(torch.tensor([[0.0, 1.0, 0.0, 0.5], [0.0, 0.0, 2.0, 0.0]]))
-    assert keys.index[0].tolist() == [1, 3] and keys.weight[0].tolist() == [1.0, 0.5]
-    assert keys.index[1, 0] == 2 and keys.weight[1].tolist() == [2.0, 0.0]
+def test_core_keys_pad_with_weight_zero_and_keep_clauses_apart():
+    weights = torch.tensor([[[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]], [[0.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])
+    keys = CoreKeys.from_weights(weights)
+    assert keys.index[0].tolist() == [1, 3] and keys.weight[0].tolist() == [[1.0, 0.0], [0.0, 0.5]]
+    assert keys.index[1, 0] == 2 and keys.weight[1].tolist() == [[2.0, 0.0], [0.0, 0.0]]
