@@ -1,8 +1,8 @@
 """From the attention that image tokens pay to the core of the prompt to unit-mean allocation maps.
 
 STAR (arXiv 2606.17979) allocates one group-relative advantage over locations and steps by such maps; the
-normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``, steps ``T``, locations
-``P``, core tokens ``C``.
+normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``, steps ``T``, clauses ``K``
+(1 where clauses are not told apart), locations ``P``, core tokens ``C``.
 """
 
 import math
@@ -10,39 +10,64 @@ import math
 import torch
 from torch import Tensor
 
+from star.params import AllocationParams
 
-def relevance_map(mass: Tensor, token_weights: Tensor) -> Tensor:
-    """Attention mass per core token -> one relevance map (D2).
 
-    Each token's map is divided by its own mean over locations first, so that a small object's map survives a big one's.
+def relevance_map(mass: Tensor, token_weights: Tensor, normalise_tokens: bool) -> Tensor:
+    """Attention mass per core token -> one relevance map a clause (D2).
+
+    With ``normalise_tokens`` each token's map is divided by its own mean over locations first, so that a small object's
+    map survives a big one's.
 
     Args:
         mass: (B, P, C), probability that location ``p`` puts on core token ``c``.
-        token_weights: (B, C), at least 0; 0 marks padding.
+        token_weights: (B, K, C), at least 0; 0 marks what is not the clause's.
 
     Returns:
-        (B, P), at least 0, mean 1 over locations.
+        (B, K, P), at least 0, with ``normalise_tokens`` of mean 1 over locations; 0 for a clause without tokens.
     """
-    per_token = mass / mass.mean(1, keepdim=True).clamp_min(1e-12)
-    return torch.einsum("bpc,bc->bp", per_token, token_weights) / token_weights.sum(1, keepdim=True)
+    if normalise_tokens:
+        mass = mass / mass.mean(1, keepdim=True).clamp_min(1e-12)
+    return torch.einsum("bpc,bkc->bkp", mass, token_weights) / token_weights.sum(2, keepdim=True).clamp_min(1e-12)
 
 
-def allocation_weights(relevance: Tensor, lam: float, smoothing: float, temporal: str) -> Tensor:
-    """Relevance maps -> allocation maps of mean 1 (D3, D5): ``w = (1 + lam a) / mean(1 + lam a)``.
+def controlled(relevance: Tensor, source: str, group_size: int, seed: int) -> Tensor:
+    """The relevance maps of a control, made from those of the rollouts (README, Method, controls).
 
-    ``a`` is the (optionally smoothed) relevance, min-max scaled per map, or over all steps of a rollout for ``joint``.
+    ``shuffled``: each rollout's locations are permuted, alike at all its steps and clauses: time and values stay, place
+    is lost. ``other_rollout``: each rollout gets the maps of one with another prompt (the batch moved on by a group;
+    with one group in the batch, of the next rollout). ``time_averaged``: the mean over the steps at each of them. Other
+    sources keep their maps.
 
     Args:
-        relevance: (B, T, P), locations row-major on a square grid.
-        lam: strength; 0 gives ones.
-        smoothing: sigma of a Gaussian, in locations; 0 for none.
-        temporal: ``per_step`` (unit mean at each step) or ``joint`` (unit mean over all steps and locations).
+        relevance: (B, T, K, P), groups side by side.
+        seed: of the permutations.
     """
-    over = (2,) if temporal == "per_step" else (1, 2)
-    smooth = gaussian_smooth(relevance, smoothing) if smoothing else relevance
+    if source == "shuffled":
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.stack([torch.randperm(relevance.shape[3], generator=generator) for _ in relevance])
+        return relevance.gather(3, order[:, None, None].to(relevance.device).expand_as(relevance))
+    if source == "other_rollout":
+        return relevance.roll(group_size if len(relevance) > group_size else 1, dims=0)
+    if source == "time_averaged":
+        return relevance.mean(1, keepdim=True).expand_as(relevance)
+    return relevance
+
+
+def allocation_weights(relevance: Tensor, allocation: AllocationParams) -> Tensor:
+    """Relevance maps -> allocation maps of mean 1 (D3, D5): ``w = (1 + lam a) / mean(1 + lam a)``.
+
+    ``a`` is the (optionally smoothed) relevance, min-max scaled per map, or over all steps of a rollout where
+    ``allocation.temporal`` is ``joint``; the mean is taken alike.
+
+    Args:
+        relevance: (B, T, K, P), locations row-major on a square grid.
+    """
+    over = (1, 3) if allocation.temporal == "joint" else (3,)
+    smooth = gaussian_smooth(relevance, allocation.smoothing) if allocation.smoothing else relevance
     low, high = smooth.amin(over, keepdim=True), smooth.amax(over, keepdim=True)
     a = (smooth - low) / (high - low).clamp_min(1e-12)
-    raised = 1 + lam * a
+    raised = 1 + allocation.lam * a
     return raised / raised.mean(over, keepdim=True)
 
 

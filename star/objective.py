@@ -1,7 +1,8 @@
 """Group-relative advantages, the clipped surrogates (scalar and spatially resolved) and the KL penalty.
 
 Locations ``p`` are the transformer's image tokens (patches of the latent), in its row-major order. Symbols as in the
-README's Method section: rollout ``i``, step ``t``, location ``p``, log-probability ``l``, ratio ``r``, advantage ``A``.
+README's Method section: rollout ``i``, step ``t``, clause ``k``, location ``p``, log-ratio ``d = l - l_old``, advantage
+``A``, allocation map ``w``. Shapes: rollouts ``B``, clauses ``K``, locations ``P``.
 """
 
 import math
@@ -13,14 +14,20 @@ from torch import Tensor
 from star.sde import Transition
 
 
-def group_advantages(rewards: Tensor, group_size: int, limit: float) -> Tensor:
+def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
     """Flow-GRPO's advantage (arXiv 2505.05470): ``(R - group mean) / (batch std + 1e-4)``, clipped to ``+-limit``.
 
+    Clause by clause where the reward ``R`` is a sum of shares: each has its own group mean, and all are divided by the
+    spread of ``R``, so that before the clipping the advantages of a rollout's clauses add up to that of ``R``.
+
     Args:
-        rewards: (groups * group_size,), the rollouts of a group side by side.
+        shares: (groups * group_size, K), the rollouts of a group side by side; the sum over K is the reward.
+
+    Returns:
+        Like ``shares``.
     """
-    centred = rewards - rewards.view(-1, group_size).mean(1).repeat_interleave(group_size)
-    return (centred / (rewards.std(correction=0) + 1e-4)).clamp(-limit, limit)
+    centred = shares - shares.unflatten(0, (-1, group_size)).mean(1).repeat_interleave(group_size, dim=0)
+    return (centred / (shares.sum(1).std(correction=0) + 1e-4)).clamp(-limit, limit)
 
 
 def patch_mean(values: Tensor, patch: int) -> Tensor:
@@ -33,45 +40,65 @@ class Surrogate:
     """A clipped surrogate loss and what the log wants to know of its ratios."""
 
     loss: Tensor  # scalar
-    ratio: Tensor  # (batch,) or (batch, locations), detached
+    ratio: Tensor  # detached: (B,) scalar, (B, K) weighted, (B, P) local
     clipped: Tensor  # share of ratios outside the clip range, detached scalar
 
 
-def scalar_surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_range: float) -> Surrogate:
-    """Flow-GRPO's objective: one ratio a picture, of the log-probability averaged over all elements.
+def scalar_surrogate(log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float) -> Surrogate:
+    """Flow-GRPO's objective: one ratio a picture, of the log-ratio averaged over all elements; maps are not used.
 
     Args:
-        log_prob, old_log_prob: (batch, locations), patch means.
-        advantage: (batch,).
+        log_ratio: (B, P), patch means.
+        advantage: (B, K); the clauses' are added.
+        weights: not used.
         clip_range: epsilon of ``clip(r, 1 - eps, 1 + eps)``.
     """
-    return _clipped((log_prob - old_log_prob).mean(1), advantage, clip_range)
+    return _clipped(log_ratio.mean(1, keepdim=True), advantage.sum(1, keepdim=True), clip_range)
 
 
-def local_surrogate(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
-) -> Surrogate:
-    """The spatially resolved objective (STAR, arXiv 2606.17979, in our reconstruction D4): one ratio a location.
+def weighted_surrogate(log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float) -> Surrogate:
+    """One ratio a picture and clause, of the log-ratio averaged with the map: ``exp(mean_p w_p d_p)``.
 
-    ``A_{i,t,p} = w_{i,t,p} A_i`` meets the ratio of location ``p``; the surrogate is averaged over locations. A patch
-    averages ``locations`` times fewer elements than the picture, so its log-ratio is wider by the square root
-    of that; the clip range is scaled alike.
+    Same gradient as `local_surrogate` where the policy has not moved yet (D6). The weighted mean of independent
+    locations is wider by the root of ``mean_p w_p^2``; the clip range is scaled alike (D4).
 
     Args:
-        log_prob, old_log_prob: (batch, locations).
-        advantage: (batch,).
-        weights: allocation map, (batch, locations), unit mean over locations (or over locations and steps).
+        log_ratio: (B, P), patch means.
+        advantage: (B, K).
+        weights: allocation maps, (B, K, P).
         clip_range: epsilon of the *scalar* ratio.
     """
-    wide = clip_range * math.sqrt(log_prob.shape[1])
-    return _clipped(log_prob - old_log_prob, weights * advantage[:, None], wide)
+    wide = clip_range * weights.square().mean(2).sqrt()  # (B, K)
+    of_the_sum = advantage * advantage.shape[1]  # the mean over clauses becomes their sum
+    return _clipped((weights * log_ratio[:, None]).mean(2), of_the_sum, wide)
 
 
-def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Surrogate:
+def local_surrogate(log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float) -> Surrogate:
+    """The spatially resolved objective (STAR, arXiv 2606.17979, in our reconstruction D4): one ratio a location.
+
+    ``A_{i,t,p} = sum_k A_{i,k} w_{i,t,k,p}`` meets the ratio of location ``p``; the surrogate is averaged over
+    locations. A patch averages ``P`` times fewer elements than the picture, so its log-ratio is wider by the square
+    root of that; the clip range is scaled alike.
+
+    Args:
+        log_ratio: (B, P), patch means.
+        advantage: (B, K).
+        weights: allocation maps, (B, K, P), unit mean over locations (or over locations and steps).
+        clip_range: epsilon of the *scalar* ratio.
+    """
+    wide = clip_range * math.sqrt(log_ratio.shape[1])
+    return _clipped(log_ratio, torch.einsum("bk,bkp->bp", advantage, weights), wide)
+
+
+SURROGATES = {"scalar": scalar_surrogate, "weighted": weighted_surrogate, "local": local_surrogate}
+
+
+def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Surrogate:
+    """Mean over rollouts and locations of ``max(-A r, -A clip(r))``."""
     ratio = log_ratio.exp()
-    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range)).mean()
+    clip = ratio.clamp(1 - clip_range, 1 + clip_range)
     outside = ((ratio.detach() - 1).abs() > clip_range).float().mean()
-    return Surrogate(loss, ratio.detach(), outside)
+    return Surrogate(torch.maximum(-advantage * ratio, -advantage * clip).mean(), ratio.detach(), outside)
 
 
 def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:

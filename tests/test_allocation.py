@@ -1,56 +1,124 @@
 """Allocation maps: unit mean, lam = 0, per-token normalisation, smoothing, entropy."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star.allocation import allocation_weights, gaussian_smooth, normalised_entropy, relevance_map
+from star.allocation import allocation_weights, controlled, gaussian_smooth, normalised_entropy, relevance_map
+from star.params import AllocationParams
+
+PLAIN = AllocationParams(
+    source="attention",
+    objective="local",
+    clause_wise=False,
+    lam=4.0,
+    blocks="all",
+    normalise_tokens=True,
+    smoothing=0.0,
+    temporal="per_step",
+)
 
 
-def relevance(seed=0, shape=(3, 4, 16)):
+def weights_of(maps, **changes):
+    return allocation_weights(maps, dataclasses.replace(PLAIN, **changes))
+
+
+def relevance(seed=0, shape=(3, 4, 2, 16)):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), lam=st.floats(0, 50), smoothing=st.sampled_from([0.0, 0.7, 2.0]))
 def test_unit_mean_and_positive(seed, lam, smoothing):
-    per_step = allocation_weights(relevance(seed), lam, smoothing, "per_step")
-    joint = allocation_weights(relevance(seed), lam, smoothing, "joint")
-    assert torch.allclose(per_step.mean(2), torch.ones(3, 4, dtype=torch.float64))
-    assert torch.allclose(joint.mean((1, 2)), torch.ones(3, dtype=torch.float64))
+    per_step = weights_of(relevance(seed), lam=lam, smoothing=smoothing)
+    joint = weights_of(relevance(seed), lam=lam, smoothing=smoothing, temporal="joint")
+    assert torch.allclose(per_step.mean(3), torch.ones(3, 4, 2, dtype=torch.float64))
+    assert torch.allclose(joint.mean((1, 3)), torch.ones(3, 2, dtype=torch.float64))
     assert (per_step > 0).all() and (joint > 0).all()
 
 
 def test_by_hand():
-    maps = torch.tensor([[[0.0, 1.0, 0.5, 0.5]]], dtype=torch.float64)
-    weights = allocation_weights(maps, 2.0, 0.0, "per_step")
-    assert torch.allclose(weights, torch.tensor([[[1.0, 3.0, 2.0, 2.0]]], dtype=torch.float64) / 2)
+    maps = torch.tensor([[[[0.0, 1.0, 0.5, 0.5]]]], dtype=torch.float64)
+    assert torch.allclose(weights_of(maps, lam=2.0), torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64) / 2)
+
+
+def test_joint_by_hand_gives_more_to_the_step_with_more_attention():
+    maps = torch.tensor([[[[0.0, 0.5]], [[0.5, 1.0]]]], dtype=torch.float64)  # (1, 2 steps, 1, 2)
+    weights = weights_of(maps, lam=2.0, temporal="joint")
+    assert torch.allclose(weights, torch.tensor([[[[1.0, 2.0]], [[2.0, 3.0]]]], dtype=torch.float64) / 2)
+    assert weights[0, 1].mean() > 1 > weights[0, 0].mean()
 
 
 @pytest.mark.parametrize("temporal", ["per_step", "joint"])
 def test_no_strength_and_a_flat_map_give_ones(temporal):
-    ones = torch.ones(3, 4, 16, dtype=torch.float64)
-    assert torch.equal(allocation_weights(relevance(), 0.0, 0.0, temporal), ones)
-    assert torch.allclose(allocation_weights(ones * 0.3, 5.0, 0.0, temporal), ones)
+    ones = torch.ones(3, 4, 2, 16, dtype=torch.float64)
+    assert torch.equal(weights_of(relevance(), lam=0.0, temporal=temporal), ones)
+    assert torch.allclose(weights_of(ones * 0.3, lam=5.0, temporal=temporal), ones)
 
 
-def test_a_small_object_survives_a_big_one():
-    """Two tokens with masses of different size and the same shape of peak count alike."""
+def small_and_big():
+    """Two tokens with masses of different size and the same shape of peak, at different locations."""
     mass = torch.full((1, 4, 2), 1e-4, dtype=torch.float64)
     mass[0, 0, 0], mass[0, 1, 1] = 0.5, 0.005
     mass[0, 1:, 0], mass[0, [0, 2, 3], 1] = 0.05, 0.0005
-    both = relevance_map(mass, torch.ones(1, 2, dtype=torch.float64))
-    assert both[0, 0].item() == pytest.approx(both[0, 1].item())
+    return mass
+
+
+def test_a_small_object_survives_a_big_one_if_tokens_are_normalised():
+    ones = torch.ones(1, 1, 2, dtype=torch.float64)
+    both = relevance_map(small_and_big(), ones, normalise_tokens=True)[0, 0]
+    assert both[0].item() == pytest.approx(both[1].item())
     assert both.mean().item() == pytest.approx(1.0)
+    raw = relevance_map(small_and_big(), ones, normalise_tokens=False)[0, 0]
+    assert raw[0] > 9 * raw[1]
+
+
+def test_each_clause_reads_its_own_tokens():
+    weights = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]], dtype=torch.float64)
+    maps = relevance_map(small_and_big(), weights, normalise_tokens=True)[0]
+    assert maps[0].argmax() == 0 and maps[1].argmax() == 1
+    assert torch.equal(maps[2], torch.zeros(4, dtype=torch.float64))
+    flat = weights_of(maps[None, None])[0, 0, 2]
+    assert torch.equal(flat, torch.ones(4, dtype=torch.float64)), "a clause without tokens is uniform"
 
 
 def test_padding_tokens_have_no_say():
     mass = relevance(1, (2, 16, 3))
-    weight = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]], dtype=torch.float64)
+    weight = torch.tensor([[[1.0, 0.5, 0.0]], [[1.0, 0.5, 0.0]]], dtype=torch.float64)
     other = mass.clone()
     other[:, :, 2] = 7.0
-    assert torch.equal(relevance_map(mass, weight), relevance_map(other, weight))
+    assert torch.equal(relevance_map(mass, weight, True), relevance_map(other, weight, True))
+
+
+def test_shuffled_maps_keep_values_and_time_and_lose_the_place():
+    maps = relevance(2)
+    shuffled = controlled(maps, "shuffled", 1, seed=5)
+    assert torch.equal(shuffled.sort(dim=3).values, maps.sort(dim=3).values)
+    assert not torch.equal(shuffled, maps)
+    moved_to = [(maps[0, 0, 0] == value).nonzero().item() for value in shuffled[0, 0, 0]]
+    assert torch.equal(shuffled[0], maps[0][:, :, moved_to]), "one permutation for all steps and clauses"
+    assert torch.equal(shuffled, controlled(maps, "shuffled", 1, seed=5))
+    assert not torch.equal(shuffled, controlled(maps, "shuffled", 1, seed=6))
+
+
+def test_maps_of_another_rollout_are_of_another_prompt():
+    maps = relevance(3, (6, 2, 1, 16))
+    assert torch.equal(controlled(maps, "other_rollout", 2, 0), maps[[4, 5, 0, 1, 2, 3]])
+    assert torch.equal(controlled(maps, "other_rollout", 6, 0), maps[[5, 0, 1, 2, 3, 4]])
+
+
+def test_time_averaged_maps_are_the_mean_over_steps():
+    maps = relevance(4)
+    averaged = controlled(maps, "time_averaged", 1, 0)
+    assert torch.allclose(averaged[:, 2], maps.mean(1)) and torch.equal(averaged[:, 0], averaged[:, 3])
+
+
+@pytest.mark.parametrize("source", ["attention", "random_tokens", "guidance"])
+def test_other_sources_keep_their_maps(source):
+    assert torch.equal(controlled(relevance(5), source, 1, 0), relevance(5))
 
 
 def test_smoothing_spreads_a_peak_and_keeps_a_flat_map():
