@@ -40,22 +40,22 @@ def drawn_share(task: str, image: np.ndarray, side: int) -> np.ndarray:
 def correlations(policy: SD3Policy, params: Params, task: str, count: int) -> list[float]:
     """Mean correlation at each denoising step; pictures without anything drawn are left out."""
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1][:count]]
-    pipe = policy.pipe
-    tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
-    lengths = (pipe.tokenizer.model_max_length, params.model.t5_tokens)
-    weights = [core_token_weights(record, tokenizers, lengths, params.core.weights).weights for record in records]
+    weights = [
+        core_token_weights(record, policy.tokenizers, policy.text_lengths, params.core.weights).weights[None]
+        for record in records
+    ]
     maps, images = trace_relevance(
         policy,
         [record.prompt for record in records],
         [seed_of(params.seed, "evaluate", record.id, 0) for record in records],
         params.evaluate.steps,
         CoreKeys.from_weights(torch.from_numpy(np.stack(weights))),
-        params.allocation.blocks,
+        params.allocation,
     )
     side = int(maps.shape[-1] ** 0.5)
     shares = [drawn_share(task, image, side) for image in images]
     found = [
-        [np.corrcoef(relevance, share)[0, 1] for relevance in trace.numpy()]
+        [np.corrcoef(relevance, share)[0, 1] for relevance in trace[:, 0].numpy()]
         for trace, share in zip(maps, shares, strict=True)
         if share.std() > 0
     ]

@@ -61,7 +61,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[0]]
-    return Trainer(params, params.methods[method], records, reward, load_policy(params.model, torch.device("cpu")))
+    return Trainer(params, params.method(method), records, reward, load_policy(params.model, torch.device("cpu")))
 
 
 def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:

@@ -110,8 +110,7 @@ def _train(options: argparse.Namespace) -> None:
 
     params = load_params(options.params)
     records = read_records(options.prompts)
-    if options.method not in params.methods:
-        raise StarError(f"{options.params}: methods has no {options.method!r}; known: {', '.join(params.methods)}")
+    params.method(options.method)  # before the slow imports
     from star.trainer import train
 
     key = _state_key(params, options.task, options.method, options.prompts)
@@ -124,7 +123,7 @@ def _state_key(params: Params, task: str, method: str, prompts: Path) -> str:
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    sections = (params.seed, params.model, params.core, params.rollout, params.allocation, params.methods[method])
+    sections = (params.seed, params.model, params.core, params.rollout, params.method(method))
     digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
     key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, code.hexdigest())
     return f"{task}-{method}-{key}"

@@ -4,6 +4,7 @@ A span is a range of characters, because each text encoder cuts the prompt in it
 attention are the positions of the two CLIP encoders, joined feature by feature, and after them those of T5.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,46 @@ def core_token_weights(
     parts = (_covered(clip + clip2), _covered(t5))
     dropped = (span for span in spans if not all(_inked(record.prompt, span) <= part for part in parts))
     return CoreTokens(weights, tuple(dropped))
+
+
+def clause_records(record: PromptRecord) -> list[PromptRecord]:
+    """The record once for each clause that its reward tells apart, each with the core spans of that clause alone.
+
+    A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn; for other records, and
+    for a prompt whose core does not tell the clauses apart, the core is the whole one. In the order of
+    `star.rewards.base.RewardResult.shares`.
+    """
+    core = record.core or ()
+    if "include" in record.metadata:
+        parts = [
+            tuple(span for span in core if span.clause in (None, index))
+            for index, _ in enumerate(record.metadata["include"])
+        ]
+    elif "text" in record.metadata:
+        letters = [
+            CoreSpan(index, index + 1, "text")
+            for span in core
+            if span.kind == "text"
+            for index in range(span.start, span.end)
+            if not record.prompt[index].isspace()
+        ]
+        parts = [(letter,) for letter in letters]
+    else:
+        parts = [core]
+    return [dataclasses.replace(record, core=part or core) for part in parts]
+
+
+def scattered(weights: np.ndarray, seed: int) -> np.ndarray:
+    """Weights moved from the core tokens to as many other positions drawn at random: a control without content.
+
+    Args:
+        weights: float32 (K, text tokens).
+    """
+    total = weights.sum(0)
+    core, rest = np.flatnonzero(total), np.flatnonzero(total == 0)
+    moved = np.zeros_like(weights)
+    moved[:, np.random.default_rng(seed).choice(rest, len(core), replace=len(rest) < len(core))] = weights[:, core]
+    return moved
 
 
 def _form_spans(prompt: str, include: list[dict]) -> tuple[CoreSpan, ...]:

@@ -59,24 +59,24 @@ class CoreParams:
 @dataclass(frozen=True)
 class RolloutParams:
     steps: int
+    sampler: str
     noise_level: float
     window: list[int]
+    slide_every: int
     same_latent: bool
     batch: int
 
 
 @dataclass(frozen=True)
 class AllocationParams:
-    lam: float
-    blocks: str | list[int]
-    smoothing: float
-    temporal: str
-
-
-@dataclass(frozen=True)
-class MethodParams:
     source: str
     objective: str
+    clause_wise: bool
+    lam: float
+    blocks: str | list[int]
+    normalise_tokens: bool
+    smoothing: float
+    temporal: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class TrainParams:
     weight_decay: float
     max_grad_norm: float
     clip_range: float
+    normalise_ratio: bool
     advantage_clip: float
     kl_beta: float
     kl_form: str
@@ -151,11 +152,21 @@ class Params:
     core: CoreParams
     rollout: RolloutParams
     allocation: AllocationParams
-    methods: dict[str, MethodParams]
+    methods: dict[str, dict[str, Any]]
     train: TrainParams
     rewards: RewardsParams
     evaluate: EvaluateParams
     report: ReportParams
+
+    def method(self, name: str) -> AllocationParams:
+        """The section `allocation` with what the method ``name`` puts in its place.
+
+        Raises:
+            StarError: no such method.
+        """
+        if name not in self.methods:
+            raise StarError(f"no method {name!r} under `methods` in the parameters; known: {', '.join(self.methods)}")
+        return dataclasses.replace(self.allocation, **self.methods[name])
 
     @property
     def images_per_epoch(self) -> int:
@@ -243,8 +254,9 @@ def _build(kind: Any, values: Any) -> Any:
         return kind(**{f.name: _build(hints[f.name], values[f.name]) for f in dataclasses.fields(kind)})
     if kind in (int, float):  # the schema counts 8.0 as an integer and 1 as a number
         return kind(values)
-    if kind == dict[str, MethodParams]:
-        return {name: _build(MethodParams, value) for name, value in values.items()}
+    if kind == dict[str, dict[str, Any]]:  # sections that stand in for keys of `allocation`
+        hints = get_type_hints(AllocationParams)
+        return {name: {key: _build(hints[key], v) for key, v in section.items()} for name, section in values.items()}
     return values
 
 
@@ -268,6 +280,20 @@ def _check_consistency(params: Params, where: str) -> None:
             f"{where}: rollout.window [{first}, {end}] must be 0 <= first < end <= rollout.steps - 1 = "
             f"{params.rollout.steps - 1} (the last step is never stochastic: its log-prob explodes)"
         )
+    if params.rollout.sampler == "cps" and params.rollout.noise_level > 1:
+        raise StarError(
+            f"{where}: rollout.noise_level {params.rollout.noise_level}: the sampler cps replaces a share of the "
+            "noise; use at most 1"
+        )
+    if params.train.kl_form == "none" and params.train.kl_beta > 0:
+        raise StarError(f"{where}: train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact")
+    for name in params.methods:
+        method = params.method(name)
+        if method.objective == "scalar" and method.source != "uniform":
+            raise StarError(
+                f"{where}: methods.{name}: the scalar objective has no place for maps of source {method.source}; "
+                "use weighted or local, or the source uniform"
+            )
     for task, methods in params.runs.items():
         for name in methods:
             if name not in params.methods:

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from star.attention import use_joint_processor
+from star.attention import choose_kernel, use_joint_processor
 from star.errors import StarError
 from star.params import ModelParams
 
@@ -56,7 +58,11 @@ class SD3Policy:
     def __init__(self, pipe: StableDiffusion3Pipeline, model: ModelParams) -> None:
         self.pipe, self.model = pipe, model
         self.transformer = pipe.transformer
-        use_joint_processor(self.transformer)
+        dtype = AUTOCAST_DTYPES.get(model.precision, self.transformer.dtype)
+        tokens = math.prod(side // self.patch for side in self.latent_shape[1:]) + sum(self.text_lengths)
+        head_dim = self.transformer.config.attention_head_dim
+        self.attention_kernel, kernel = choose_kernel(self.device, dtype, tokens, head_dim)
+        use_joint_processor(self.transformer, kernel)
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
             part.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
@@ -65,6 +71,16 @@ class SD3Policy:
     @property
     def device(self) -> torch.device:
         return self.transformer.device
+
+    @property
+    def tokenizers(self) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+        """CLIP, second CLIP and T5."""
+        return self.pipe.tokenizer, self.pipe.tokenizer_2, self.pipe.tokenizer_3
+
+    @property
+    def text_lengths(self) -> tuple[int, int]:
+        """Positions of the CLIP and of the T5 part of the text sequence."""
+        return self.pipe.tokenizer.model_max_length, self.model.t5_tokens
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -90,26 +106,33 @@ class SD3Policy:
 
     def velocity(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
         """Predicted ``e - x_0``, float32, like ``x``; with guidance the batch is [unconditional, conditional]."""
-        guided = self.model.guidance_scale > 1
-        if guided:
-            empty = self.encode([""])
-            x = torch.cat([x, x])
-            conditioning = Conditioning(
-                torch.cat([empty.embeds.expand_as(conditioning.embeds), conditioning.embeds]),
-                torch.cat([empty.pooled.expand_as(conditioning.pooled), conditioning.pooled]),
-            )
+        if self.model.guidance_scale <= 1:
+            return self._predict(x, timestep, conditioning)
+        empty = self._empty(conditioning)
+        both = Conditioning(
+            torch.cat([empty.embeds, conditioning.embeds]), torch.cat([empty.pooled, conditioning.pooled])
+        )
+        unconditional, conditional = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
+        return unconditional + self.model.guidance_scale * (conditional - unconditional)
+
+    def guidance_direction(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        """What the prompt changes: conditional minus unconditional velocity, like ``x``."""
+        conditional = self._predict(x, timestep, conditioning)
+        return conditional - self._predict(x, timestep, self._empty(conditioning))
+
+    def _empty(self, like: Conditioning) -> Conditioning:
+        empty = self.encode([""])
+        return Conditioning(empty.embeds.expand_as(like.embeds), empty.pooled.expand_as(like.pooled))
+
+    def _predict(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
         with self.autocast():
-            velocity = self.transformer(
+            return self.transformer(
                 hidden_states=x,
                 timestep=torch.full((x.shape[0],), timestep, device=x.device),
                 encoder_hidden_states=conditioning.embeds,
                 pooled_projections=conditioning.pooled,
                 return_dict=False,
             )[0].float()
-        if guided:
-            unconditional, conditional = velocity.chunk(2)
-            velocity = unconditional + self.model.guidance_scale * (conditional - unconditional)
-        return velocity
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Sampling pictures: plain ODE sampling for evaluation, and rollouts whose stochastic steps are kept for training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,21 +20,28 @@ from star.policy import Conditioning, Schedule, SD3Policy
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The stochastic steps of a batch of rollouts. ``B`` rollouts, ``T`` trained steps, ``P`` locations.
+    """The stochastic steps of a batch of rollouts. ``B`` rollouts, ``T`` trained steps, ``K`` clauses, ``P`` locations.
 
     latents: float32 (T + 1, B, channels, height, width), exactly what the model consumed and drew.
-    log_prob: float32 (T, B, P), patch means at sampling time.
-    relevance: float32 (B, T, P), or None where the allocation needs no attention.
+    means: float32 (T, B, channels, height, width), of the steps as they were drawn.
+    relevance: float32 (B, T, K, P), or None where the allocation needs no maps.
+    first: the schedule's step of the first trained one.
     shared: rollouts side by side with one prompt and one initial noise. They are equal up to the first stochastic step,
         so up to there the model runs once for all of them, in the rollout as in the update.
     """
 
     conditioning: Conditioning
     latents: Tensor
-    log_prob: Tensor
+    means: Tensor
     relevance: Tensor | None
+    first: int
     shared: int
     pictures: np.ndarray  # uint8 (B, height, width, 3)
+
+    def transition(self, policy: SD3Policy, row: int, schedule: Schedule, rollout: RolloutParams) -> sde.Transition:
+        """The current policy's Gaussian step from the latents of trained step ``row``."""
+        alike = self.shared if row == 0 else 1
+        return transition_at(policy, self.latents[row], self.first + row, schedule, self.conditioning, rollout, alike)
 
 
 @torch.no_grad()
@@ -49,15 +57,20 @@ def sample_pictures(policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[i
 
 @torch.no_grad()
 def trace_relevance(
-    policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[int], steps: int, core: CoreKeys, blocks: str | list[int]
+    policy: SD3Policy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    core: CoreKeys,
+    allocation: AllocationParams,
 ) -> tuple[Tensor, np.ndarray]:
-    """Relevance maps at every ODE step, float32 (batch, steps, locations), and the pictures: for looking at."""
+    """Relevance maps at every ODE step, float32 (batch, steps, K, locations), and the pictures: for looking at."""
     schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
     x, maps = policy.noise(seeds), []
     for t in range(steps):
-        with record_core_attention(policy.transformer, core, blocks) as recorder:
+        with _watched(policy, x, schedule.timesteps[t], conditioning, core, allocation) as seen:
             velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
-        maps.append(relevance_map(recorder.mass, core.weight))
+        maps.append(seen())
         x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
     return torch.stack(maps, dim=1), policy.decode(x)
 
@@ -68,18 +81,16 @@ def transition_at(
     t: int,
     schedule: Schedule,
     conditioning: Conditioning,
-    noise_level: float,
-    shared: int,
+    rollout: RolloutParams,
+    alike: int,
 ) -> sde.Transition:
     """The policy's Gaussian step from ``x`` at step ``t``: the one function that rollout and update share.
 
-    Runs of ``shared`` neighbours in ``x`` are equal, and go through the model as one.
+    Runs of ``alike`` neighbours in ``x`` are equal, and go through the model as one.
     """
-    velocity = policy.velocity(x[::shared], schedule.timesteps[t], conditioning[::shared])
-    sigmas = schedule.sigmas
-    return sde.flow_sde_transition(
-        x, velocity.repeat_interleave(shared, dim=0), sigmas[t], sigmas[t + 1], noise_level, sigmas[1]
-    )
+    velocity = policy.velocity(x[::alike], schedule.timesteps[t], conditioning[::alike])
+    velocity, sigmas = velocity.repeat_interleave(alike, dim=0), schedule.sigmas
+    return sde.SAMPLERS[rollout.sampler](x, velocity, sigmas[t], sigmas[t + 1], rollout.noise_level, sigmas[1])
 
 
 @torch.no_grad()
@@ -89,6 +100,7 @@ def roll_out(
     start_seeds: Sequence[int],
     step_seeds: Sequence[int],
     rollout: RolloutParams,
+    first: int,
     core: CoreKeys | None,
     allocation: AllocationParams,
 ) -> Trajectory:
@@ -97,14 +109,15 @@ def roll_out(
     Args:
         start_seeds: seed of each rollout's initial noise; equal seeds share it.
         step_seeds: seed of each rollout's noise injections, distinct.
-        core: core tokens of each prompt; None leaves the attention unread.
+        first: the first stochastic step; the window keeps the length it has in ``rollout``.
+        core: core tokens of each prompt; None where the allocation needs no maps.
     """
     schedule, conditioning = policy.schedule(rollout.steps), policy.encode(prompts)
-    first, end = rollout.window
+    end = first + rollout.window[1] - rollout.window[0]
     generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
     shared = _shared(prompts, start_seeds)
     x = policy.noise(start_seeds)
-    latents, log_probs, relevances = [], [], []
+    latents, means, relevances = [], [], []
     for t in range(rollout.steps):
         alike = shared if t <= first else 1
         if not first <= t < end:
@@ -112,25 +125,50 @@ def roll_out(
             x = sde.ode_step(x, velocity.repeat_interleave(alike, dim=0), schedule.sigmas[t], schedule.sigmas[t + 1])
             continue
         if core is None:
-            transition = transition_at(policy, x, t, schedule, conditioning, rollout.noise_level, alike)
+            transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
         else:
-            with record_core_attention(policy.transformer, core[::alike], allocation.blocks) as recorder:
-                transition = transition_at(policy, x, t, schedule, conditioning, rollout.noise_level, alike)
-            relevances.append(relevance_map(recorder.mass, core.weight[::alike]).repeat_interleave(alike, dim=0))
+            seen_by = (x[::alike], schedule.timesteps[t], conditioning[::alike], core[::alike])
+            with _watched(policy, *seen_by, allocation) as seen:
+                transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
+            relevances.append(seen().repeat_interleave(alike, dim=0))
         latents.append(x)
+        means.append(transition.mean)
         noise = torch.stack([torch.randn(policy.latent_shape, generator=g) for g in generators]).to(x.device)
         x = sde.sample_transition(transition, noise)
-        log_probs.append(patch_mean(sde.log_prob(x, transition), policy.patch))
         if t == end - 1:
             latents.append(x)
     return Trajectory(
         conditioning,
         torch.stack(latents),
-        torch.stack(log_probs),
+        torch.stack(means),
         torch.stack(relevances, dim=1) if relevances else None,
+        first,
         shared,
         policy.decode(x),
     )
+
+
+@contextmanager
+def _watched(
+    policy: SD3Policy,
+    x: Tensor,
+    timestep: float,
+    conditioning: Conditioning,
+    core: CoreKeys,
+    allocation: AllocationParams,
+) -> Iterator[Callable[[], Tensor]]:
+    """Watch one forward pass; what is yielded gives its relevance maps afterwards, float32 (batch, K, locations).
+
+    The source ``guidance`` looks at the model's outputs and not at its attention: ``|v_cond - v_uncond|^2``, at the
+    price of two forward passes more; every clause has the same map then.
+    """
+    if allocation.source == "guidance":
+        difference = policy.guidance_direction(x, timestep, conditioning)
+        relevance = patch_mean(difference.square(), policy.patch)
+        yield lambda: relevance[:, None].expand(-1, core.weight.shape[1], -1)
+        return
+    with record_core_attention(policy.transformer, core, allocation.blocks) as recorder:
+        yield lambda: relevance_map(recorder.mass, core.weight, allocation.normalise_tokens)
 
 
 def _shared(prompts: Sequence[str], start_seeds: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from star.params import AllocationParams, Params
 from star.policy import SD3Policy
 from star.records import PromptRecord
 from star.rewards.base import Reward
-from star.rollout import trace_relevance
+from star.rollout import sample_pictures, trace_relevance
 from star.seeds import seed_of
 
 SHEET_PROMPTS = 16  # pictures of a sample grid
@@ -23,9 +23,9 @@ def draw_samples(
     policy: SD3Policy,
     reward: Reward,
     records: Sequence[PromptRecord],
-    core: CoreKeys,
+    core: CoreKeys | None,
     params: Params,
-    allocation: AllocationParams | None,
+    allocation: AllocationParams,
     epoch: int,
     folder: Path,
 ) -> None:
@@ -33,18 +33,22 @@ def draw_samples(
 
     Args:
         records: the prompts to draw, one picture each; the first `MAP_PROMPTS` get maps.
-        core: core tokens of the records.
-        allocation: how maps become weights; None for a uniform allocation, which has no maps.
+        core: core tokens of the records; None for an allocation without maps.
+        allocation: how maps become weights; the controls' rearrangements are not shown.
     """
     seeds = [seed_of(params.seed, "sheet", i) for i in range(len(records))]
     prompts, steps = [record.prompt for record in records], params.rollout.steps
-    relevance, drawn = trace_relevance(policy, prompts, seeds, steps, core, params.allocation.blocks)
+    relevance = None
+    if core is None:
+        drawn = sample_pictures(policy, prompts, seeds, steps)
+    else:
+        relevance, drawn = trace_relevance(policy, prompts, seeds, steps, core, allocation)
     name = f"epoch_{epoch:04d}"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     pictures.grid(drawn, columns=8).save(folder / "samples" / f"{name}.png")
-    if allocation is None:
+    if relevance is None:
         return
-    weights = allocation_weights(relevance, allocation.lam, allocation.smoothing, allocation.temporal)
+    weights = allocation_weights(relevance, allocation)[:, :, 0]
     rewards = reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
     maps = folder / "maps"
     maps.mkdir(exist_ok=True)

@@ -21,21 +21,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from star.allocation import allocation_weights, normalised_entropy
+from star.allocation import allocation_weights, controlled, normalised_entropy
 from star.attention import CoreKeys
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from star.core import core_token_weights
+from star.core import clause_records, core_token_weights, scattered
 from star.ema import Average
 from star.errors import StarError
-from star.objective import Surrogate, group_advantages, kl_penalty, local_surrogate, patch_mean, scalar_surrogate
-from star.params import MethodParams, Params
+from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
+from star.params import AllocationParams, Params, RolloutParams
 from star.policy import SD3Policy, load_policy
 from star.records import PromptRecord
-from star.rewards.base import Reward
+from star.rewards.base import Reward, RewardResult
 from star.rewards.factory import build_reward
-from star.rollout import Trajectory, roll_out, transition_at
+from star.rollout import Trajectory, roll_out
 from star.samples import SHEET_PROMPTS, draw_samples
-from star.sde import Transition, log_prob
+from star.sde import Transition, log_ratio
 from star.seeds import seed_of
 
 
@@ -50,31 +50,41 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scored:
-    """A batch after sampling and scoring. weights: allocation maps (B, T, P), or None for the uniform allocation."""
+    """A batch after sampling and scoring. advantages: (B, K); weights: allocation maps (B, T, K, P)."""
 
     trajectory: Trajectory
-    rewards: np.ndarray
     advantages: Tensor
-    weights: Tensor | None
+    weights: Tensor
 
 
 class Trainer:
     """One training run. `run` resumes from ``work`` if it holds a state, and fills ``output`` at the end."""
 
     def __init__(
-        self, params: Params, method: MethodParams, records: Sequence[PromptRecord], reward: Reward, policy: SD3Policy
+        self,
+        params: Params,
+        allocation: AllocationParams,
+        records: Sequence[PromptRecord],
+        reward: Reward,
+        policy: SD3Policy,
     ) -> None:
-        self.params, self.method, self.records, self.reward, self.policy = params, method, records, reward, policy
+        self.params, self.allocation, self.records, self.reward, self.policy = (
+            params,
+            allocation,
+            records,
+            reward,
+            policy,
+        )
         train = params.train
         self.schedule = policy.schedule(params.rollout.steps)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
         self.average = Average(self.parameters, train.ema_decay, train.ema_every)
         self.epoch = self.updates = 0
-        self.allocated = method.source != "uniform" and not (
-            method.source == "attention" and params.allocation.lam == 0
-        )
-        self._core: dict[str, Tensor] = {}
+        self.uses_maps = allocation.source != "uniform" and allocation.lam > 0
+        flat = allocation.source != "uniform" and not self.uses_maps  # strength 0 is Flow-GRPO, bit for bit
+        self.compute_surrogate = SURROGATES["scalar" if flat else allocation.objective]
+        self._core: dict[tuple[str, bool], Tensor] = {}
 
     # -- one epoch: sample, score, weigh, update ----------------------------------------------------------------------
 
@@ -90,11 +100,12 @@ class Trainer:
             seconds["reward"] += time.perf_counter() - submitted
         seconds["rollout"] = time.perf_counter() - clock - seconds["reward"]
         clock = time.perf_counter()
-        rewards = [pending.result().scores for _, pending in sampled]
+        results = [pending.result() for _, pending in sampled]
         seconds["reward"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        scored = self.weigh([trajectory for trajectory, _ in sampled], rewards)
-        line = {"epoch": self.epoch + 1, **reward_facts(np.concatenate(rewards), self.params.train.group_size)}
+        scored = self.weigh([trajectory for trajectory, _ in sampled], results)
+        rewards = np.concatenate([result.scores for result in results])
+        line = {"epoch": self.epoch + 1, **reward_facts(rewards, self.params.train.group_size)}
         line |= self.update(scored)
         seconds["update"] = time.perf_counter() - clock
         self.epoch += 1
@@ -103,52 +114,58 @@ class Trainer:
         return line | {"images_per_s": images / sum(seconds.values())}
 
     def sample(self, batch: Batch) -> Trajectory:
-        prompts = [record.prompt for record in batch.records]
-        core = self.core_keys(batch.records) if self.allocated and self.method.source == "attention" else None
         return roll_out(
             self.policy,
-            prompts,
+            [record.prompt for record in batch.records],
             batch.start_seeds,
             batch.step_seeds,
             self.params.rollout,
-            core,
-            self.params.allocation,
+            window_start(self.params.rollout, self.epoch),
+            self.core_keys(batch.records, self.allocation.clause_wise) if self.uses_maps else None,
+            self.allocation,
         )
 
-    def weigh(self, trajectories: Sequence[Trajectory], rewards: Sequence[np.ndarray]) -> list[Scored]:
-        train, allocation = self.params.train, self.params.allocation
-        every = torch.from_numpy(np.concatenate(rewards)).to(self.policy.device)
-        advantages = group_advantages(every, train.group_size, train.advantage_clip).split([len(r) for r in rewards])
+    def weigh(self, trajectories: Sequence[Trajectory], results: Sequence[RewardResult]) -> list[Scored]:
+        """Advantages of all rollouts of the epoch, and the maps that spread them."""
+        train = self.params.train
+        shares = _padded(
+            [s for r in results for s in _clause_shares(r, self.allocation.clause_wise and self.uses_maps)]
+        )
+        advantages = group_advantages(shares.to(self.policy.device), train.group_size, train.advantage_clip)
         scored = []
-        for trajectory, reward, advantage in zip(trajectories, rewards, advantages, strict=True):
-            weights = None
-            if self.allocated and self.method.source == "ones":
-                weights = torch.ones_like(trajectory.log_prob).transpose(0, 1)
-            elif self.allocated and trajectory.relevance is not None:
-                weights = allocation_weights(
-                    trajectory.relevance, allocation.lam, allocation.smoothing, allocation.temporal
-                )
-            scored.append(Scored(trajectory, reward, advantage, weights))
+        for i, (trajectory, advantage) in enumerate(
+            zip(trajectories, advantages.split([len(r.scores) for r in results]), strict=True)
+        ):
+            if trajectory.relevance is None:
+                steps, rollouts = trajectory.means.shape[:2]
+                locations = patch_mean(trajectory.means[0], self.policy.patch).shape[1]
+                weights = advantage.new_ones(rollouts, steps, 1, locations)
+            else:
+                seed = seed_of(self.params.seed, "control", self.epoch, i)
+                relevance = controlled(trajectory.relevance, self.allocation.source, train.group_size, seed)
+                weights = allocation_weights(relevance, self.allocation)
+                advantage = advantage[:, : weights.shape[2]]  # the batch may lack the epoch's longest prompt
+            scored.append(Scored(trajectory, advantage, weights))
         return scored
 
     def update(self, scored: Sequence[Scored]) -> dict:
         """The epoch's optimizer steps, each over its share of the batches; returns the log's update facts."""
         train = self.params.train
         share = len(scored) // train.updates_per_epoch
-        first, end = self.params.rollout.window
+        steps = len(scored[0].trajectory.means)
         ratios, clipped, norms = [], [], []
         penalties: list[Tensor] = []
         for start in range(0, len(scored), share):
             for item in scored[start : start + share]:
-                for t in range(first, end):
-                    surrogate, transition = self.surrogate(item, t)
+                for row in range(steps):
+                    surrogate, transition = self.surrogate(item, row)
                     loss = surrogate.loss
                     # Without a penalty the KL is still logged, of the epoch's first step: it costs a forward pass.
-                    if train.kl_beta > 0 or not penalties:
-                        penalty = self.penalty(item, t, transition)
+                    if train.kl_form != "none" and (train.kl_beta > 0 or not penalties):
+                        penalty = self.penalty(item, row, transition)
                         penalties.append(penalty.detach())
                         loss = loss + train.kl_beta * penalty
-                    (loss / (share * (end - first))).backward()
+                    (loss / (share * steps)).backward()
                     ratios.append(surrogate.ratio.flatten())
                     clipped.append(surrogate.clipped)
             norms.append(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
@@ -157,55 +174,58 @@ class Trainer:
             self.updates += 1
             self.average.update(self.parameters, self.updates)
         every = torch.cat(ratios)
-        fresh = torch.cat(ratios[: share * (end - first)])  # before the first optimizer step: exactly 1
-        weights = [item.weights for item in scored if item.weights is not None]
+        fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
+        entropies = [normalised_entropy(item.weights) for item in scored]
         return {
             "ratio_mean": every.mean().item(),
             "ratio_min": every.min().item(),
             "ratio_max": every.max().item(),
             "first_ratio_error": (fresh - 1).abs().max().item(),
             "clip_fraction": torch.stack(clipped).mean().item(),
-            "kl": torch.stack(penalties).mean().item(),
+            "kl": torch.stack(penalties).mean().item() if penalties else None,
             "grad_norm": torch.stack(norms).mean().item(),
-            "map_entropy": normalised_entropy(torch.cat(weights)).item() if weights else None,
+            "map_entropy": torch.stack(entropies).mean().item() if self.uses_maps else None,
         }
 
-    def surrogate(self, item: Scored, t: int) -> tuple[Surrogate, Transition]:
-        """The clipped surrogate of one step of one batch, and the current policy's transition."""
+    def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
+        """The clipped surrogate of one trained step of one batch, and the current policy's transition."""
         train, trajectory = self.params.train, item.trajectory
-        row = t - self.params.rollout.window[0]
-        transition = self.transition(item, t)
-        new = patch_mean(log_prob(trajectory.latents[row + 1], transition), self.policy.patch)
-        old = trajectory.log_prob[row]
-        if item.weights is None:
-            return scalar_surrogate(new, old, item.advantages, train.clip_range), transition
-        return local_surrogate(new, old, item.advantages, item.weights[:, row], train.clip_range), transition
+        transition = self.transition(item, row)
+        elements = log_ratio(trajectory.latents[row + 1], transition, trajectory.means[row], train.normalise_ratio)
+        locations = patch_mean(elements, self.policy.patch)
+        return self.compute_surrogate(locations, item.advantages, item.weights[:, row], train.clip_range), transition
 
-    def penalty(self, item: Scored, t: int, transition: Transition) -> Tensor:
+    def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
         """KL of one step of one batch from the base model's, by a second forward pass without the adapter."""
         with torch.no_grad(), self.policy.reference():
-            reference = self.transition(item, t)
+            reference = self.transition(item, row)
         return kl_penalty(transition, reference.mean, self.params.train.kl_form)
 
-    def transition(self, item: Scored, t: int) -> Transition:
-        rollout, trajectory = self.params.rollout, item.trajectory
-        x = trajectory.latents[t - rollout.window[0]]
-        shared = trajectory.shared if t == rollout.window[0] else 1
-        return transition_at(self.policy, x, t, self.schedule, trajectory.conditioning, rollout.noise_level, shared)
+    def transition(self, item: Scored, row: int) -> Transition:
+        return item.trajectory.transition(self.policy, row, self.schedule, self.params.rollout)
 
-    def core_keys(self, records: Sequence[PromptRecord]) -> CoreKeys:
+    def core_keys(self, records: Sequence[PromptRecord], clause_wise: bool) -> CoreKeys:
         """Core tokens of a batch as keys of the joint attention; spans cut off by the text length are reported."""
-        pipe = self.policy.pipe
-        tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
-        lengths = (pipe.tokenizer.model_max_length, self.params.model.t5_tokens)
         for record in records:
-            if record.id not in self._core:
-                tokens = core_token_weights(record, tokenizers, lengths, self.params.core.weights)
-                for span in tokens.dropped:
-                    text = record.prompt[span.start : span.end]
-                    tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")
-                self._core[record.id] = torch.from_numpy(tokens.weights).to(self.policy.device)
-        return CoreKeys.from_weights(torch.stack([self._core[record.id] for record in records]))
+            if (record.id, clause_wise) not in self._core:
+                self._core[record.id, clause_wise] = self._core_weights(record, clause_wise)
+        return CoreKeys.from_weights(_padded([self._core[record.id, clause_wise] for record in records]))
+
+    def _core_weights(self, record: PromptRecord, clause_wise: bool) -> Tensor:
+        """Weight of each text position for each clause (or for the whole): float32 (K, text tokens)."""
+        weights = []
+        for part in clause_records(record) if clause_wise else [record]:
+            tokens = core_token_weights(
+                part, self.policy.tokenizers, self.policy.text_lengths, self.params.core.weights
+            )
+            for span in tokens.dropped:
+                text = record.prompt[span.start : span.end]
+                tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")
+            weights.append(tokens.weights)
+        stacked = np.stack(weights)
+        if self.allocation.source == "random_tokens":
+            stacked = scattered(stacked, seed_of(self.params.seed, "random_tokens", record.id))
+        return torch.from_numpy(stacked).to(self.policy.device)
 
     # -- what the run leaves behind -----------------------------------------------------------------------------------
 
@@ -257,6 +277,26 @@ def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> l
     return [Batch(*map(list, zip(*entries[i : i + size], strict=True))) for i in range(0, len(entries), size)]
 
 
+def window_start(rollout: RolloutParams, epoch: int) -> int:
+    """First stochastic step of an epoch: the window slides by a step every ``slide_every`` epochs and starts over at
+    step 0 (as MixGRPO's, arXiv 2507.21802, which slides over the updates)."""
+    first, end = rollout.window
+    moves = epoch // rollout.slide_every if rollout.slide_every else 0
+    return (first + moves) % (rollout.steps - (end - first))
+
+
+def _clause_shares(result: RewardResult, clause_wise: bool) -> list[Tensor]:
+    """Shares of each picture's score, (K,): of its clauses, or the score alone."""
+    if clause_wise and result.shares is not None:
+        return [torch.from_numpy(share) for share in result.shares]
+    return list(torch.from_numpy(result.scores[:, None]))
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """Tensors (K_i, ...) -> (len(rows), max K_i, ...), filled up with zeros."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+
 def reward_facts(rewards: np.ndarray, group_size: int) -> dict:
     """Mean and spread of an epoch's rewards, and the share of groups that teach nothing."""
     groups = rewards.reshape(-1, group_size)
@@ -274,8 +314,7 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
         StarError: an unknown method, records of another task, an unusable model, a reward that fails, or a
             non-finite loss.
     """
-    if method not in params.methods:
-        raise StarError(f"no method {method!r} in params.yaml; known: {', '.join(params.methods)}")
+    allocation = params.method(method)
     wrong = next((record for record in records if record.task != task), None)
     if wrong is not None:
         raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
@@ -287,7 +326,7 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     policy = load_policy(params.model, accelerator.device)
     reward = build_reward(task, params.rewards)
     try:
-        trainer = Trainer(params, params.methods[method], records, reward, policy)
+        trainer = Trainer(params, allocation, records, reward, policy)
         if params.train.tracker == "wandb":
             accelerator.init_trackers(
                 "star", config=dataclasses.asdict(params), init_kwargs={"wandb": {"name": f"{task}-{method}"}}
@@ -331,9 +370,9 @@ def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: s
 
 def _draw(trainer: Trainer, folder: Path) -> None:
     records = trainer.records[:SHEET_PROMPTS]
-    maps = trainer.params.allocation if trainer.allocated else None
+    core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
     draw_samples(
-        trainer.policy, trainer.reward, records, trainer.core_keys(records), trainer.params, maps, trainer.epoch, folder
+        trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star.core import core_token_weights, extract_core
+from star.core import clause_records, core_token_weights, extract_core, scattered
 from star.errors import StarError
 from star.miniature.world import CLASSES
 from star.prompts.geneval import COCO_CLASSES, COUNT_WORDS, TAGS, plural, sample_metadata
@@ -350,3 +350,47 @@ def test_a_prompt_with_nothing_left_is_named(tokenizers):
         core_token_weights(record, tokenizers, (4, 4), {"text": 1.0})
     with pytest.raises(StarError, match="prompt some-00001: no core spans; run `star core`"):
         core_token_weights(record_of("a cat"), tokenizers, LENGTHS, ALL_KINDS)
+
+
+# ---------------------------------------------------------------- clauses and the control without content
+
+
+def parts(record: PromptRecord) -> list[list[str]]:
+    return [[record.prompt[span.start : span.end] for span in part.core] for part in clause_records(record)]
+
+
+def test_clauses_of_geneval_have_their_own_spans():
+    include = [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["left of", 0]}]
+    record = cored(record_of("a photo of a cat left of a dog", {"include": include}, "geneval"))
+    assert parts(record) == [["dog"], ["cat", "left of"]]
+
+
+def test_a_prompt_in_other_words_gives_every_clause_the_whole_core():
+    include = [{"class": "dog", "count": 1}, {"class": "cat", "count": 1}]
+    record = cored(record_of("my cat chases that dog", {"include": include}, "geneval"))
+    assert parts(record) == [["cat", "dog"]] * 2 or parts(record) == [["cat chases", "dog"]] * 2
+
+
+def test_letters_are_the_clauses_of_a_text():
+    record = cored(record_of('a sign that says "BIG TOE"', {"text": "BIG TOE"}, "ocr"))
+    assert parts(record) == [["B"], ["I"], ["G"], ["T"], ["O"], ["E"]]
+
+
+def test_other_prompts_are_one_clause():
+    record = cored(record_of("a small house"))
+    assert clause_records(record) == [record]
+
+
+def test_scattered_weights_avoid_the_core_and_keep_their_number():
+    weights = np.zeros((2, 20), np.float32)
+    weights[0, 3], weights[1, 5], weights[1, 6] = 1.0, 0.5, 2.0
+    moved = scattered(weights, 1)
+    assert not moved[:, [3, 5, 6]].any()
+    assert [sorted(row[row > 0]) for row in moved] == [[1.0], [0.5, 2.0]]
+    assert (scattered(weights, 1) == moved).all() and (scattered(weights, 2) != moved).any()
+
+
+def test_scattered_weights_where_nearly_everything_is_core():
+    weights = np.ones((1, 4), np.float32)
+    weights[0, 2] = 0
+    assert np.flatnonzero(scattered(weights, 0)).tolist() == [2]

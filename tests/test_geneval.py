@@ -12,7 +12,7 @@ from star.prompts.geneval import COLORS, TAGS, sample_metadata
 from star.records import PromptRecord
 from star.rewards.base import RewardError
 from star.rewards.detection import Detection
-from star.rewards.geneval import GenevalReward, build_detector, judge, keep_detections, relations
+from star.rewards.geneval import GenevalReward, build_detector, clause_shares, judge, keep_detections, relations
 
 PARAMS = GenevalParams(detector="exact", score_threshold=0.3, counting_threshold=0.9, max_per_class=16)
 MASK = np.zeros((2, 2), bool)
@@ -248,6 +248,22 @@ def test_relations_are_mirrored_when_the_boxes_change_places(a, b):
 
 
 # ---------------------------------------------------------------- the reward
+
+
+def test_clause_shares_by_hand():
+    """A cat left of a car: one requirement of the car's clause, two of the cat's; the cat is there but not placed."""
+    judged = judge([at(0, 0, "cat"), at(0, 30, "car")], position_line(), PARAMS)
+    assert clause_shares(judged).tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert clause_shares(judge([at(0, 0, "cat")], position_line(), PARAMS)).tolist() == pytest.approx([0, 1 / 3])
+
+
+@settings(deadline=None)
+@given(detections_of, metadata_of)
+def test_clause_shares_add_up_to_the_soft_reward(detections, metadata):
+    judged = judge(detections, metadata, PARAMS)
+    shares = clause_shares(judged)
+    assert len(shares) == len(metadata["include"])
+    assert shares.sum() == pytest.approx(judged.soft, abs=1e-6)
 
 
 def record(metadata, name="geneval-test-00001"):

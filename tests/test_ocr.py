@@ -17,7 +17,7 @@ from star.miniature.world import BACKGROUND, LETTERS, SIZE, Scene, render
 from star.params import OcrParams
 from star.records import PromptRecord
 from star.rewards.base import RewardError
-from star.rewards.ocr import OcrReward, text_reward
+from star.rewards.ocr import OcrReward, letter_shares, text_reward
 
 WORDS = ("STAR", "HELLO", "CAT", "BY", "GRPO")
 TEXTS = st.text(alphabet="abcAB ", max_size=8)
@@ -57,6 +57,29 @@ def pooled() -> Iterator[OcrReward]:
 def test_text_reward_closed_forms(read: str, target: str, extra_costs: float, substring: float) -> None:
     assert text_reward(read, target, substring=False) == extra_costs
     assert text_reward(read, target, substring=True) == substring
+
+
+@pytest.mark.parametrize(
+    ("read", "target", "shares"),
+    [
+        ("LOVE", "LOVE", [1, 1, 1, 1]),
+        ("LAVE", "LOVE", [1, 0, 1, 1]),  # misread
+        ("LOE", "LOVE", [1, 1, 0, 1]),  # missing
+        ("LOXVE", "LOVE", [1, 1, 0, 1]),  # one too many, before the V
+        ("LOVEX", "LOVE", [1, 1, 1, 0]),  # one too many, at the end
+        ("big sale", "Big Sale", [1] * 7),  # blanks are no letters
+        ("XXLOVEXXX", "LOVE", [0, 0, 0, 0]),  # nothing is left of the reward
+    ],
+)
+def test_letter_shares_by_hand(read: str, target: str, shares: list[float]) -> None:
+    assert letter_shares(read, target, substring=False) * len(shares) == pytest.approx(shares)
+
+
+@given(read=TEXTS, target=TEXTS.filter(lambda text: bool(text.strip())), substring=st.booleans())
+def test_letter_shares_add_up_to_the_reward(read: str, target: str, substring: bool) -> None:
+    shares = letter_shares(read, target, substring)
+    assert len(shares) == sum(not letter.isspace() for letter in target)
+    assert shares.sum() == pytest.approx(text_reward(read, target, substring), abs=1e-6)
 
 
 def test_empty_target_is_refused() -> None:

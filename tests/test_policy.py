@@ -53,10 +53,10 @@ def test_ode_sampling_is_the_stock_pipeline(guidance):
 
 
 def test_rollout_without_noise_is_the_stock_pipeline():
-    """A tiny noise level: the log-prob needs a positive deviation, the picture must be the ODE's."""
+    """A tiny noise level: the log-ratio needs a positive deviation, the picture must be the ODE's."""
     policy = load_policy(EXACT, CPU)
     rollout = dataclasses.replace(PARAMS.rollout, steps=6, window=[0, 3], noise_level=1e-6)
-    trajectory = roll_out(policy, PROMPTS, [1, 2], [3, 4], rollout, None, PARAMS.allocation)
+    trajectory = roll_out(policy, PROMPTS, [1, 2], [3, 4], rollout, 0, None, PARAMS.allocation)
     assert_same_pictures(trajectory.pictures, stock_pictures(policy, 1.0, 6))
 
 
@@ -65,19 +65,19 @@ def test_what_a_group_shares_is_run_once_and_changes_nothing(window):
     """Groups side by side share their first passes; the same rollouts in another order share none."""
     policy = load_policy(EXACT, CPU)
     rollout = dataclasses.replace(PARAMS.rollout, steps=4, window=window)
-    weights = torch.zeros(2, 16 + PARAMS.model.t5_tokens)
-    weights[:, 3:5] = 1
+    weights = torch.zeros(2, 1, sum(policy.text_lengths))
+    weights[:, :, 3:5] = 1
     grouped, mixed = [0, 0, 1, 1], [0, 1, 0, 1]
 
     def run(order: list[int], step_seeds: list[int]) -> Trajectory:
         core = CoreKeys.from_weights(weights[order])
         prompts, starts = [PROMPTS[i] for i in order], [1 + i for i in order]
-        return roll_out(policy, prompts, starts, step_seeds, rollout, core, PARAMS.allocation)
+        return roll_out(policy, prompts, starts, step_seeds, rollout, window[0], core, PARAMS.allocation)
 
     together, apart = run(grouped, [3, 4, 5, 6]), run(mixed, [3, 5, 4, 6])
     assert (together.shared, apart.shared) == (2, 1)
     assert torch.allclose(together.latents, apart.latents[:, [0, 2, 1, 3]], atol=1e-4)
-    assert torch.allclose(together.log_prob, apart.log_prob[:, [0, 2, 1, 3]], atol=1e-4)
+    assert torch.allclose(together.means, apart.means[:, [0, 2, 1, 3]], atol=1e-4)
     assert torch.allclose(together.relevance, apart.relevance[[0, 2, 1, 3]], rtol=1e-3)
 
 

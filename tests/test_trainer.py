@@ -15,7 +15,7 @@ from star.params import load_params
 from star.policy import load_policy
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
-from star.trainer import Trainer, plan_epoch, train
+from star.trainer import Trainer, plan_epoch, train, window_start
 
 BASE = load_params(Path("params.yaml"))
 
@@ -48,8 +48,12 @@ def records():
     return [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", small())[0]]
 
 
-def trainer(params, method, records):
-    return Trainer(params, params.methods[method], records, Redness(), load_policy(params.model, torch.device("cpu")))
+def trainer(params, method, records, reward=None, **allocation):
+    if allocation:
+        params = dataclasses.replace(params, allocation=dataclasses.replace(params.allocation, **allocation))
+    return Trainer(
+        params, params.method(method), records, reward or Redness(), load_policy(params.model, torch.device("cpu"))
+    )
 
 
 def adapter_bytes(run):
@@ -68,6 +72,95 @@ def test_first_ratio_is_exactly_one_and_every_parameter_moves(method, records):
     last = f"transformer_blocks.{len(run.policy.transformer.transformer_blocks) - 1}.attn.add_q_proj"
     assert [name for name, did in moved.items() if not did and not name.startswith(last)] == []
     assert (lines[0]["map_entropy"] is None) == (method == "flow_grpo")
+
+
+class Clauses(Redness):
+    """The same reward, with shares of two clauses: the left and the right half of the picture."""
+
+    def submit(self, images, records):
+        redness = (images[..., 0].astype(np.float32) - images[..., 2]) / 255
+        halves = np.stack([half.mean((1, 2)) / 2 for half in np.split(redness, 2, axis=2)], axis=1)
+        scores = halves.sum(1)
+        shares = [
+            pair if len(record.metadata["include"]) == 2 else pair.sum(keepdims=True)
+            for pair, record in zip(halves, records, strict=True)
+        ]
+        return finished(RewardResult(scores, [{} for _ in records], shares))
+
+
+SETTINGS = {
+    "shuffled": {"source": "shuffled"},
+    "other_rollout": {"source": "other_rollout"},
+    "random_tokens": {"source": "random_tokens"},
+    "time_averaged": {"source": "time_averaged"},
+    "guidance": {"source": "guidance"},
+    "ones": {"source": "uniform", "objective": "local"},
+    "weighted": {"objective": "weighted"},
+    "joint": {"temporal": "joint"},
+    "clause_wise": {"clause_wise": True},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_variant_starts_at_ratio_one_and_trains_otherwise_than_star(name, records):
+    runs = [
+        trainer(dataclasses.replace(small(learning_rate=1e-2), methods={"m": m}), "m", records, Clauses())
+        for m in ({}, SETTINGS[name])
+    ]
+    lines = [run.train_epoch() for run in runs]
+    assert lines[0]["first_ratio_error"] == lines[1]["first_ratio_error"] == 0.0
+    assert lines[0]["reward_mean"] == lines[1]["reward_mean"], "the same pictures, whatever the allocation"
+    assert adapter_bytes(runs[0]) != adapter_bytes(runs[1])
+
+
+def test_clause_wise_is_star_where_there_is_one_clause(records):
+    single = [record for record in records if len(record.metadata["include"]) == 1]
+    runs = [
+        trainer(small(learning_rate=1e-2), "star", single, Clauses(), clause_wise=clause_wise)
+        for clause_wise in (False, True)
+    ]
+    for run in runs:
+        run.train_epoch()
+    assert adapter_bytes(runs[0]) == adapter_bytes(runs[1])
+
+
+def test_clause_wise_maps_and_advantages_of_a_batch(records):
+    """Advantages of a rollout's clauses add up to its own; the batch keeps a row a clause."""
+    run = trainer(small(advantage_clip=100.0), "star", records, Clauses(), clause_wise=True)
+    whole = trainer(small(advantage_clip=100.0), "star", records, Clauses())
+    both = []
+    for each in (run, whole):
+        batches = plan_epoch(records, each.params, 0)
+        trajectories = [each.sample(batch) for batch in batches]
+        results = [Clauses().submit(t.pictures, b.records).result() for t, b in zip(trajectories, batches, strict=True)]
+        both.append(each.weigh(trajectories, results))
+    for clauses, one in zip(*both, strict=True):
+        assert clauses.weights.shape[2] == clauses.advantages.shape[1] <= 2
+        assert torch.allclose(clauses.advantages.sum(1), one.advantages[:, 0], atol=1e-4)
+        assert torch.allclose(clauses.weights.mean(3), torch.ones(1))
+    assert any(item.weights.shape[2] == 2 for item in both[0])
+
+
+@pytest.mark.parametrize("sampler", ["dance", "cps"])
+def test_every_sampler_starts_at_ratio_one(sampler, records):
+    params = small(learning_rate=1e-2)
+    params = dataclasses.replace(params, rollout=dataclasses.replace(params.rollout, sampler=sampler, noise_level=0.5))
+    assert trainer(params, "star", records).train_epoch()["first_ratio_error"] == 0.0
+
+
+def test_the_window_slides_and_starts_over(records):
+    rollout = dataclasses.replace(BASE.rollout, steps=4, window=[0, 2], slide_every=2, batch=8)
+    assert [window_start(rollout, epoch) for epoch in range(6)] == [0, 0, 1, 1, 0, 0], "never the last step"
+    assert window_start(dataclasses.replace(rollout, slide_every=0, window=[1, 3]), 100) == 1
+    run = trainer(dataclasses.replace(small(), rollout=rollout), "star", records)
+    run.epoch = 2
+    assert run.sample(plan_epoch(records, run.params, 2)[0]).first == 1
+    assert run.train_epoch()["first_ratio_error"] == 0.0
+
+
+def test_normalised_ratios_train(records):
+    line = trainer(small(normalise_ratio=True, learning_rate=1e-2), "star", records).train_epoch()
+    assert line["first_ratio_error"] == 0.0 and line["ratio_max"] > 1
 
 
 def test_no_strength_is_flow_grpo_bit_for_bit(records):
@@ -115,6 +208,12 @@ def test_kl_is_logged_and_zero_at_the_base(records):
         run = trainer(small(kl_beta=beta, updates_per_epoch=1), "star", records)
         assert run.train_epoch()["kl"] == 0.0
         assert run.train_epoch()["kl"] > 0.0
+
+
+def test_without_a_kl_form_there_is_no_second_forward_pass(records, monkeypatch):
+    run = trainer(small(kl_form="none"), "star", records)
+    monkeypatch.setattr(run.policy, "reference", None)
+    assert run.train_epoch()["kl"] is None
 
 
 def test_train_leaves_adapter_log_samples_and_maps(tmp_path, records):

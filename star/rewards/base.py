@@ -26,10 +26,13 @@ class RewardResult:
     Attributes:
         scores: float32 (n,), in the range that the reward documents.
         details: one JSON-able dict a picture: what evaluation and report show (detections, text read, ...).
+        shares: what each clause of the prompt contributes to the score, one float32 (clauses,) a picture that adds up
+            to it, in the order of `star.core.clause_records`; None where the reward knows no clauses.
     """
 
     scores: np.ndarray
     details: list[dict]
+    shares: list[np.ndarray] | None = None
 
 
 class Reward(Protocol):

@@ -141,6 +141,14 @@ def judge(detections: Sequence[Detection], metadata: dict, params: GenevalParams
     return Judgement(strict_correct(groups, metadata), soft, scores)
 
 
+def clause_shares(judgement: Judgement) -> np.ndarray:
+    """What each include clause's requirements contribute to the soft reward: float32 (clauses,), with it as sum."""
+    shares = np.zeros(judgement.clauses[-1].clause + 1, np.float32)
+    for score in judgement.clauses:
+        shares[score.clause] += score.score / len(judgement.clauses)
+    return shares
+
+
 class GenevalReward:
     """GenEval-style reward of pictures, in this process; scores are the soft reward in [0, 1]."""
 
@@ -162,9 +170,10 @@ class GenevalReward:
         check_batch(self.name, images, records)
         for record in records:
             self._check_record(record)
-        details = []
+        details, shares = [], []
         for detections, record in zip(self._detector.detect(images), records, strict=True):
             verdict = judge(detections, record.metadata, self._params)
+            shares.append(clause_shares(verdict))
             details.append(
                 {
                     "tag": record.metadata["tag"],
@@ -174,7 +183,7 @@ class GenevalReward:
                     "found": [[d.name, d.color, round(d.score, 4), list(d.box)] for d in sorted(detections, key=_rank)],
                 }
             )
-        return finished(RewardResult(np.array([d["soft"] for d in details], np.float32), details))
+        return finished(RewardResult(np.array([d["soft"] for d in details], np.float32), details, shares))
 
     def close(self) -> None:
         """Nothing to give back."""

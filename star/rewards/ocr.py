@@ -58,6 +58,26 @@ def text_reward(read: str, target: str, substring: bool) -> float:
     return 1.0 - min(Levenshtein.distance(read, target), len(target)) / len(target)
 
 
+def letter_shares(read: str, target: str, substring: bool) -> np.ndarray:
+    """What each letter of the target contributes to `text_reward`: float32 (letters,), with it as sum.
+
+    A letter counts ``1 / len``; one that is missing or read as another, nothing; and an extra character costs the
+    letter at whose place it stands as much as a letter counts. Where that leaves nothing of the reward, all are 0.
+
+    Letters are the target's characters but for blanks, as in `star.core.clause_records`.
+    """
+    letters = [normalized(letter) for letter in target if not letter.isspace()]
+    owner = [index for index, letter in enumerate(letters) for _ in letter]
+    reward, length = text_reward(read, target, substring), len(owner)
+    shares = np.bincount(owner, minlength=len(letters)).astype(np.float32)
+    if reward == 0:
+        return np.zeros_like(shares)
+    if reward < 1:
+        for edit in Levenshtein.editops(normalized(read), normalized(target)):
+            shares[owner[min(edit.dest_pos, length - 1)]] -= 1
+    return shares / length
+
+
 class OcrReward:
     """`text_reward` of the word in ``record.metadata["text"]``: scores in [0, 1].
 
@@ -105,7 +125,8 @@ class OcrReward:
             score = text_reward(read, target, self._params.substring)
             exact = normalized(read) == normalized(target)
             details.append({"target": target, "read": read, "exact": exact, "score": score})
-        return RewardResult(np.array([detail["score"] for detail in details], np.float32), details)
+        shares = [letter_shares(detail["read"], detail["target"], self._params.substring) for detail in details]
+        return RewardResult(np.array([detail["score"] for detail in details], np.float32), details, shares)
 
     def _read(self, images: np.ndarray, ids: list[str]) -> list[str]:
         side = self._params.read_side
