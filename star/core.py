@@ -14,34 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from star.errors import StarError
+from star.prompts.carriers import carrier_of
 from star.prompts.ocr import quoted_span
 from star.prompts.phrases import content_words, subject_phrases, words
 from star.records import CoreSpan, PromptRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# What commonly carries writing; of several, the nearest to the quotation is taken.
-_CARRIER = re.compile(
-    r"\b(?:sign(?:board|post)?|billboard|banner|poster|label|(?:t-?)?shirt|mug|cup|cover|book|page|wall|screen|card"
-    r"|(?:chalk|white|black)?board|storefront|shop|plaque|sticker|menu|newspaper|ticket|stamp|flag|bottle|box|package"
-    r"|cake|stone|window|door|display|note|map|badge|plate|tattoo|logo|graffiti)(?:e?s)?\b",
-    re.IGNORECASE,
-)
-_WRITING = {
-    "text",
-    "title",
-    "word",
-    "words",
-    "message",
-    "letters",
-    "phrase",
-    "quote",
-    "slogan",
-    "caption",
-    "bold",
-    "photo",
-}
 
 
 @dataclass(frozen=True)
@@ -205,24 +184,9 @@ def _writing_spans(record: PromptRecord) -> tuple[CoreSpan, ...]:
     quoted = quoted_span(record.prompt)
     if quoted is None:
         raise StarError(f'prompt {record.id}: no quoted span; write the word to be drawn as "WORD" in double quotes')
-    carrier = _carrier(record.prompt, quoted)
+    carrier = carrier_of(record.prompt, quoted)
     spans = [CoreSpan(*quoted, "text")] + ([CoreSpan(*carrier, "carrier")] if carrier else [])
     return tuple(sorted(spans, key=lambda span: span.start))
-
-
-def _carrier(prompt: str, quoted: tuple[int, int]) -> tuple[int, int] | None:
-    """The known carrier nearest to the quotation, or else the last content word before it."""
-    start, end = quoted
-    known = [match.span() for match in _CARRIER.finditer(prompt) if match.end() <= start or match.start() >= end]
-    if known:
-        return min(known, key=lambda span: start - span[1] if span[1] <= start else span[0] - end)
-    before = prompt[:start]
-    nouns = [
-        (a, b)
-        for a, b in content_words(before)
-        if before[a:b].lower() not in _WRITING and not before[a:b].lower().endswith(("ed", "ing"))
-    ]
-    return nouns[-1] if nouns else None
 
 
 def _token_ranges(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int) -> list[tuple[int, int]]:

@@ -1,5 +1,7 @@
 """Core spans of every form of prompt, and their positions in the text sequence of all three encoders."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,6 +113,19 @@ def test_captions_of_the_preference_task_are_read_by_the_same_grammar():
         ('a wall beside a door, the door with "IN" and "OUT"', "IN", "door"),
         ('An astronaut helmet engraved with "X1"', "X1", "helmet"),
         ('"HI"', "HI", None),
+        ('the word "GO" made of swirling smoke', "GO", None),
+        ('"Keep Left" painted on the side of a narrow bus', "Keep Left", "bus"),
+        ('a cup of tea with "MUM" on it', "MUM", "cup"),
+        ('a stack of crates stamped "FRAGILE"', "FRAGILE", "crates"),
+        ('a neon sign in a dark street reading "BAR"', "BAR", "sign"),
+        ("a van with »Blumen Krause« on its side", "Blumen Krause", "van"),
+        ("ein altes Schild mit der Aufschrift „Zum Hirsch“", "Zum Hirsch", "Schild"),
+        ("un cartel rojo que dice «Cerrado»", "Cerrado", "cartel"),
+        ("rock 'n' roll bar, a door with 'Joe's Place'", "Joe's Place", "door"),
+        ("a mug with ‘It’s Monday’ on it", "It’s Monday", "mug"),
+        ("a lantern with 「営業中」", "営業中", "lantern"),
+        ('a plaque with «the "old" mill»', 'the "old" mill', "plaque"),  # the double quotation lies inside
+        ("a 'new' mug with \"TEA\"", "TEA", "mug"),  # otherwise the published reading comes first
     ],
 )
 def test_the_first_quotation_is_the_text_and_the_nearest_thing_carries_it(prompt, text, carrier):
@@ -148,6 +163,25 @@ def test_an_ocr_prompt_without_a_quotation_is_named():
         ("Two men wearing red hats - studio ghibli style", ["Two men", "red hats"]),
         ("(a t-rex:1.3), [the king's castle]", ["t-rex", "king's castle"]),
         ("一只猫, 8k", ["一只猫"]),
+        # verbs and participles
+        ("A man walks two dogs while a lifeguard watches from his tower", ["man", "two dogs", "lifeguard", "tower"]),
+        ("On the pier stands a tax collector in a crooked hat", ["pier", "tax collector", "crooked hat"]),
+        ("dishes piled in the sink, boats tied together by frayed ropes", ["dishes", "sink", "boats", "frayed ropes"]),
+        ("a quiet reading room with a sleeping dog", ["quiet reading room", "sleeping dog"]),
+        ("a robot watering sunflowers near a clearing", ["robot", "sunflowers", "clearing"]),
+        ("a neon sign that says open late above a door", ["neon sign", "open late", "door"]),
+        # what is not in the picture, places and times
+        ("an empty street with no cars and people, a cat", ["empty street", "cat"]),
+        ("a bear taller than a house, a kite that looks like a fish", ["bear", "kite", "fish"]),
+        ("a cup to the left of a lamp at night, hills in the background", ["cup", "lamp", "hills"]),
+        # style as a head, a sentence of its own, a name between angle brackets
+        ("a woman holding a camera, soft light, film grain, wide angle lens", ["woman", "camera"]),
+        ("Macro shot of a bee. Painted in rich, saturated colours. The mood is calm, joy and wonder.", ["bee"]),
+        ("a red light above a door, <lora:dreamy_v2:0.6>", ["red light", "door"]),
+        # other languages
+        ("ein alter Leuchtturm steht auf einer Insel, Ölgemälde", ["alter Leuchtturm", "Insel"]),
+        ("un gato negro durmiendo sobre un tejado rojo, acuarela", ["gato negro", "tejado rojo"]),
+        ("雨の東京を歩く猫、映画のような照明", ["雨", "東京", "猫"]),
     ],
 )
 def test_subjects_without_style(prompt, expected):
@@ -160,6 +194,31 @@ def test_subjects_without_style(prompt, expected):
 )
 def test_where_the_rules_find_nothing_every_content_word_counts(prompt, expected):
     assert spelled(record_of(prompt)) == [(word, "content", None) for word in expected]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "A tall man in a green coat walks two dogs, 8k, by John Smith. ",
+        "red ",
+        "cup of ",
+        "a-",
+        "猫の",
+        "'a ",
+        "“",
+        "x, ",
+    ],
+)
+def test_ten_thousand_characters_take_no_longer_than_their_words(piece):
+    def seconds(length: int) -> float:
+        prompt = (piece * length)[:length] + ' a cat "HI"'
+        start = time.perf_counter()
+        for task in ("preference", "ocr"):
+            extract_core(record_of(prompt, task=task))
+        return time.perf_counter() - start
+
+    seconds(1000)
+    assert seconds(10_000) < 2.0  # quadratic rules have taken ten seconds and more
 
 
 def test_a_prompt_without_a_word_is_named():

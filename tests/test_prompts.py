@@ -294,7 +294,7 @@ def test_a_quoted_span_lies_between_quotes_and_has_no_outer_blanks(prompt):
     if span is not None:
         start, end = span
         assert prompt[start:end] == prompt[start:end].strip() != ""
-        assert prompt[:start].rstrip()[-1] in '"“'
+        assert prompt[:start].rstrip()[-1] in '"“”'  # ”same” as in Swedish, if there is no other
         assert prompt[end:].lstrip()[0] in '"”'
 
 

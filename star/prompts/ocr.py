@@ -19,12 +19,25 @@ TEMPLATES = (
     'a photo of a chalkboard that reads "{}"',
     'a neon sign in a dark street reading "{}"',
 )
-_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+_DOUBLE = re.compile(r'"([^"]*)"|“([^”]{0,300})”')  # without a limit, many “ alone would take quadratic time
+# Read where there is no double quotation, or where one lies inside: „low“, «angle», »reversed«, 「corner」, ”same”.
+_OTHER = re.compile(r"„([^„“”]*)[“”]|«([^«»]*)»|»([^«»]*)«|‹([^‹›]*)›|「([^「」]*)」|『([^『』]*)』|”([^”]{0,300})”")
+# An apostrophe opens no quotation: not after a letter, not in 'n', '90s or 'tis. It closes none before a letter.
+_SINGLE = re.compile(
+    r"(?<!\w)'(?=[^\s'])(?!n'|\d0s|[Tt]is\b)((?:[^'\n]|'(?=\w)){1,300})(?<!\s)'(?!\w)"
+    r"|(?<!\w)[‘‚]([^‘’]*(?:’(?=\w)[^‘’]*)*)[’‘](?!\w)"
+)
 
 
 def quoted_span(prompt: str) -> tuple[int, int] | None:
-    """Characters inside the first pair of double quotes (straight or curly), outer blanks left out; None if no word."""
-    match = _QUOTED.search(prompt)
+    """Characters inside the first quotation, outer blanks left out; None if it holds no word or there is none.
+
+    Double quotes (straight or curly) come first, as in the published set; then other pairs, then single quotes.
+    """
+    match, other = _DOUBLE.search(prompt), _OTHER.search(prompt)
+    if other and (match is None or other.start() < match.start() < other.end()):
+        match = other
+    match = match or _SINGLE.search(prompt)
     if match is None:
         return None
     start, end = match.span(match.lastindex or 0)
