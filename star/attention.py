@@ -189,14 +189,15 @@ def _is_right(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(3, 2, 2, 48, head_dim, generator=generator).to(device, dtype)  # query, key, value
     core = torch.tensor([[37, 41]], device=device)
-    query, key, value = drawn.double()
-    probability = (query @ key.transpose(2, 3) / math.sqrt(head_dim)).softmax(-1)
+    query, key, value = drawn
+    scores = query.double() @ key.double().transpose(2, 3)
+    probability = (scores / math.sqrt(head_dim)).softmax(-1)
     try:
-        mixed, mass = kernel(*drawn, core, 40)
+        mixed, mass = kernel(query, key, value, core, 40)
     except (RuntimeError, NotImplementedError):
         return False
     expected = probability[-1:, :, :40].mean(1)[..., core[0]]
-    right = torch.allclose(mixed.double(), probability @ value, atol=_PROBE_TOLERANCE[dtype])
+    right = torch.allclose(mixed.double(), probability @ value.double(), atol=_PROBE_TOLERANCE[dtype])
     return right and mass is not None and torch.allclose(mass.double(), expected, atol=1e-5)
 
 

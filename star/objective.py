@@ -96,7 +96,8 @@ SURROGATES = {"scalar": scalar_surrogate, "weighted": weighted_surrogate, "local
 def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Surrogate:
     """Mean over rollouts and locations of ``max(-A r, -A clip(r))``."""
     ratio = log_ratio.exp()
-    clip = ratio.clamp(1 - clip_range, 1 + clip_range)
+    reach = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
+    clip = ratio.clamp(1 - reach, 1 + reach)
     outside = ((ratio.detach() - 1).abs() > clip_range).float().mean()
     return Surrogate(torch.maximum(-advantage * ratio, -advantage * clip).mean(), ratio.detach(), outside)
 

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,18 +93,25 @@ class Trainer:
         """Run one epoch and return its log line."""
         seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
         clock = time.perf_counter()
-        sampled = []
-        for batch in plan_epoch(self.records, self.params, self.epoch):
-            trajectory = self.sample(batch)
+        batches = plan_epoch(self.records, self.params, self.epoch)
+        # Beside a GPU the CPU scores while the next batch is drawn. On a CPU both would wait for the same cores: two
+        # threads of one product, of which one is slowed, cost more than the scoring.
+        overlap = self.policy.device.type != "cpu"
+        trajectories: list[Trajectory] = []
+        pending: list[Future[RewardResult]] = []
+        for i, batch in enumerate(batches):
+            trajectories.append(self.sample(batch))
             submitted = time.perf_counter()
-            sampled.append((trajectory, self.reward.submit(trajectory.pictures, batch.records)))
+            if overlap or i == len(batches) - 1:
+                for late in range(len(pending), i + 1):
+                    pending.append(self.reward.submit(trajectories[late].pictures, batches[late].records))
             seconds["reward"] += time.perf_counter() - submitted
         seconds["rollout"] = time.perf_counter() - clock - seconds["reward"]
         clock = time.perf_counter()
-        results = [pending.result() for _, pending in sampled]
+        results = [scoring.result() for scoring in pending]
         seconds["reward"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        scored = self.weigh([trajectory for trajectory, _ in sampled], results)
+        scored = self.weigh(trajectories, results)
         rewards = np.concatenate([result.scores for result in results])
         line = {"epoch": self.epoch + 1, **reward_facts(rewards, self.params.train.group_size)}
         line |= self.update(scored)

@@ -77,7 +77,7 @@ def test_training_errors_come_before_the_work(tmp_path, capsys):
     capsys.readouterr()
     arguments = ["train", "--task", "ocr", "--prompts", str(records), "--output", str(tmp_path / "out")]
     arguments += ["--state", str(tmp_path / "state")]
-    assert "no 'ppo'" in error_of([*arguments, "--method", "ppo"], capsys)
+    assert "no method 'ppo'" in error_of([*arguments, "--method", "ppo"], capsys)
     assert "star core" in error_of([*arguments, "--method", "star"], capsys)
     assert not (tmp_path / "out").exists()
 

@@ -272,7 +272,7 @@ EDITS = {  # an edit of params.yaml -> the rules that run again, besides record_
     "runs__ocr": (["star"], {"write_report"}),
     "evaluate__steps": (9, {"evaluate_checkpoint", "write_report"}),
     "train__learning_rate": (1.23e-4, {"train_policy", "evaluate_checkpoint", "write_report"}),
-    "methods__star__objective": ("scalar", {"train_policy", "evaluate_checkpoint", "write_report"}),
+    "methods__star__objective": ("weighted", {"train_policy", "evaluate_checkpoint", "write_report"}),
     "core__weights__count": (0.5, {"train_policy", "evaluate_checkpoint", "write_report"}),
     "prompts__ocr__train": (
         149,

@@ -31,7 +31,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from star.attention import use_joint_processor
+from star.attention import plain_attention, use_joint_processor
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from star.miniature import world
 from star.miniature.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
@@ -228,7 +228,7 @@ def _trained_modules(pipe: StableDiffusion3Pipeline) -> torch.nn.ModuleDict:
 
 
 def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConfig) -> None:
-    use_joint_processor(pipe.transformer)
+    use_joint_processor(pipe.transformer, plain_attention)
     modules = _trained_modules(pipe).train()
     average = copy.deepcopy(modules).requires_grad_(False)
     muon, adamw = split_optimizers(modules, _is_block_matrix, config.learning_rate)

@@ -120,12 +120,12 @@ class OcrReward:
         self._collector.shutdown(cancel_futures=True)
 
     def _score(self, images: np.ndarray, ids: list[str], targets: list[str]) -> RewardResult:
-        details = []
+        details, shares = [], []
         for read, target in zip(self._read(images, ids), targets, strict=True):
+            shares.append(letter_shares(read, target, self._params.substring))
             score = text_reward(read, target, self._params.substring)
             exact = normalized(read) == normalized(target)
             details.append({"target": target, "read": read, "exact": exact, "score": score})
-        shares = [letter_shares(detail["read"], detail["target"], self._params.substring) for detail in details]
         return RewardResult(np.array([detail["score"] for detail in details], np.float32), details, shares)
 
     def _read(self, images: np.ndarray, ids: list[str]) -> list[str]:
