@@ -1,25 +1,35 @@
-"""Do relevance maps lie on what the prompt names?  ``python -m benchmarks.maps [--params FILE] [--prompts N]``.
+"""Do relevance maps lie on what the prompt names?  ``python -m benchmarks.maps > benchmarks/figures/maps.json``.
 
-Draws the first test prompts of the GenEval-style and the OCR task with the base model and prints, for each denoising
-step, the Pearson correlation of a picture's relevance map (Method, D2) with the share of each image token that its
-finished picture covers with objects (GenEval) or black letters (OCR): means over pictures, as one JSON object.
+Draws test prompts with the base model and correlates relevance maps (Method, D2) with the share of each image token
+that the finished picture covers. For each transformer block, and for the blocks of ``params.yaml``, at each denoising
+step, means over pictures:
+
+- ``covers``: the map of the whole core, with all objects (GenEval) or all ink (OCR).
+- ``tells_apart``: of each clause the map less the mean of the others', with what the clause names less what the others
+  name: the objects of its class (GenEval prompts with two classes, both found by the exact detector), or the ink at the
+  letter's place (OCR). 0 is a map that cannot say which clause owns a place.
+
+For GenEval also by kind of token: ``object`` nouns alone and ``color`` words alone.
 """
 
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from star.attention import CoreKeys
-from star.core import core_token_weights, extract_core
+from star.core import clause_records, core_token_weights, extract_core
+from star.miniature.detector import ExactDetector
 from star.miniature.templates import coverage
-from star.miniature.world import PALETTE
+from star.miniature.world import LETTER_SLOTS, PALETTE
 from star.params import Params, load_params
 from star.policy import SD3Policy, load_policy
 from star.prompts.prepare import prepare
+from star.records import PromptRecord
 from star.rollout import trace_relevance
 from star.runtime import keep_freed_memory, stay_offline
 from star.seeds import seed_of
@@ -27,43 +37,71 @@ from star.seeds import seed_of
 REACH = 90.0  # RGB distance to black within which a pixel of a sign is a letter's
 
 
-def drawn_share(task: str, image: np.ndarray, side: int) -> np.ndarray:
-    """Share of each of side x side tokens that objects or letters cover: float (side * side,)."""
-    if task == "ocr":
-        covered = np.linalg.norm(image.astype(float) - PALETTE["black"], axis=-1) < REACH
-    else:
-        covered = coverage(image)
-    token = len(image) // side
+def pooled(covered: np.ndarray, side: int) -> np.ndarray:
+    """Share of each of side x side tokens that is covered: (height, width) -> float (side * side,)."""
+    token = len(covered) // side
     return covered.reshape(side, token, side, token).mean((1, 3)).ravel()
 
 
-def correlations(policy: SD3Policy, params: Params, task: str, count: int) -> list[float]:
-    """Mean correlation at each denoising step; pictures without anything drawn are left out."""
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1][:count]]
-    weights = [
-        core_token_weights(record, policy.tokenizers, policy.text_lengths, params.core.weights).weights[None]
-        for record in records
+def ink(image: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(image.astype(float) - PALETTE["black"], axis=-1) < REACH
+
+
+def owned(record: PromptRecord, image: np.ndarray, detector: ExactDetector) -> list[np.ndarray]:
+    """What each clause of a record covers of its picture, bool (height, width); nothing where they cannot be told."""
+    if "text" in record.metadata:
+        black, x = ink(image), np.arange(image.shape[1])
+        nearest = np.abs(x[:, None] - np.array(LETTER_SLOTS)).argmin(1)
+        return [black & (nearest == letter) for letter in range(len(record.metadata["text"]))]
+    found = detector.detect(image[None])[0]
+    names = [clause["class"] for clause in record.metadata["include"]]
+    masks = [[d.mask for d in found if d.name == name and d.score > 0.3] for name in names]
+    if len(set(names)) < len(names) or not all(masks):
+        return []
+    return [np.any(mask, axis=0) for mask in masks]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
+
+
+def figures(
+    policy: SD3Policy, params: Params, records: Sequence[PromptRecord], kinds: dict[str, float], blocks: Sequence[int]
+) -> dict[str, list[float]]:
+    """Both correlations at each denoising step; pictures that say nothing are left out."""
+
+    def weights(record: PromptRecord) -> np.ndarray:
+        settings = (policy.tokenizers, policy.text_lengths, kinds, params.core.encoders)
+        return core_token_weights(record, *settings).weights
+
+    clauses = [
+        torch.from_numpy(np.stack([weights(part) for part in (record, *clause_records(record))])) for record in records
     ]
     maps, images = trace_relevance(
         policy,
         [record.prompt for record in records],
         [seed_of(params.seed, "evaluate", record.id, 0) for record in records],
         params.evaluate.steps,
-        CoreKeys.from_weights(torch.from_numpy(np.stack(weights))),
-        params.allocation,
+        CoreKeys.from_weights(torch.nn.utils.rnn.pad_sequence(clauses, batch_first=True)),
+        dataclasses.replace(params.allocation, blocks=list(blocks)),
     )
-    side = int(maps.shape[-1] ** 0.5)
-    shares = [drawn_share(task, image, side) for image in images]
-    found = [
-        [np.corrcoef(relevance, share)[0, 1] for relevance in trace[:, 0].numpy()]
-        for trace, share in zip(maps, shares, strict=True)
-        if share.std() > 0
-    ]
-    return np.mean(found, axis=0).round(3).tolist()
+    side, detector = int(maps.shape[-1] ** 0.5), ExactDetector()
+    covers, apart = [], []
+    for record, trace, image in zip(records, maps.numpy(), images, strict=True):
+        whole = pooled(ink(image) if "text" in record.metadata else coverage(image), side)
+        covers.append([correlation(step[0], whole) for step in trace])
+        truth = np.array([pooled(mask.astype(float), side) for mask in owned(record, image, detector)])
+        if len(truth) > 1:
+            wanted = truth - truth.mean(0)
+            shown = trace[:, 1 : 1 + len(truth)] - trace[:, 1 : 1 + len(truth)].mean(1, keepdims=True)
+            apart.append([np.mean([correlation(*pair) or 0 for pair in zip(s, wanted, strict=True)]) for s in shown])
+    covers = [row for row in covers if None not in row]
+    means = {"covers": covers, "tells_apart": apart}
+    return {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in means.items()} | {"pictures": len(apart)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--prompts", type=int, default=48, help="prompts a task")
     options = parser.parse_args()
@@ -71,8 +109,20 @@ def main() -> None:
     keep_freed_memory()
     params = load_params(options.params)
     policy = load_policy(params.model, torch.device("cpu"))
-    tasks = ("geneval", "ocr")
-    print(json.dumps({task: correlations(policy, params, task, options.prompts) for task in tasks}))
+    count = len(policy.transformer.transformer_blocks)
+    chosen = range(count) if params.allocation.blocks == "all" else [int(b) for b in params.allocation.blocks]
+    kinds = {"core": params.core.weights}
+    kinds |= {kind: {k: float(k == kind) for k in params.core.weights} for kind in ("object", "color")}
+    result: dict[str, dict] = {}
+    for task, wanted in (("geneval", ("core", "object", "color")), ("ocr", ("core",))):
+        tested = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1]]
+        for kind in wanted:
+            fit = [r for r in tested if task == "ocr" or len(r.metadata["include"]) == 2]
+            fit = [r for r in fit if kind != "color" or r.metadata["tag"] == "color_attr"][: options.prompts]
+            for name, blocks in (("chosen", chosen), *((str(b), [b]) for b in range(count))):
+                found = figures(policy, params, fit, kinds[kind], blocks)
+                result.setdefault(f"{task} {kind}", {})[name] = found
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

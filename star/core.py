@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+EVERY_ENCODER: Mapping[str, float] = {"clip": 1.0, "t5": 1.0}
+
+
 @dataclass(frozen=True)
 class CoreTokens:
     """Weights of the text sequence's positions, and the spans that they do not cover in full.
 
     ``weights`` is float32 (clip_length + t5_length,), zero for what is no core token; ``dropped`` holds each weighted
-    span of which some character has no token in the CLIP or in the T5 part: cut by its length, or unknown to it.
+    span of which some character has no token in a part that counts: cut by its length, or unknown to it.
     """
 
     weights: np.ndarray
@@ -63,6 +66,7 @@ def core_token_weights(
     tokenizers: "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]",
     lengths: tuple[int, int],
     kind_weights: Mapping[str, float],
+    encoder_weights: Mapping[str, float] = EVERY_ENCODER,
 ) -> CoreTokens:
     """Weight of every position of SD3's text sequence as a key of the joint attention.
 
@@ -74,6 +78,7 @@ def core_token_weights(
         tokenizers: CLIP, second CLIP and T5 tokenizer, all with offsets (fast).
         lengths: positions of the CLIP and of the T5 part.
         kind_weights: weight of each span kind; zero or absent leaves the kind out.
+        encoder_weights: factors of the ``clip`` and the ``t5`` part; zero leaves the part out.
 
     Raises:
         StarError: no core yet, or no position with a weight above zero.
@@ -90,13 +95,14 @@ def core_token_weights(
         for tokenizer, length in zip(tokenizers, (clip_length, clip_length, t5_length), strict=True)
     )
     clip_weights = np.maximum(_weigh(clip, spans, kind_weights), _weigh(clip2, spans, kind_weights))
-    weights = np.concatenate([clip_weights, _weigh(t5, spans, kind_weights)])  # (clip_length + t5_length,)
+    t5_weights = _weigh(t5, spans, kind_weights)
+    weights = np.concatenate([encoder_weights["clip"] * clip_weights, encoder_weights["t5"] * t5_weights])
     if not weights.any():
         raise StarError(
             f"prompt {record.id}: no core content within {clip_length} CLIP and {t5_length} T5 tokens; shorten the "
             f"prompt or raise model.t5_tokens"
         )
-    parts = (_covered(clip + clip2), _covered(t5))
+    parts = [_covered(ranges) for name, ranges in (("clip", clip + clip2), ("t5", t5)) if encoder_weights[name] > 0]
     dropped = (span for span in spans if not all(_inked(record.prompt, span) <= part for part in parts))
     return CoreTokens(weights, tuple(dropped))
 

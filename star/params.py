@@ -54,6 +54,7 @@ class PromptsParams:
 @dataclass(frozen=True)
 class CoreParams:
     weights: dict[str, float]
+    encoders: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,8 @@ def _check_consistency(params: Params, where: str) -> None:
             f"{where}: rollout.window [{first}, {end}] must be 0 <= first < end <= rollout.steps - 1 = "
             f"{params.rollout.steps - 1} (the last step is never stochastic: its log-prob explodes)"
         )
+    if not any(params.core.encoders.values()):
+        raise StarError(f"{where}: core.encoders: all are 0, which leaves no core token; raise one")
     if params.rollout.sampler == "cps" and params.rollout.noise_level > 1:
         raise StarError(
             f"{where}: rollout.noise_level {params.rollout.noise_level}: the sampler cps replaces a share of the "

@@ -223,9 +223,8 @@ class Trainer:
         """Weight of each text position for each clause (or for the whole): float32 (K, text tokens)."""
         weights = []
         for part in clause_records(record) if clause_wise else [record]:
-            tokens = core_token_weights(
-                part, self.policy.tokenizers, self.policy.text_lengths, self.params.core.weights
-            )
+            core, policy = self.params.core, self.policy
+            tokens = core_token_weights(part, policy.tokenizers, policy.text_lengths, core.weights, core.encoders)
             for span in tokens.dropped:
                 text = record.prompt[span.start : span.end]
                 tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")
@@ -342,6 +341,7 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     if accelerator.num_processes > 1:
         raise StarError("training on several processes is not supported yet; launch one process")
     policy = load_policy(params.model, accelerator.device)
+    print(f"{task} {method}: attention kernel {policy.attention_kernel}", flush=True)
     reward = build_reward(task, params.rewards)
     try:
         trainer = Trainer(params, allocation, records, reward, policy)

@@ -335,6 +335,13 @@ def test_start_end_padding_and_special_words_never_count(tokenizers):
         assert counted and counted.isdisjoint(tokenizer.all_special_ids)
 
 
+def test_an_encoder_can_count_less_or_not_at_all(tokenizers):
+    record = cored(record_of('a sign that says "STAR"', {"text": "STAR"}, "ocr"))
+    both = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS).weights
+    half = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS, {"clip": 0.5, "t5": 0.0})
+    assert (half.weights[:16] == both[:16] / 2).all() and both[16:].any() and not half.weights[16:].any()
+
+
 def test_a_clip_position_counts_if_either_clip_tokenizer_says_so(tokenizers):
     clip, _, t5 = tokenizers
 

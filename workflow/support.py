@@ -25,7 +25,7 @@ SECTIONS = {
     "train_policy": (
         "seed",
         "model",
-        "core.weights",
+        "core",
         "rollout",
         "allocation",
         "methods.{method}",
