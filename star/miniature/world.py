@@ -141,7 +141,8 @@ def silhouette(name: str, size: int) -> np.ndarray:
 
 
 @cache
-def _letter(character: str) -> np.ndarray:
+def letter(character: str) -> np.ndarray:
+    """Coverage in [0, 1] of a letter as signs show it: float32 (height, width)."""
     font = ImageFont.load_default(8 * LETTER_HEIGHT)
     large = _glyph_image(character, font, stroke=5)
     return _shrink(large, max(1, round(max(large.size) / 8)))
@@ -182,7 +183,7 @@ def _paint_sign(canvas: np.ndarray, text: str) -> None:
     canvas[y0:y1, x0:x1] = (60, 60, 70)
     canvas[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = PALETTE["white"]
     for character, x in zip(text, LETTER_SLOTS, strict=False):
-        _paste(canvas, _letter(character), PALETTE["black"], x, (y0 + y1) // 2)
+        _paste(canvas, letter(character), PALETTE["black"], x, (y0 + y1) // 2)
 
 
 def _check_word(text: str) -> None:
