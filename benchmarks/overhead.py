@@ -13,6 +13,11 @@ import dataclasses
 import json
 import os
 import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,16 +88,10 @@ def phase(params: Params, layers: int, device: torch.device) -> Trainer:
     return Trainer(params, params.allocation, records, Free(), policy)
 
 
-def peak_memory(work: Callable[[], object], device: torch.device) -> float:
-    """Largest memory while ``work`` runs, in bytes: of the process (Linux), or of the GPU's allocator."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-    work()
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024.0 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+def peak_memory(method: str, arguments: list[str]) -> float:
+    """Largest memory of a process that runs two phases of ``method``, in bytes: on a GPU its allocator's."""
+    command = [sys.executable, "-m", "benchmarks.overhead", *arguments, "--peak", method]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -120,6 +119,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--layers", type=int, help="default: 2 on a CPU, 24 on a GPU")
+    parser.add_argument("--peak", metavar="METHOD", help="only print the peak memory of a method's phases, in bytes")
     parser.add_argument("--group", type=int, help="pictures; default: 2 on a CPU, 8 on a GPU")
     options = parser.parse_args()
     stay_offline()
@@ -139,7 +139,6 @@ def main() -> None:
         prompts=dataclasses.replace(params.prompts, geneval=dataclasses.replace(params.prompts.geneval, train=4)),
     )
     run = phase(params, layers, device)
-    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {os.cpu_count()} cores, no accelerator"
 
     def epoch(method: str) -> None:
         run.allocate(params.method(method))
@@ -147,24 +146,43 @@ def main() -> None:
         if gpu:
             torch.cuda.synchronize()
 
+    if options.peak:
+        epoch(options.peak)
+        epoch(options.peak)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(torch.cuda.max_memory_allocated() if gpu else own)
+        return
+    machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {os.cpu_count()} cores, no accelerator"
+    arguments = ["--params", str(options.params), "--layers", str(layers), "--group", str(group)]
     figures = {
         "machine": f"{machine}, torch {torch.__version__}",
         "layers": layers,
         "pictures": group,
         "attention": run.policy.attention_kernel,
         "core_tokens": int(run.core_keys(run.records, clause_wise=False).index.shape[1]),
-        "time": paired(
-            lambda: seconds(lambda: epoch("star")), lambda: seconds(lambda: epoch("flow_grpo")), options.pairs
-        ),
-        "memory": paired(
-            lambda: peak_memory(lambda: epoch("star"), device),
-            lambda: peak_memory(lambda: epoch("flow_grpo"), device),
-            3,
-        ),
+        **ratios(lambda: epoch("star"), lambda: epoch("flow_grpo"), options.pairs),
     }
     if gpu:
         figures["star"] = use_of_card(run, group)
+    run.policy.transformer.to("meta")  # the processes that are measured need the memory
+    figures["memory"] = paired(lambda: peak_memory("star", arguments), lambda: peak_memory("flow_grpo", arguments), 2)
     print(json.dumps(figures, indent=1))
+
+
+def ratios(first: Callable[[], None], second: Callable[[], None], pairs: int) -> dict[str, dict[str, float]]:
+    """Ratios of wall time and of processor time (steadier on a shared machine) of the two, run alternately."""
+    processor: list[float] = []
+
+    def wall(work: Callable[[], None]) -> float:
+        start = time.process_time()
+        elapsed = seconds(work)
+        processor.append(time.process_time() - start)
+        return elapsed
+
+    by_wall = paired(lambda: wall(first), lambda: wall(second), pairs)
+    of_pairs = [a / b for a, b in zip(processor[2::2], processor[3::2], strict=True)]  # the first pair does not count
+    by_processor = {"median": statistics.median(of_pairs), "min": min(of_pairs), "max": max(of_pairs), "pairs": pairs}
+    return {"time": by_wall, "processor_time": by_processor}
 
 
 if __name__ == "__main__":
