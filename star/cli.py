@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from star.errors import StarError
-from star.params import TASKS, Params, fingerprint, load_params
+from star.params import TASKS, AllocationParams, Params, fingerprint, load_params
 from star.runtime import keep_freed_memory, stay_offline
 
 
@@ -72,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     path(sub, "results", "the run's results folder")
     path(sub, "output", "HTML file to write")
 
+    sub = stage("study-run", _study_run, "train one variant of the study from one seed", task=True)
+    sub.add_argument("--method", required=True, help="a section of `study.methods` in the parameter file")
+    sub.add_argument("--seed", type=int, required=True)
+    sub.add_argument("--rate", type=float, required=True, help="learning rate")
+    path(sub, "prompts", "training records with core spans")
+    path(sub, "held-out", "test records")
+    path(sub, "output", "JSON file of the run to write")
+    sub.add_argument("--state", type=Path, default=Path(".star/study"), metavar="PATH", help="folder of resume states")
+
     sub = stage("pretrain", _pretrain, "make the miniature base model from nothing (hours)")
     path(sub, "output", "pipeline directory to write")
     path(sub, "work", "folder of the resume state and the log")
@@ -110,22 +119,41 @@ def _train(options: argparse.Namespace) -> None:
 
     params = load_params(options.params)
     records = read_records(options.prompts)
-    params.method(options.method)  # before the slow imports
+    allocation = params.method(options.method)  # refused before the slow imports
     from star.trainer import train
 
-    key = _state_key(params, options.task, options.method, options.prompts)
+    key = _state_key(params, options.task, options.method, allocation, options.prompts)
     train(params, options.task, options.method, records, options.state / key, options.output)
     print(f"adapter, log, samples and maps in {options.output}")
 
 
-def _state_key(params: Params, task: str, method: str, prompts: Path) -> str:
+def _study_run(options: argparse.Namespace) -> None:
+    from star.records import read_records
+
+    params = load_params(options.params)
+    if options.method not in params.study.methods:
+        known = ", ".join(params.study.methods)
+        raise StarError(f"{options.params}: study.methods has no {options.method!r}; known: {known}")
+    records, held_out = read_records(options.prompts), read_records(options.held_out)
+    from star.study import run_study
+
+    chosen = (params.study, params.evaluate, options.seed, options.rate, options.held_out.read_text(encoding="utf-8"))
+    key = _state_key(params, options.task, options.method, params.allocation, options.prompts, *chosen)
+    work, run = options.state / key, (options.task, options.method, options.seed, options.rate)
+    run_study(params, *run, records, held_out, work, options.output)
+    print(f"{options.task} {options.method} seed {options.seed}: {options.output}")
+
+
+def _state_key(
+    params: Params, task: str, method: str, allocation: AllocationParams, prompts: Path, *more: object
+) -> str:
     """Names a training by all that decides its result: parameters, prompts and the package's code."""
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    sections = (params.seed, params.model, params.core, params.rollout, params.method(method))
+    sections = (params.seed, params.model, params.core, params.rollout, allocation)
     digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, code.hexdigest())
+    key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, code.hexdigest(), *more)
     return f"{task}-{method}-{key}"
 
 

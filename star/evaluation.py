@@ -7,6 +7,7 @@ bootstrap intervals over prompts; differences to the base model are paired by pi
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from star.files import write_text_atomic
 from star.params import TASKS, Params, fingerprint
 from star.policy import SD3Policy, load_policy
 from star.records import PromptRecord, read_records
+from star.rewards.base import Reward
 from star.rewards.factory import build_reward
 from star.rollout import sample_pictures
 from star.seeds import seed_of
@@ -65,6 +67,48 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     write_text_atomic(output / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One scored picture. index: of the pictures of one prompt; picture: uint8 (height, width, 3)."""
+
+    record: PromptRecord
+    index: int
+    seed: int
+    picture: np.ndarray
+    score: float
+    detail: dict
+
+
+def draw_and_score(
+    policy: SD3Policy, params: Params, records: Sequence[PromptRecord], reward: Reward, seconds: dict[str, float]
+) -> list[Sample]:
+    """Pictures of all prompts by ODE steps, from noise that depends on the prompt's id alone, and their scores.
+
+    Adds to ``seconds["sampling"]`` and ``seconds["scoring"]``.
+    """
+    settings = params.evaluate
+    work = [
+        (r, i, seed_of(params.seed, "evaluate", r.id, i)) for r in records for i in range(settings.images_per_prompt)
+    ]
+    pending = []
+    for start in tqdm(range(0, len(work), settings.batch), desc=f"evaluate {reward.name}", unit="batch", leave=False):
+        batch = work[start : start + settings.batch]
+        clock = time.perf_counter()
+        pictures = sample_pictures(policy, [r.prompt for r, _, _ in batch], [s for *_, s in batch], settings.steps)
+        seconds["sampling"] += time.perf_counter() - clock
+        pending.append((batch, pictures, reward.submit(pictures, [r for r, _, _ in batch])))
+    clock = time.perf_counter()
+    samples = []
+    for batch, pictures, result in pending:
+        scored = result.result()
+        for (record, index, seed), picture, score, detail in zip(
+            batch, pictures, scored.scores, scored.details, strict=True
+        ):
+            samples.append(Sample(record, index, seed, picture, float(score), detail))
+    seconds["scoring"] += time.perf_counter() - clock
+    return samples
+
+
 def _run_benchmark(
     policy: SD3Policy,
     params: Params,
@@ -74,33 +118,20 @@ def _run_benchmark(
     seconds: dict[str, float],
 ) -> list[dict]:
     """Sample and score every picture of one benchmark; returns its lines of images.jsonl and adds to ``seconds``."""
-    settings, folder = params.evaluate, output / "pictures"
+    folder = output / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    work = [
-        (r, i, seed_of(params.seed, "evaluate", r.id, i)) for r in records for i in range(settings.images_per_prompt)
-    ]
-    pending, reward = [], build_reward(task, params.rewards)
+    reward = build_reward(task, params.rewards)
     try:
-        for start in tqdm(range(0, len(work), settings.batch), desc=f"evaluate {task}", unit="batch"):
-            batch = work[start : start + settings.batch]
-            clock = time.perf_counter()
-            pictures = sample_pictures(policy, [r.prompt for r, _, _ in batch], [s for *_, s in batch], settings.steps)
-            seconds["sampling"] += time.perf_counter() - clock
-            pending.append((batch, pictures, reward.submit(pictures, [r for r, _, _ in batch])))
-        clock = time.perf_counter()
-        lines = []
-        for batch, pictures, result in pending:
-            scored = result.result()
-            for (record, index, seed), picture, score, detail in zip(
-                batch, pictures, scored.scores, scored.details, strict=True
-            ):
-                name = f"{record.id}_{index}.png"
-                Image.fromarray(picture).save(folder / name)
-                line = {"id": record.id, "task": task, "index": index, "seed": seed, "prompt": record.prompt}
-                lines.append({**line, "score": float(score), "detail": detail, "picture": f"pictures/{name}"})
-        seconds["scoring"] += time.perf_counter() - clock
+        samples = draw_and_score(policy, params, records, reward, seconds)
     finally:
         reward.close()
+    lines = []
+    for sample in samples:
+        name = f"{sample.record.id}_{sample.index}.png"
+        Image.fromarray(sample.picture).save(folder / name)
+        line = {"id": sample.record.id, "task": task, "index": sample.index, "seed": sample.seed}
+        line |= {"prompt": sample.record.prompt, "score": sample.score, "detail": sample.detail}
+        lines.append(line | {"picture": f"pictures/{name}"})
     return lines
 
 

@@ -144,6 +144,19 @@ class ReportParams:
 
 
 @dataclass(frozen=True)
+class StudyParams:
+    tasks: list[str]
+    aim: str
+    seeds: int
+    epochs: int
+    evaluate_every: int
+    learning_rate: float
+    other_rates: list[float]
+    rate_seeds: int
+    methods: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Params:
     seed: int
     runs: dict[str, list[str]]
@@ -157,6 +170,7 @@ class Params:
     rewards: RewardsParams
     evaluate: EvaluateParams
     report: ReportParams
+    study: StudyParams
 
     def method(self, name: str) -> AllocationParams:
         """The section `allocation` with what the method ``name`` puts in its place.
@@ -287,13 +301,19 @@ def _check_consistency(params: Params, where: str) -> None:
         )
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         raise StarError(f"{where}: train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact")
-    for name in params.methods:
-        method = params.method(name)
+    for key, changes in (
+        *((f"methods.{name}", section) for name, section in params.methods.items()),
+        *((f"study.methods.{name}", section) for name, section in params.study.methods.items()),
+    ):
+        method = dataclasses.replace(params.allocation, **changes)
         if method.objective == "scalar" and method.source != "uniform":
             raise StarError(
-                f"{where}: methods.{name}: the scalar objective has no place for maps of source {method.source}; "
+                f"{where}: {key}: the scalar objective has no place for maps of source {method.source}; "
                 "use weighted or local, or the source uniform"
             )
+    for name in ("flow_grpo", "shuffled", params.study.aim):
+        if name not in params.study.methods:
+            raise StarError(f"{where}: study.methods has no {name!r}: the study compares with flow_grpo and shuffled")
     for task, methods in params.runs.items():
         for name in methods:
             if name not in params.methods:

@@ -11,8 +11,9 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,13 +253,23 @@ class Trainer:
         restore_optimizer(self.optimizer, tensors, "optimizer.")
         self.epoch, self.updates = facts["epoch"], facts["updates"]
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The policy has the averaged adapter inside, and its own again afterwards."""
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.parameters), self.average.values)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.parameters), own)
+
     def export(self, work: Path, output: Path) -> None:
         """Write the EMA adapter, the log, the grids and the maps into ``output``."""
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, self.average.values, strict=True):
-                parameter.copy_(value)
         output.mkdir(parents=True, exist_ok=True)
-        self.policy.save_adapter(output / "adapter")
+        with self.averaged():
+            self.policy.save_adapter(output / "adapter")
         shutil.copy(work / "log.jsonl", output / "log.jsonl")
         for folder in ("samples", "maps"):
             (output / folder).mkdir(exist_ok=True)
@@ -339,7 +350,13 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
             accelerator.init_trackers(
                 "star", config=dataclasses.asdict(params), init_kwargs={"wandb": {"name": f"{task}-{method}"}}
             )
-        _train_loop(trainer, work, accelerator, f"{task} {method}")
+
+        def log(line: dict) -> None:
+            flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
+            accelerator.log(flat, step=line["epoch"])
+
+        title = f"{task} {method}"
+        run_epochs(trainer, work, title, params.train.sample_every, lambda: _draw(trainer, work), log)
         trainer.export(work, output)
         accelerator.end_training()
     finally:
@@ -347,15 +364,31 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     shutil.rmtree(work)
 
 
-def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: str) -> None:
-    settings, state, log = trainer.params.train, work / "state.safetensors", work / "log.jsonl"
+def run_epochs(
+    trainer: Trainer,
+    work: Path,
+    title: str,
+    look_every: int,
+    look: Callable[[], None],
+    log: Callable[[dict], None] = lambda line: None,
+) -> None:
+    """Train to the last epoch, from the state in ``work`` if there is one; ``work/log.jsonl`` gets a line an epoch.
+
+    Args:
+        look: called before the first epoch, every ``look_every`` epochs and after the last one.
+        log: called with each new line.
+
+    Raises:
+        StarError: a loss or gradient that is not finite.
+    """
+    settings, state, lines = trainer.params.train, work / "state.safetensors", work / "log.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     if state.exists():
         trainer.restore(state)
-    lines = log.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if log.exists() else []
-    log.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    kept = lines.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if lines.exists() else []
+    lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     if trainer.epoch == 0:
-        _draw(trainer, work)
+        look()
     bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1)
     while trainer.epoch < settings.epochs:
         line = trainer.train_epoch()
@@ -363,14 +396,13 @@ def _train_loop(trainer: Trainer, work: Path, accelerator: Accelerator, title: s
             raise StarError(
                 f"{title}: epoch {line['epoch']}: the loss or a gradient is not finite; state kept in {work}"
             )
-        with open(log, "a", encoding="utf-8") as file:
+        with open(lines, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
-        accelerator.log(flat, step=line["epoch"])
+        log(line)
         bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
         bar.update()
-        if trainer.epoch % settings.sample_every == 0 or trainer.epoch == settings.epochs:
-            _draw(trainer, work)
+        if trainer.epoch % look_every == 0 or trainer.epoch == settings.epochs:
+            look()
         if trainer.epoch % settings.save_every == 0 or trainer.epoch == settings.epochs:
             trainer.save(state)
     bar.close()

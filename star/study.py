@@ -1,0 +1,128 @@
+"""One run of the study: a method of `study.methods` trained from one seed, looked at on held-out prompts as it learns.
+
+All runs of a task see the same number of pictures and updates; runs of one seed also the same prompts, noise and initial
+adapter. Held-out prompts and their noise are the same for all runs (they depend on `params.seed`, not on the run's). A
+run takes one core, so that several can run side by side, and leaves one small JSON file.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from star.evaluation import Sample, draw_and_score
+from star.files import write_text_atomic
+from star.miniature.reader import read_letters
+from star.params import Params
+from star.policy import load_policy
+from star.records import PromptRecord
+from star.rewards.factory import build_reward
+from star.rewards.ocr import text_reward
+from star.rewards.preference import PreferenceReward
+from star.rollout import sample_pictures
+from star.seeds import seed_of
+from star.trainer import Trainer, run_epochs
+
+# Keys of a scored picture's detail: the graded score that is trained, and whether it is fully right.
+GRADED = {"geneval": "soft", "ocr": "score"}
+EXACT = {"geneval": "strict", "ocr": "exact"}
+LOGGED = ("reward_mean", "clip_fraction", "grad_norm", "ratio_max", "map_entropy")
+DIVERSITY_PROMPTS = 64
+EDGE = 32.0  # luminance steps (of 255) between neighbours from which a pixel is an edge
+DARK = 64.0  # luminance below which a pixel is dark
+
+
+def run_study(
+    params: Params,
+    task: str,
+    method: str,
+    seed: int,
+    learning_rate: float,
+    records: Sequence[PromptRecord],
+    held_out: Sequence[PromptRecord],
+    work: Path,
+    output: Path,
+) -> None:
+    """Train, resuming from ``work``, and write the run's curve, watch figures and log to ``output`` (JSON).
+
+    Raises:
+        StarError: an unusable model, a reward that fails, or a non-finite loss.
+    """
+    study = params.study
+    settings = dataclasses.replace(
+        params.train, learning_rate=learning_rate, epochs=study.epochs, save_every=study.evaluate_every
+    )
+    ocr = dataclasses.replace(params.rewards.ocr, workers=1)
+    rewards = dataclasses.replace(params.rewards, ocr=ocr)
+    trained = dataclasses.replace(params, seed=seed, train=settings, rewards=rewards)
+    allocation = dataclasses.replace(params.allocation, **study.methods[method])
+    policy = load_policy(params.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reward = build_reward(task, rewards)
+    curve = work / "curve.jsonl"
+    try:
+        trainer = Trainer(trained, allocation, records, reward, policy)
+
+        def look() -> None:
+            with trainer.averaged():
+                samples = draw_and_score(policy, params, held_out, reward, {"sampling": 0.0, "scoring": 0.0})
+                point = {"epoch": trainer.epoch, "images": trainer.epoch * trained.images_per_epoch}
+                point |= {"graded": _column(samples, GRADED[task]), "exact": _column(samples, EXACT[task])}
+                if trainer.epoch in (0, study.epochs):
+                    point["watch"] = watch(trainer, params, task, samples)
+            _append(curve, point)
+
+        run_epochs(trainer, work, f"{task} {method} seed {seed} rate {learning_rate:g}", study.evaluate_every, look)
+    finally:
+        reward.close()
+    log = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    run = {
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "curve": [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()],
+        "log": {key: [line[key] for line in log] for key in LOGGED},
+        "seconds": sum(sum(line["seconds"].values()) for line in log),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(output, json.dumps(run, sort_keys=True) + "\n")
+    shutil.rmtree(work)
+
+
+def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]) -> dict[str, float]:
+    """What a policy that games its reward would change, means over held-out pictures.
+
+    ``preference``: the preference stand-in's score of the same pictures, a judge that is not trained against.
+    ``second_reader`` (OCR): the OCR reward by a template reader. ``edges``, ``dark``: shares of pixels. ``diversity``:
+    mean absolute difference, of 255, between two pictures of a prompt from different noise.
+    """
+    records, pictures = [sample.record for sample in samples], np.stack([sample.picture for sample in samples])
+    judged = PreferenceReward(params.rewards.preference).submit(pictures, records).result()
+    figures = {"preference": float(np.mean([detail["score"] for detail in judged.details]))}
+    if task == "ocr":
+        reads = zip(read_letters(pictures), records, strict=True)
+        figures["second_reader"] = float(np.mean([text_reward(r, c.metadata["text"], False) for r, c in reads]))
+    luminance = pictures @ np.array([0.299, 0.587, 0.114])  # (n, height, width)
+    down, right = np.abs(np.diff(luminance, axis=1))[:, :, 1:], np.abs(np.diff(luminance, axis=2))[:, 1:]
+    figures["edges"] = float((np.maximum(down, right) > EDGE).mean())
+    figures["dark"] = float((luminance < DARK).mean())
+    some = records[:DIVERSITY_PROMPTS]
+    seeds = [seed_of(params.seed, "diversity", record.id) for record in some]
+    other = sample_pictures(trainer.policy, [record.prompt for record in some], seeds, params.evaluate.steps)
+    figures["diversity"] = float(np.abs(other.astype(float) - pictures[: len(some)]).mean())
+    return figures
+
+
+def _column(samples: Sequence[Sample], key: str) -> list[float]:
+    return [round(float(sample.detail[key]), 4) for sample in samples]
+
+
+def _append(path: Path, point: dict) -> None:
+    """Add a point of the curve; points of epochs that a resumed run repeats are replaced."""
+    earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in earlier if json.loads(line)["epoch"] < point["epoch"]]
+    write_text_atomic(path, "".join(line + "\n" for line in [*kept, json.dumps(point)]))
