@@ -1,8 +1,8 @@
 """One run of the study: a method of `study.methods` trained from one seed, looked at on held-out prompts as it learns.
 
-All runs of a task see the same number of pictures and updates; runs of one seed also the same prompts, noise and initial
-adapter. Held-out prompts and their noise are the same for all runs (they depend on `params.seed`, not on the run's). A
-run takes one core, so that several can run side by side, and leaves one small JSON file.
+All runs of a task see the same number of pictures and updates; runs of one seed also the same prompts, noise and
+initial adapter. Held-out prompts and their noise are the same for all runs (they depend on `params.seed`, not on the
+run's). A run takes one core, so that several can run side by side, and leaves one small JSON file.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def run_study(
         def look() -> None:
             with trainer.averaged():
                 samples = draw_and_score(policy, params, held_out, reward, {"sampling": 0.0, "scoring": 0.0})
-                point = {"epoch": trainer.epoch, "images": trainer.epoch * trained.images_per_epoch}
+                point: dict[str, Any] = {"epoch": trainer.epoch, "images": trainer.epoch * trained.images_per_epoch}
                 point |= {"graded": _column(samples, GRADED[task]), "exact": _column(samples, EXACT[task])}
                 if trainer.epoch in (0, study.epochs):
                     point["watch"] = watch(trainer, params, task, samples)
