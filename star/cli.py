@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     path(sub, "output", "JSON file of the run to write")
     sub.add_argument("--state", type=Path, default=Path(".star/study"), metavar="PATH", help="folder of resume states")
 
+    sub = stage("study-report", _study_report, "compare the study's runs: an HTML page and small tables beside it")
+    path(sub, "runs", "folder of the runs' JSON files")
+    path(sub, "output", "HTML file to write; the tables go beside it")
+
     sub = stage("pretrain", _pretrain, "make the miniature base model from nothing (hours)")
     path(sub, "output", "pipeline directory to write")
     path(sub, "work", "folder of the resume state and the log")
@@ -142,6 +146,13 @@ def _study_run(options: argparse.Namespace) -> None:
     work, run = options.state / key, (options.task, options.method, options.seed, options.rate)
     run_study(params, *run, records, held_out, work, options.output)
     print(f"{options.task} {options.method} seed {options.seed}: {options.output}")
+
+
+def _study_report(options: argparse.Namespace) -> None:
+    from star.report.study import write_study
+
+    write_study(load_params(options.params), options.runs, options.output)
+    print(f"study in {options.output}")
 
 
 def _state_key(
