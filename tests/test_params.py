@@ -241,7 +241,9 @@ def test_values_that_contradict_each_other(changes: dict, message: str, write_pa
 def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Callable[[dict], Path]) -> None:
     values = changed(DEFAULT, "study", {**DEFAULT["study"], "tasks": ["ocr"], "seeds": 2, "rate_seeds": 1})
     values = changed(values, "study.methods", {"flow_grpo": {}, "shuffled": {}, "star": {}})
-    study = load_params(write_params(changed(changed(values, "study.aim", "star"), "study.other_rates", [1e-5, 1]))).study
+    study = load_params(
+        write_params(changed(changed(values, "study.aim", "star"), "study.other_rates", [1e-5, 1]))
+    ).study
     expected = ["0-0.0015", "1-0.0015", "0-1e-05", "0-1.0"]
     assert [run.name for run in study.runs()][:4] == [f"ocr-flow_grpo-{name}" for name in expected]
     assert len({run.name for run in study.runs()}) == 12
@@ -251,7 +253,9 @@ def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Cal
 SECTIONS = ["", *(key for key, node in schema_keys(schema()) if node.get("type") == "object" and "*" not in key)]
 
 
-@pytest.mark.parametrize("section", [*(s for s in SECTIONS if not s.endswith("methods")), "methods.star", "study.methods.star"])
+@pytest.mark.parametrize(
+    "section", [*(s for s in SECTIONS if not s.endswith("methods")), "methods.star", "study.methods.star"]
+)
 def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[dict], Path]) -> None:
     key = f"{section}.surprise" if section else "surprise"
     with pytest.raises(StarError, match="surprise"):
