@@ -11,7 +11,7 @@ export PATH := $(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run sync test lint clean
+.PHONY: help install run study sync test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report 
 	$(SNAKEMAKE) $(ARGS)
 	@echo "Report: $(CURDIR)/results/report/index.html"
 
+study: $(INSTALLED) ## train the variants of `study` in params.yaml over seeds and compare them (days on two cores)
+	$(SNAKEMAKE) $(ARGS) study
+	@echo "Study: $(CURDIR)/results/study/index.html"
+
 sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Snakemake agree without running anything
 	dvc checkout
 	@# Touching blesses whatever lies on the disk, so only what DVC knows to be right is touched.
@@ -48,5 +52,5 @@ lint: $(INSTALLED) ## check style, types and the workflow
 	mypy
 	snakemake --lint
 
-clean: ## remove results, logs and resume states; keep .venv and DVC's cache
+clean: ## remove results, logs and resume states; keep .venv, DVC's cache and the study
 	rm -rf results/prompts results/core results/train results/evaluate results/report logs .star .snakemake dvc_plots

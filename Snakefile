@@ -1,4 +1,5 @@
-# The whole pipeline: prompts -> core spans -> training -> evaluation -> report. `make run` is the way to start it.
+# The whole pipeline: prompts -> core spans -> training -> evaluation -> report. `make run` is the way to start it; the
+# study, which `rule all` leaves out, starts with `make study`.
 # Every knob is in params.yaml; a rule reruns when its sections of that file, its code or its inputs change.
 from pathlib import Path
 
@@ -6,7 +7,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 from star.errors import StarError
-from star.params import TASKS
+from star.params import TASKS, load_params
 from workflow import support
 
 min_version("9.0")
@@ -31,10 +32,13 @@ wildcard_constraints:
     split="train|test",
     method="[a-z0-9_]+",
     checkpoint=f"base|({'|'.join(TASKS)})-[a-z0-9_]+",
+    seed="[0-9]+",
+    rate="[0-9][0-9.e-]*",
 
 
 localrules:
     all,
+    study,
     prepare_prompts,
     extract_core,
     record_versions,
@@ -46,6 +50,7 @@ include: "workflow/rules/core.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/study.smk"
 
 
 onstart:

@@ -81,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     path(sub, "output", "JSON file of the run to write")
     sub.add_argument("--state", type=Path, default=Path(".star/study"), metavar="PATH", help="folder of resume states")
 
+    sub = stage("study-report", _study_report, "compare the study's runs: an HTML page and small tables beside it")
+    path(sub, "runs", "folder of the runs' JSON files")
+    path(sub, "output", "HTML file to write; the tables go beside it")
+
     sub = stage("pretrain", _pretrain, "make the miniature base model from nothing (hours)")
     path(sub, "output", "pipeline directory to write")
     path(sub, "work", "folder of the resume state and the log")
@@ -137,11 +141,20 @@ def _study_run(options: argparse.Namespace) -> None:
     records, held_out = read_records(options.prompts), read_records(options.held_out)
     from star.study import run_study
 
-    chosen = (params.study, params.evaluate, options.seed, options.rate, options.held_out.read_text(encoding="utf-8"))
+    study, held_out_text = params.study, options.held_out.read_text(encoding="utf-8")
+    looks = (study.methods[options.method], study.epochs, study.evaluate_every, params.evaluate, held_out_text)
+    chosen = (options.seed, options.rate, *looks)
     key = _state_key(params, options.task, options.method, params.allocation, options.prompts, *chosen)
     work, run = options.state / key, (options.task, options.method, options.seed, options.rate)
     run_study(params, *run, records, held_out, work, options.output)
     print(f"{options.task} {options.method} seed {options.seed}: {options.output}")
+
+
+def _study_report(options: argparse.Namespace) -> None:
+    from star.report.study import write_study
+
+    write_study(load_params(options.params), options.runs, options.output)
+    print(f"study in {options.output}")
 
 
 def _state_key(

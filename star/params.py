@@ -21,6 +21,7 @@ import yaml
 from star.errors import StarError
 
 TASKS = ("geneval", "ocr", "preference")
+STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,21 @@ class ReportParams:
 
 
 @dataclass(frozen=True)
+class StudyRun:
+    """One run of the study."""
+
+    task: str
+    method: str
+    seed: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Stem of its file; the rate as Python writes it, which reads back as the same number."""
+        return f"{self.task}-{self.method}-{self.seed}-{self.rate!r}"
+
+
+@dataclass(frozen=True)
 class StudyParams:
     tasks: list[str]
     aim: str
@@ -155,6 +171,21 @@ class StudyParams:
     other_rates: list[float]
     rate_seeds: int
     methods: dict[str, dict[str, Any]]
+
+    @property
+    def rates(self) -> list[float]:
+        """The shared rate, then the others."""
+        return [float(rate) for rate in (self.learning_rate, *self.other_rates)]
+
+    def runs(self) -> list[StudyRun]:
+        """Every run: `seeds` of each method at the shared rate, `rate_seeds` at each other one."""
+        return [
+            StudyRun(task, method, seed, rate)
+            for task in self.tasks
+            for method in self.methods
+            for rate in self.rates
+            for seed in range(self.seeds if rate == self.learning_rate else self.rate_seeds)
+        ]
 
 
 @dataclass(frozen=True)
@@ -314,11 +345,26 @@ def _check_consistency(params: Params, where: str) -> None:
                 f"{where}: {key}: the scalar objective has no place for maps of source {method.source}; "
                 "use weighted or local, or the source uniform"
             )
-    for name in ("flow_grpo", "shuffled", params.study.aim):
-        if name not in params.study.methods:
-            raise StarError(f"{where}: study.methods has no {name!r}: the study compares with flow_grpo and shuffled")
+    _check_study(params.study, where)
     for task, methods in params.runs.items():
         for name in methods:
             if name not in params.methods:
                 known = ", ".join(params.methods)
                 raise StarError(f"{where}: runs.{task}: no method {name!r} under `methods`; known: {known}")
+
+
+def _check_study(study: StudyParams, where: str) -> None:
+    for name in STUDY_REFERENCES:
+        if name not in study.methods:
+            raise StarError(f"{where}: study.methods has no {name!r}: the study compares with flow_grpo and shuffled")
+    if study.aim not in study.methods or study.aim in STUDY_REFERENCES:
+        raise StarError(
+            f"{where}: study.aim {study.aim!r} is not one of study.methods besides {' and '.join(STUDY_REFERENCES)}"
+        )
+    if study.learning_rate in study.other_rates:
+        raise StarError(f"{where}: study.other_rates has study.learning_rate {study.learning_rate:g} again")
+    if study.rate_seeds > study.seeds:
+        raise StarError(
+            f"{where}: study.rate_seeds {study.rate_seeds} is more than study.seeds {study.seeds}: rates are compared "
+            "over the same seeds"
+        )

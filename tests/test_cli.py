@@ -9,7 +9,17 @@ import pytest
 
 from star.cli import main
 
-STAGES = ("prompts", "core", "train", "evaluate", "report", "pretrain", "pretrain-preference")
+STAGES = (
+    "prompts",
+    "core",
+    "train",
+    "evaluate",
+    "report",
+    "study-run",
+    "study-report",
+    "pretrain",
+    "pretrain-preference",
+)
 
 
 def test_help_lists_every_stage(capsys):

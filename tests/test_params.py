@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def dataclass_keys(kind: Any, where: str = "") -> Iterator[str]:
 
 def is_open(key: str) -> bool:
     """Whether a key belongs to a dictionary, whose keys the dataclasses do not spell out."""
-    return key.startswith(("runs.", "core.weights.", "core.encoders.", "methods."))
+    return key.startswith(("runs.", "core.weights.", "core.encoders.", "methods.", "study.methods."))
 
 
 def changed(values: dict, key: str, value: Any) -> dict:
@@ -136,6 +137,17 @@ WRONG = {  # a value that each key refuses
     "evaluate.bootstrap": [10],
     "report.title": ["", "x" * 201, 3],
     "report.pictures": [-1, 65],
+    "study.tasks": [[], ["preference"], ["ocr", "ocr"], "ocr", None],
+    "study.aim": ["", "nobody", "flow_grpo", "shuffled", "../star", 3],
+    "study.seeds": [1, 2.5, "5", 1001],
+    "study.epochs": [0, 0.5],
+    "study.evaluate_every": [0, None],
+    "study.learning_rate": [0, 2, float("nan"), "fast", 1.0e-3],
+    "study.other_rates": [[0], [1.0e-3, 1.0e-3], [1.5e-3], 1.0e-3, ["fast"]],
+    "study.rate_seeds": [0, 6, 1.5],
+    "study.methods": [{}, {"star": {}}, [], {"Bad Name": {}}],
+    "study.methods.star": [{"lamb": 1}, {"objective": "scalar"}, None],
+    "study.methods.shuffled.source": ["random", None],
 }
 
 
@@ -154,7 +166,7 @@ def test_every_key_has_a_description_and_every_object_is_closed() -> None:
         if node.get("type") == "object":
             assert "additionalProperties" in node, key
             assert node.get("additionalProperties") is not True, key
-            if not key.startswith("methods"):
+            if not key.startswith(("methods", "study.methods")):
                 assert sorted(node["required"]) == sorted(node["properties"]), key
 
 
@@ -187,10 +199,15 @@ def test_wrong_value_is_refused_by_name(key: str, value: Any, write_params: Call
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if not (key.startswith("methods.") and key.count(".") > 1)])
+REQUIRED = [key for key in KEYS if not key.startswith("study.methods.") and not re.match(r"methods\.\w+\.", key)]
+
+
+@pytest.mark.parametrize("key", [*REQUIRED, "study.methods.flow_grpo", "study.methods.shuffled"])
 def test_missing_key_is_refused_by_name(key: str, write_params: Callable[[dict], Path]) -> None:
     if key.startswith("methods."):
         expected = f"no method '{key.removeprefix('methods.')}'"
+    elif key.startswith("study.methods."):
+        expected = f"study.methods has no '{key.removeprefix('study.methods.')}'"
     else:
         expected = f"'{key.split('.')[-1]}' is a required property"
     with pytest.raises(StarError, match=expected):
@@ -223,10 +240,24 @@ def test_values_that_contradict_each_other(changes: dict, message: str, write_pa
         load_params(write_params(values))
 
 
+def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Callable[[dict], Path]) -> None:
+    values = changed(DEFAULT, "study", {**DEFAULT["study"], "tasks": ["ocr"], "seeds": 2, "rate_seeds": 1})
+    values = changed(values, "study.methods", {"flow_grpo": {}, "shuffled": {}, "star": {}})
+    study = load_params(
+        write_params(changed(changed(values, "study.aim", "star"), "study.other_rates", [1e-5, 1]))
+    ).study
+    expected = ["0-0.0015", "1-0.0015", "0-1e-05", "0-1.0"]
+    assert [run.name for run in study.runs()][:4] == [f"ocr-flow_grpo-{name}" for name in expected]
+    assert len({run.name for run in study.runs()}) == 12
+    assert all(float(run.name.split("-", 3)[3]) == run.rate for run in study.runs())
+
+
 SECTIONS = ["", *(key for key, node in schema_keys(schema()) if node.get("type") == "object" and "*" not in key)]
 
 
-@pytest.mark.parametrize("section", [*(s for s in SECTIONS if s != "methods"), "methods.star"])
+@pytest.mark.parametrize(
+    "section", [*(s for s in SECTIONS if not s.endswith("methods")), "methods.star", "study.methods.star"]
+)
 def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[dict], Path]) -> None:
     key = f"{section}.surprise" if section else "surprise"
     with pytest.raises(StarError, match="surprise"):

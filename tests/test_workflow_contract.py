@@ -1,6 +1,6 @@
 """Snakemake and DVC describe one pipeline: same files, same parameters, same code, same commands.
 
-A key or file that only one of the two knows makes the other skip work silently.
+A key or file that only one of the two knows makes the other skip work silently. The study is Snakemake's alone.
 """
 
 import ast
@@ -154,6 +154,11 @@ def test_stages_and_jobs_agree(jobs: list[Job]) -> None:
         assert unused <= {support.PROMPT_FOLDER.as_posix()}, f"{stage.name}: the rule does not read {unused}"
 
 
+def test_every_rule_has_a_stage_but_those_of_the_study() -> None:
+    staged = {stage.rule for stage in load_stages(ROOT)}
+    assert staged == support.ENTRY.keys() - set(support.NOT_IN_DVC) == support.SECTIONS.keys() - set(support.NOT_IN_DVC)
+
+
 def test_stages_depend_on_exactly_the_code_that_runs() -> None:
     for stage in load_stages(ROOT):
         listed = expanded(frozenset(filter(is_code, stage.dependencies)))
@@ -220,6 +225,59 @@ def test_the_rules_call_the_command_line_as_it_is(jobs: list[Job]) -> None:
     for job in jobs:
         if job.rule not in NOT_VERSIONED:
             _parser().parse_args(job.command.split(" 2>&1")[0].split()[1:])  # exits on an unknown option
+
+
+STUDY = {
+    **{"tasks": ["ocr"], "aim": "star", "seeds": 2, "epochs": 2, "evaluate_every": 1, "learning_rate": 1.5e-3},
+    **{"other_rates": [1e-5], "rate_seeds": 1, "methods": {"flow_grpo": {}, "star": {}, "shuffled": {}}},
+}
+
+
+def study_runs(output: str) -> set[str]:
+    """Names of the study's runs among the jobs of a dry run."""
+    jobs = (job for job in parse_jobs(output) if job.rule == "study_run")
+    return {Path(file).stem for job in jobs for file in job.outputs}
+
+
+def test_the_study_is_one_job_a_run_on_one_core_and_only_on_request(
+    folder: Path, snakemake: Snakemake, jobs: list[Job]
+) -> None:
+    from star.cli import _parser
+
+    assert not {"study", *support.NOT_IN_DVC} & {job.rule for job in jobs}
+    edit(folder, study=STUDY)
+    run = snakemake("--dry-run", "--printshellcmds", "study")
+    studied = [job for job in parse_jobs(run.stdout + run.stderr) if job.rule in support.NOT_IN_DVC]
+    ends = ("0-0.0015", "1-0.0015", "0-1e-05")
+    assert study_runs(run.stdout + run.stderr) == {f"ocr-{method}-{end}" for method in STUDY["methods"] for end in ends}
+    (report,) = (job for job in studied if job.rule == "study_report")
+    assert report.inputs == {file for job in studied for file in job.outputs} - report.outputs
+    for job in studied:
+        command, _, log = job.command.partition(" 2>&1 | tee ")
+        assert log == job.log
+        options = _parser().parse_args(command[command.index("star ") :].split()[1:])
+        if job.rule == "study_run":
+            assert command.startswith("OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 star study-run ")
+            names = options.task, options.method, options.seed, options.rate
+            assert options.output.stem == "{}-{}-{}-{!r}".format(*names)
+            assert {"results/core/ocr/train.jsonl", "results/core/ocr/test.jsonl"} <= job.inputs
+
+
+@pytest.mark.slow
+def test_a_new_method_or_seed_of_the_study_reruns_no_other_run(folder: Path, snakemake: Snakemake) -> None:
+    edit(folder, study=STUDY)
+    run = snakemake("--dry-run", "study")
+    for job in parse_jobs(run.stdout + run.stderr):
+        for output in job.outputs:
+            (folder / output).parent.mkdir(parents=True, exist_ok=True)
+            (folder / output).touch()
+    assert snakemake("--touch", "--forceall", "study").returncode == 0
+    wider = {"seeds": 3, "tasks": ["ocr"], "methods": {**STUDY["methods"], "ones": {"source": "uniform"}}}
+    edit(folder, study={**STUDY, **wider}, study__methods__star={"lam": 2.0})
+    run = snakemake("--dry-run", "study")
+    ends = ("0-0.0015", "1-0.0015", "2-0.0015", "0-1e-05")
+    changed = {f"ocr-{method}-{end}" for method in ("ones", "star") for end in ends}
+    assert study_runs(run.stdout + run.stderr) == changed | {"ocr-flow_grpo-2-0.0015", "ocr-shuffled-2-0.0015"}
 
 
 def test_runs_come_from_the_parameter_file(folder: Path, snakemake: Snakemake) -> None:

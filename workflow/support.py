@@ -1,7 +1,7 @@
 """What the rules share: parameters checked once, the sections and the code that each rule depends on, one lock.
 
-`SECTIONS` and `ENTRY` are the only lists of dependencies; dvc.yaml repeats them and the contract test
-(tests/test_workflow_contract.py) compares the two.
+`SECTIONS` and `ENTRY` are the only lists of dependencies; dvc.yaml repeats them but for the rules of the study
+(`NOT_IN_DVC`), and the contract test (tests/test_workflow_contract.py) compares the two.
 """
 
 import ast
@@ -34,6 +34,31 @@ SECTIONS = {
     ),
     "evaluate_checkpoint": ("seed", "model", "rewards", "evaluate"),
     "write_report": ("seed", "runs", "evaluate.bootstrap", "report"),
+    "study_run": (
+        "seed",
+        "model",
+        "core",
+        "rollout",
+        "allocation",
+        "study.methods.{method}",
+        "study.epochs",
+        "study.evaluate_every",
+        "train",
+        "rewards",
+        "evaluate",
+    ),
+    # `runs` is of the main report, with which the study's shares modules.
+    "study_report": (
+        "seed",
+        "runs",
+        "model",
+        "allocation",
+        "train.prompts_per_epoch",
+        "train.group_size",
+        "evaluate.bootstrap",
+        "report",
+        "study",
+    ),
 }
 
 # The module whose imports, followed to the end, are the code of a rule.
@@ -43,7 +68,13 @@ ENTRY = {
     "train_policy": "star.trainer",
     "evaluate_checkpoint": "star.evaluation",
     "write_report": "star.report.page",
+    "study_run": "star.study",
+    "study_report": "star.report.study",
 }
+
+# The study is asked for by name: days of training whose tables go into Git by hand (docs/study). As stages its runs,
+# each of a (task, method, seed, rate), would make `dvc repro` and `dvc status` ask for those days too.
+NOT_IN_DVC = ("study_run", "study_report")
 
 # They carry parameters and messages, not results: what matters of them reaches a rule through SECTIONS.
 NOT_RESULTS = ("star/cli.py", "star/errors.py", "star/params.py", "star/params.schema.yaml", "star/runtime.py")
@@ -137,8 +168,9 @@ def digest(files: list[Path]) -> str:
 
 def recorded_digest() -> str:
     """Changes with anything that `dvc status` looks at besides the outputs, so that a run records it anew."""
-    stages = sorted((ROOT / "workflow/rules").glob("*.smk"))
-    return digest([ROOT / "dvc.yaml", Path("params.yaml"), *stages]) + "".join(code_digest(rule) for rule in ENTRY)
+    stages = sorted(file for file in (ROOT / "workflow/rules").glob("*.smk") if file.name != "study.smk")
+    code = "".join(code_digest(rule) for rule in ENTRY if rule not in NOT_IN_DVC)
+    return digest([ROOT / "dvc.yaml", Path("params.yaml"), *stages]) + code
 
 
 def runs(values: dict) -> list[str]:

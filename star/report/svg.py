@@ -74,8 +74,18 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     return [label.replace("-", "\u2212") for label in labels]
 
 
-def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, height: int = 240) -> str:
-    """Curves over one x axis; an empty string if no line has a finite point."""
+def line_chart(
+    lines: Sequence[Line],
+    title: str,
+    x_label: str,
+    y_label: str,
+    height: int = 240,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Curves over one x axis; an empty string if no line has a finite point.
+
+    ``y_range``: the least and the greatest value that the y axis must show, for charts that share one; None: these.
+    """
     shown = [value for line in lines for part in (line.y, line.faint, line.low, line.high) for value in part]
     finite = [value for value in shown if math.isfinite(value)]
     if not finite:
@@ -83,7 +93,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, he
     left, right, top, bottom = 58, LINE_WIDTH - 18, 26, height - 40
     x_low, x_high = min(x for line in lines for x in line.x), max(x for line in lines for x in line.x)
     x_low, x_high = (x_low, x_high) if x_high > x_low else (x_low - 1, x_high + 1)
-    y_low, y_high = _padded(min(finite), max(finite))
+    y_low, y_high = _padded(*(y_range or (min(finite), max(finite))))
 
     def place_x(x: float) -> float:
         return left + (right - left) * (x - x_low) / (x_high - x_low)

@@ -26,6 +26,11 @@ def adapter(wildcards):
     return [] if wildcards.checkpoint == "base" else f"results/train/{wildcards.checkpoint}/adapter"
 
 
+def study_runs():
+    """Names of the runs of the study: {task}-{method}-{seed}-{rate}."""
+    return [run.name for run in load_params(Path("params.yaml")).study.runs()]
+
+
 def final_outputs(wildcards):
     """What a run is for: the page, its numbers, and a DVC that knows them."""
     return [*rules.write_report.output, *rules.record_versions.output]
