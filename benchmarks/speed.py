@@ -2,7 +2,7 @@
 
 All figures are ratios of runs interleaved in one process, medians over pairs, with the smallest and largest pair:
 
-- ``rollout``: pictures/s of `roll_out` with log-probs and maps over pictures/s of the stock pipeline's ``__call__``
+- ``rollout``: pictures/s of `roll_out` with step means and maps over pictures/s of the stock pipeline's ``__call__``
   with the same model, steps, guidance, batch and precision (at least 0.9 wanted).
 - ``epoch``: wall time of a STAR epoch over a uniform epoch (at most 1.03 wanted).
 - ``reward``: wall time that scoring adds to an epoch, as a share of the epoch with a reward that costs nothing

@@ -110,17 +110,17 @@ def core_token_weights(
 def clause_records(record: PromptRecord) -> list[PromptRecord]:
     """The record once for each clause that its reward tells apart, each with the core spans of that clause alone.
 
-    A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn; for other records, and
+    A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn; for other tasks, and
     for a prompt whose core does not tell the clauses apart, the core is the whole one. In the order of
     `star.rewards.base.RewardResult.shares`.
     """
     core = record.core or ()
-    if "include" in record.metadata:
+    if record.task == "geneval":
         parts = [
             tuple(span for span in core if span.clause in (None, index))
             for index, _ in enumerate(record.metadata["include"])
         ]
-    elif "text" in record.metadata:
+    elif record.task == "ocr":
         letters = [
             CoreSpan(index, index + 1, "text")
             for span in core

@@ -153,6 +153,11 @@ class Trainer:
                 relevance = controlled(trajectory.relevance, self.allocation.source, train.group_size, seed)
                 weights = allocation_weights(relevance, self.allocation)
                 advantage = advantage[:, : weights.shape[2]]  # the batch may lack the epoch's longest prompt
+                if advantage.shape != weights[:, 0, :, 0].shape:  # it would be broadcast, and counted more than once
+                    raise StarError(
+                        f"allocation.clause_wise: the reward {self.reward.name} gives clauses no shares of its own; "
+                        "set it to false"
+                    )
             scored.append(Scored(trajectory, advantage, weights))
         return scored
 

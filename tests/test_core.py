@@ -443,8 +443,10 @@ def test_letters_are_the_clauses_of_a_text():
 
 
 def test_other_prompts_are_one_clause():
-    record = cored(record_of("a small house"))
-    assert clause_records(record) == [record]
+    include = [{"class": "dog", "count": 1}, {"class": "cat", "count": 1}]
+    for prompt, metadata in (("a small house", {}), ("a photo of a dog and a cat", {"include": include})):
+        record = cored(record_of(prompt, metadata))  # of the preference task, whose reward knows no clauses
+        assert clause_records(record) == [record]
 
 
 def test_scattered_weights_avoid_the_core_and_keep_their_number():

@@ -141,6 +141,11 @@ def test_clause_wise_maps_and_advantages_of_a_batch(records):
     assert any(item.weights.shape[2] == 2 for item in both[0])
 
 
+def test_clause_wise_with_a_reward_that_knows_no_clauses_is_refused(records):
+    with pytest.raises(StarError, match="clause_wise: the reward redness gives clauses no shares"):
+        trainer(small(), "star", records, Redness(), clause_wise=True).train_epoch()
+
+
 @pytest.mark.parametrize("sampler", ["dance", "cps"])
 def test_every_sampler_starts_at_ratio_one(sampler, records):
     params = small(learning_rate=1e-2)
