@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -55,7 +54,7 @@ def sd35_policy(params: Params, layers: int, device: torch.device) -> SD3Policy:
         caption_projection_dim=1536,
         pooled_projection_dim=2048,
         out_channels=16,
-        pos_embed_max_size=384,
+        pos_embed_max_size=64,  # SD3.5-M's 384 would only make loading larger than training
         dual_attention_layers=tuple(range(min(13, layers))),
         qk_norm="rms_norm",
     )
@@ -88,10 +87,32 @@ def phase(params: Params, layers: int, device: torch.device) -> Trainer:
     return Trainer(params, params.allocation, records, Free(), policy)
 
 
-def peak_memory(method: str, arguments: list[str]) -> float:
-    """Largest memory of a process that runs two phases of ``method``, in bytes: on a GPU its allocator's."""
+def peak_memory(method: str, arguments: list[str]) -> dict[str, float]:
+    """``loaded`` and ``peak`` memory, in bytes, of a process of its own that runs two phases of ``method``."""
     command = [sys.executable, "-m", "benchmarks.overhead", *arguments, "--peak", method]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_peak(work: Callable[[], object], gpu: bool) -> dict[str, float]:
+    """Memory of this process now and at its highest during ``work``, in bytes: on a GPU its allocator's.
+
+    The kernel's high-water mark is set back first, or it would show the loading of the model.
+    """
+    if gpu:
+        loaded = float(torch.cuda.memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return {"loaded": loaded, "peak": float(torch.cuda.max_memory_allocated())}
+    Path("/proc/self/clear_refs").write_text("5")
+    loaded = resident("VmRSS")
+    work()
+    return {"loaded": loaded, "peak": resident("VmHWM")}
+
+
+def resident(field: str) -> float:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -123,7 +144,8 @@ def main() -> None:
     parser.add_argument("--group", type=int, help="pictures; default: 2 on a CPU, 8 on a GPU")
     options = parser.parse_args()
     stay_offline()
-    keep_freed_memory()
+    if not options.peak:  # a heap that keeps what is freed would hide what is in use
+        keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     layers, group = options.layers or (LAYERS if gpu else 2), options.group or (8 if gpu else 2)
@@ -147,10 +169,7 @@ def main() -> None:
             torch.cuda.synchronize()
 
     if options.peak:
-        epoch(options.peak)
-        epoch(options.peak)
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(torch.cuda.max_memory_allocated() if gpu else own)
+        print(json.dumps(measure_peak(lambda: (epoch(options.peak), epoch(options.peak)), gpu)))
         return
     machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {os.cpu_count()} cores, no accelerator"
     arguments = ["--params", str(options.params), "--layers", str(layers), "--group", str(group)]
@@ -165,8 +184,16 @@ def main() -> None:
     if gpu:
         figures["star"] = use_of_card(run, group)
     run.policy.transformer.to("meta")  # the processes that are measured need the memory
-    figures["memory"] = paired(lambda: peak_memory("star", arguments), lambda: peak_memory("flow_grpo", arguments), 2)
+    figures["memory"] = memory(arguments, pairs=3)
     print(json.dumps(figures, indent=1))
+
+
+def memory(arguments: list[str], pairs: int) -> dict[str, dict[str, float]]:
+    """Bytes of both methods' processes, and the ratio of their peaks."""
+    found = [{name: peak_memory(name, arguments) for name in ("star", "flow_grpo")} for _ in range(pairs)]
+    ratios = [pair["star"]["peak"] / pair["flow_grpo"]["peak"] for pair in found]
+    spread = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": pairs}
+    return {"peak_ratio": spread, **found[0]}
 
 
 def ratios(first: Callable[[], None], second: Callable[[], None], pairs: int) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from star.cli import main
 from star.errors import StarError
 from star.params import Params, StudyParams, StudyRun, load_params
 from star.report.study import write_study
-from star.report.study.comparison import TaskResult, load_study
+from star.report.study.comparison import TaskResult, control_of, load_study
 from star.report.study.intervals import crossing_ratio, first_crossing, t_interval, t_quantile
 from star.report.study.page import answer, times
 from star.statistics import Interval
@@ -143,7 +143,7 @@ def test_numbers_of_a_task(runs: Path) -> None:
     half = 4.30265 * 0.01 / math.sqrt(3)
     assert (star.graded.mean, star.graded.high) == (pytest.approx(0.71), pytest.approx(0.71 + half))
     assert star.to_flow_grpo == Interval(*[pytest.approx(0.2)] * 3)  # the seed's 0.01 cancels in the pair
-    assert star.to_shuffled == Interval(*[pytest.approx(0.3)] * 3)
+    assert star.to_control == Interval(*[pytest.approx(0.3)] * 3)
     crossing = STEP * (0.51 - 0.2) / (0.61 - 0.2)
     assert star.images == pytest.approx(crossing)
     assert star.ratio.mean == pytest.approx(crossing / (2 * STEP))
@@ -152,11 +152,22 @@ def test_numbers_of_a_task(runs: Path) -> None:
     assert star.area_to_flow_grpo.mean == pytest.approx((0.2 + 0.2) / 3)
     flow_grpo = task.method("flow_grpo")
     assert (flow_grpo.to_flow_grpo, flow_grpo.ratio) == (None, Interval(1.0, 1.0, 1.0))
-    assert task.method("shuffled").to_shuffled is None
+    assert task.method("shuffled").to_control is None
     assert star.watch_change["preference"] == Interval(1.0, 1.0, 1.0)
     assert star.watch_change["dark"].mean == pytest.approx(0.01)
     assert star.log["clip_fraction"] == pytest.approx(0.25) and star.log["map_entropy"] == pytest.approx(0.9)
     assert flow_grpo.log["map_entropy"] is None and star.minutes == 1.5
+
+
+def test_control_is_the_method_itself_with_shuffled_maps(tmp_path: Path) -> None:
+    methods: dict[str, dict] = {"flow_grpo": {"source": "uniform"}, "shuffled": {"source": "shuffled"}, "star": {}}
+    methods |= {"joint": {"temporal": "joint"}, "joint_shuffled": {"temporal": "joint", "source": "shuffled"}}
+    wanted = {"star": "shuffled", "joint": "joint_shuffled", "joint_shuffled": "joint_shuffled"}
+    assert {name: control_of(methods, name) for name in wanted} == wanted
+    assert control_of(methods, "flow_grpo") == control_of({**methods, "other": {"lam": 1.0}}, "other") == "shuffled"
+    task = compared(tmp_path, usual, methods=methods, aim="joint", seeds=2, rate_seeds=1)
+    assert task.answer.control == "joint_shuffled" and task.method("joint_shuffled").to_control is None
+    assert task.answer.to_control.mean == pytest.approx(0.0)
 
 
 def test_best_rate_compares_the_same_seeds(runs: Path) -> None:
@@ -210,7 +221,7 @@ def test_answer_that_misses_the_aim(tmp_path: Path, star: tuple[float, ...], ima
 
 def test_answer_that_the_seeds_do_not_settle(tmp_path: Path) -> None:
     task = compared(tmp_path, spread)
-    assert not task.answer.beats_shuffled and task.answer.to_shuffled.mean > 0
+    assert not task.answer.beats_control and task.answer.to_control.mean > 0
     assert not task.answer.fewer_images and math.isinf(task.answer.ratio.high)
     first, _ = answer(task)
     assert "[0." in first and "> 1]" in first

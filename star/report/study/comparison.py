@@ -1,9 +1,10 @@
 """The study's numbers: every method against the two references, task by task, and the answer for the aim."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +33,11 @@ class MethodResult:
     has none to itself."""
 
     name: str
+    control: str  # the same with its maps in the wrong places
     graded: Interval  # at the last look
     exact: Interval
     to_flow_grpo: Interval | None
-    to_shuffled: Interval | None
+    to_control: Interval | None
     images: float  # to flow_grpo's final score; inf: not reached
     ratio: Interval  # of these images to flow_grpo's; the mean is the ratio itself
     area: Interval  # mean graded score over the looks
@@ -55,7 +57,8 @@ class Answer:
     method: str
     level_above_base: bool  # else the ratio says nothing
     ratio: Interval
-    to_shuffled: Interval
+    control: str
+    to_control: Interval
 
     @property
     def fewer_images(self) -> bool:
@@ -69,12 +72,12 @@ class Answer:
         )
 
     @property
-    def beats_shuffled(self) -> bool:
-        return self.to_shuffled.low > 0
+    def beats_control(self) -> bool:
+        return self.to_control.low > 0
 
     @property
     def met(self) -> bool:
-        return self.fewer_images and self.beats_shuffled
+        return self.fewer_images and self.beats_control
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def compare_task(params: Params, task: str, curves: dict[StudyRun, Curve]) -> Ta
     methods = tuple(_method(params, task, name, shared, best[name]) for name in study.methods)
     base_graded, level = float(np.mean(starts)), float(_graded(shared[FLOW_GRPO])[:, -1].mean())
     aim = next(method for method in methods if method.name == study.aim)
-    assert aim.to_shuffled is not None  # the aim is neither reference: star.params
+    assert aim.to_control is not None  # the aim is neither reference: star.params
     return TaskResult(
         task=task,
         pictures=every[0].pictures,
@@ -141,7 +144,7 @@ def compare_task(params: Params, task: str, curves: dict[StudyRun, Curve]) -> Ta
         base_watch={key: float(np.mean([curve.watch[0][key] for curve in every])) for key in watched(task)},
         level=level,
         methods=methods,
-        answer=Answer(aim.name, level > base_graded, aim.ratio, aim.to_shuffled),
+        answer=Answer(aim.name, level > base_graded, aim.ratio, aim.control, aim.to_control),
     )
 
 
@@ -176,13 +179,15 @@ def _method(params: Params, task: str, name: str, shared: dict[str, list[Curve]]
     def against(reference: str) -> Interval | None:
         return None if name == reference else t_interval(ours[:, -1] - _graded(shared[reference])[:, -1])
 
+    control = control_of(params.study.methods, name)
     area, area_reference = ours.mean(axis=1), flow_grpo.mean(axis=1)  # (seeds,)
     return MethodResult(
         name=name,
+        control=control,
         graded=t_interval(ours[:, -1]),
         exact=t_interval(np.array([run.exact[-1] for run in runs])),
         to_flow_grpo=against(FLOW_GRPO),
-        to_shuffled=against(SHUFFLED),
+        to_control=against(control),
         images=images,
         ratio=ratio,
         area=t_interval(area),
@@ -196,6 +201,12 @@ def _method(params: Params, task: str, name: str, shared: dict[str, list[Curve]]
         minutes=float(np.mean([run.seconds for run in runs])) / 60,
         curves=ours,
     )
+
+
+def control_of(methods: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """The method that differs from ``name`` in its shuffled maps alone; `SHUFFLED` for one that has no such other."""
+    wanted = {**methods[name], "source": "shuffled"}
+    return next((other for other, changes in methods.items() if changes == wanted), SHUFFLED)
 
 
 def _graded(runs: Sequence[Curve]) -> np.ndarray:

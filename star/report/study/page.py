@@ -13,7 +13,16 @@ from star.params import Params, fingerprint
 from star.report.figures import TASK_NAMES
 from star.report.page import interval, number, verdict
 from star.report.provenance import git_commit, package_versions
-from star.report.study.comparison import AIM_RATIO, FLOW_GRPO, SHUFFLED, Answer, Study, TaskResult, load_study
+from star.report.study.comparison import (
+    AIM_RATIO,
+    FLOW_GRPO,
+    SHUFFLED,
+    Answer,
+    Study,
+    TaskResult,
+    control_of,
+    load_study,
+)
 from star.report.study.figures import learning_curves
 from star.report.study.intervals import t_quantile
 from star.report.study.tables import tables
@@ -56,7 +65,8 @@ def write_study(params: Params, runs_folder: Path, output: Path) -> None:
 def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
     """The page as text; it links to ``files``, names beside it."""
     template = _environment().from_string(_asset("star.report.study", "page.html.j2"))
-    pairs = 2 * len(params.study.methods) - 3  # each other method with both references, and these with each other
+    differences = [d for task in study.tasks for m in task.methods for d in (m.to_flow_grpo, m.to_control)]
+    twice = len(study.tasks)  # flow_grpo with its control, and that with flow_grpo
     return template.render(
         css=Markup(_asset("star.report", "page.css") + _asset("star.report.study", "page.css")),
         params=params,
@@ -64,6 +74,7 @@ def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
         files=files,
         flow_grpo=FLOW_GRPO,
         shuffled=SHUFFLED,
+        control=control_of(params.study.methods, params.study.aim),
         aim_ratio=AIM_RATIO,
         answers={task.task: list(answer(task)) for task in study.tasks},
         curves={task.task: learning_curves(task) for task in study.tasks},
@@ -71,7 +82,7 @@ def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
         log_labels=LOG_LABELS,
         quantile=t_quantile(params.study.seeds),
         half_width=t_quantile(params.study.seeds) / math.sqrt(params.study.seeds),
-        comparisons=pairs * len(study.tasks),
+        comparisons=sum(d is not None for d in differences) - twice,
         provenance=[
             ("Git commit", git_commit(Path.cwd())),
             ("Parameter fingerprint", fingerprint(params)),
@@ -81,18 +92,18 @@ def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
 
 
 def answer(task: TaskResult) -> Iterator[str]:
-    """The two sentences on the aim: images against flow_grpo, final score against shuffled."""
+    """The two sentences on the aim: images against flow_grpo, final score against its control."""
     found = task.answer
     yield _images_sentence(found)
-    gap = f"{number(found.to_shuffled.mean, True)} {interval(found.to_shuffled, True)}"
-    if found.beats_shuffled:
-        yield f"Its final score beats that of {SHUFFLED}, by {gap}: the interval excludes zero."
-    elif found.to_shuffled.high < 0:
-        yield f"Its final score is behind that of {SHUFFLED}, by {gap}: the interval excludes zero."
+    gap = f"{number(found.to_control.mean, True)} {interval(found.to_control, True)}"
+    if found.beats_control:
+        yield f"Its final score beats that of {found.control}, by {gap}: the interval excludes zero."
+    elif found.to_control.high < 0:
+        yield f"Its final score is behind that of {found.control}, by {gap}: the interval excludes zero."
     else:
         yield (
-            f"Its final score minus that of {SHUFFLED} is {gap}: the interval contains zero, so these seeds do not "
-            "show that it is better."
+            f"Its final score minus that of {found.control} is {gap}: the interval contains zero, so these seeds do "
+            "not show that it is better."
         )
 
 

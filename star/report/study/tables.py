@@ -49,7 +49,8 @@ def summary_json(params: Params, study: Study) -> str:
                 "method": task.answer.method,
                 "needs_at_most_0.7_of_the_images": task.answer.fewer_images,
                 "interval_agrees": task.answer.fewer_images_settled,
-                "beats_shuffled": task.answer.beats_shuffled,
+                "control": task.answer.control,
+                "beats_control": task.answer.beats_control,
                 "met": task.answer.met,
             },
             "methods": {method.name: _summary(method) for method in task.methods},
@@ -78,7 +79,8 @@ def curves_csv(study: Study) -> str:
 
 
 def _summary(method: MethodResult) -> dict[str, Any]:
-    values = {key: getattr(method, key) for key in ("graded", "exact", "to_flow_grpo", "to_shuffled", "area", "log")}
+    kept = ("graded", "exact", "to_flow_grpo", "control", "to_control", "area", "log")
+    values = {key: getattr(method, key) for key in kept}
     best = {"rate": method.best.rate, "graded": method.best.graded, "to_flow_grpo": method.best.to_flow_grpo}
     return {
         **values,
@@ -96,7 +98,8 @@ def _score(task: TaskResult, method: MethodResult) -> dict[str, Any]:
         **_ends("graded", method.graded),
         **_ends("exact", method.exact),
         **_ends("to_flow_grpo", method.to_flow_grpo),
-        **_ends("to_shuffled", method.to_shuffled),
+        "control": method.control,
+        **_ends("to_control", method.to_control),
         "images_to_flow_grpo_final": method.images,
         **_ends("images_ratio", method.ratio),
         **_ends("area", method.area),
