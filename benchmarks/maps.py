@@ -5,17 +5,20 @@ that the finished picture covers. For each transformer block, and for the blocks
 step, means over pictures:
 
 - ``covers``: the map of the whole core, with all objects (GenEval) or all ink (OCR).
+- ``own``: the same after the mean over pictures is taken from both; 0 is a map that only knows where things usually
+  are.
 - ``tells_apart``: of each clause the map less the mean of the others', with what the clause names less what the others
   name: the objects of its class (GenEval prompts with two classes, both found by the exact detector), or the ink at the
   letter's place (OCR). 0 is a map that cannot say which clause owns a place.
 
-For GenEval also by kind of token: ``object`` nouns alone and ``color`` words alone.
+Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone, and for GenEval by kind of token: ``object`` nouns alone
+and ``color`` words alone.
 """
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,23 +64,30 @@ def owned(record: PromptRecord, image: np.ndarray, detector: ExactDetector) -> l
     return [np.any(mask, axis=0) for mask in masks]
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Over the last axis; 0 where one of the two is flat."""
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.divide((a * b).sum(-1), size, out=np.zeros_like(size), where=size > 0)
 
 
 def figures(
-    policy: SD3Policy, params: Params, records: Sequence[PromptRecord], kinds: dict[str, float], blocks: Sequence[int]
-) -> dict[str, list[float]]:
-    """Both correlations at each denoising step; pictures that say nothing are left out."""
+    policy: SD3Policy,
+    params: Params,
+    records: Sequence[PromptRecord],
+    kinds: Mapping[str, float],
+    encoders: Mapping[str, float],
+    blocks: Sequence[int],
+) -> dict[str, list[float] | int]:
+    """The three correlations at each denoising step; ``apart``: how many pictures tell clauses apart."""
 
     def weights(record: PromptRecord) -> np.ndarray:
-        settings = (policy.tokenizers, policy.text_lengths, kinds, params.core.encoders)
-        return core_token_weights(record, *settings).weights
+        return core_token_weights(record, policy.tokenizers, policy.text_lengths, kinds, encoders).weights
 
     clauses = [
         torch.from_numpy(np.stack([weights(part) for part in (record, *clause_records(record))])) for record in records
     ]
-    maps, images = trace_relevance(
+    traced, images = trace_relevance(
         policy,
         [record.prompt for record in records],
         [seed_of(params.seed, "evaluate", record.id, 0) for record in records],
@@ -85,25 +95,28 @@ def figures(
         CoreKeys.from_weights(torch.nn.utils.rnn.pad_sequence(clauses, batch_first=True)),
         dataclasses.replace(params.allocation, blocks=list(blocks)),
     )
-    side, detector = int(maps.shape[-1] ** 0.5), ExactDetector()
-    covers, apart = [], []
-    for record, trace, image in zip(records, maps.numpy(), images, strict=True):
-        whole = pooled(ink(image) if "text" in record.metadata else coverage(image), side)
-        covers.append([correlation(step[0], whole) for step in trace])
+    maps, detector = traced.numpy(), ExactDetector()  # maps: (pictures, steps, 1 + clauses, tokens)
+    side = int(maps.shape[-1] ** 0.5)
+    wholes, apart = [], []
+    for record, trace, image in zip(records, maps, images, strict=True):
+        wholes.append(pooled(ink(image) if "text" in record.metadata else coverage(image), side))
         truth = np.array([pooled(mask.astype(float), side) for mask in owned(record, image, detector)])
         if len(truth) > 1:
-            wanted = truth - truth.mean(0)
-            shown = trace[:, 1 : 1 + len(truth)] - trace[:, 1 : 1 + len(truth)].mean(1, keepdims=True)
-            apart.append([np.mean([correlation(*pair) or 0 for pair in zip(s, wanted, strict=True)]) for s in shown])
-    covers = [row for row in covers if None not in row]
-    means = {"covers": covers, "tells_apart": apart}
-    return {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in means.items()} | {"pictures": len(apart)}
+            shown = trace[:, 1 : 1 + len(truth)]
+            apart.append(correlation(shown - shown.mean(1, keepdims=True), truth - truth.mean(0)).mean(1))
+    whole, core = np.stack(wholes)[:, None], maps[:, :, 0]
+    means = {
+        "covers": correlation(core, whole).mean(0),
+        "own": correlation(core - core.mean(0), whole - whole.mean(0)).mean(0),
+        "tells_apart": np.mean(apart, axis=0),
+    }
+    return {name: steps.round(3).tolist() for name, steps in means.items()} | {"apart": len(apart)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--prompts", type=int, default=48, help="prompts a task")
+    parser.add_argument("--prompts", type=int, default=96, help="prompts a task")
     options = parser.parse_args()
     stay_offline()
     keep_freed_memory()
@@ -111,17 +124,18 @@ def main() -> None:
     policy = load_policy(params.model, torch.device("cpu"))
     count = len(policy.transformer.transformer_blocks)
     chosen = range(count) if params.allocation.blocks == "all" else [int(b) for b in params.allocation.blocks]
-    kinds = {"core": params.core.weights}
-    kinds |= {kind: {k: float(k == kind) for k in params.core.weights} for kind in ("object", "color")}
+    core = (params.core.weights, params.allocation.encoders)
+    read = {"core": core, "clip": (core[0], {"clip": 1.0, "t5": 0.0}), "t5": (core[0], {"clip": 0.0, "t5": 1.0})}
+    by_kind = {kind: ({k: float(k == kind) for k in core[0]}, core[1]) for kind in ("object", "color")}
     result: dict[str, dict] = {}
-    for task, wanted in (("geneval", ("core", "object", "color")), ("ocr", ("core",))):
+    for task, reads in (("geneval", read | by_kind), ("ocr", read)):
         tested = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1]]
-        for kind in wanted:
-            fit = [r for r in tested if task == "ocr" or len(r.metadata["include"]) == 2]
-            fit = [r for r in fit if kind != "color" or r.metadata["tag"] == "color_attr"][: options.prompts]
-            for name, blocks in (("chosen", chosen), *((str(b), [b]) for b in range(count))):
-                found = figures(policy, params, fit, kinds[kind], blocks)
-                result.setdefault(f"{task} {kind}", {})[name] = found
+        for name, (kinds, encoders) in reads.items():
+            # Prompts of GenEval come in turns of their tags, so that any first few have them all.
+            fit = [r for r in tested if name != "color" or r.metadata["tag"] in ("colors", "color_attr")]
+            for blocks in (("chosen", chosen), *((str(b), [b]) for b in range(count))):
+                found = figures(policy, params, fit[: options.prompts], kinds, encoders, blocks[1])
+                result.setdefault(f"{task} {name}", {})[blocks[0]] = found
     print(json.dumps(result))
 
 

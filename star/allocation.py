@@ -12,6 +12,8 @@ from torch import Tensor
 
 from star.params import AllocationParams
 
+FLAT = 1e-4  # relative spread of a map up to which it is rounding
+
 
 def relevance_map(mass: Tensor, token_weights: Tensor, normalise_tokens: bool) -> Tensor:
     """Attention mass per core token -> one relevance map a clause (D2).
@@ -58,17 +60,35 @@ def allocation_weights(relevance: Tensor, allocation: AllocationParams) -> Tenso
     """Relevance maps -> allocation maps of mean 1 (D3, D5): ``w = (1 + lam a) / mean(1 + lam a)``.
 
     ``a`` is the (optionally smoothed) relevance, min-max scaled per map, or over all steps of a rollout where
-    ``allocation.temporal`` is ``joint``; the mean is taken alike.
+    ``allocation.temporal`` is ``joint``; the mean is taken alike. Of several clauses it is each one's share where
+    ``allocation.clause_maps`` says so. A map that is flat but for rounding stays flat.
 
     Args:
         relevance: (B, T, K, P), locations row-major on a square grid.
     """
     over = (1, 3) if allocation.temporal == "joint" else (3,)
     smooth = gaussian_smooth(relevance, allocation.smoothing) if allocation.smoothing else relevance
-    low, high = smooth.amin(over, keepdim=True), smooth.amax(over, keepdim=True)
-    a = (smooth - low) / (high - low).clamp_min(1e-12)
+    compared = clause_shares(smooth) if allocation.clause_maps == "share" else smooth
+    low, high = compared.amin(over, keepdim=True), compared.amax(over, keepdim=True)
+    a = (compared - low) / (high - low).clamp_min(FLAT * high + 1e-12)
     raised = 1 + allocation.lam * a
     return raised / raised.mean(over, keepdim=True)
+
+
+def clause_shares(relevance: Tensor) -> Tensor:
+    """Of each clause, its share of the relevance that all clauses of the prompt have at a location: ours, not STAR's.
+
+    Places that every clause, or none, attends to then weigh alike for all; what is left says whose a place is. A prompt
+    of one clause keeps its map: with one clause it is STAR.
+
+    Args:
+        relevance: (B, T, K, P); all 0 for clauses that a prompt does not have.
+
+    Returns:
+        Like ``relevance``, in [0, 1] where there are several clauses.
+    """
+    clauses = (relevance.sum((1, 3), keepdim=True) > 0).sum(2, keepdim=True)  # (B, 1, 1, 1)
+    return torch.where(clauses > 1, relevance / relevance.sum(2, keepdim=True).clamp_min(1e-12), relevance)
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:

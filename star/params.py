@@ -55,7 +55,6 @@ class PromptsParams:
 @dataclass(frozen=True)
 class CoreParams:
     weights: dict[str, float]
-    encoders: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,10 @@ class AllocationParams:
     source: str
     objective: str
     clause_wise: bool
+    clause_maps: str
     lam: float
     blocks: str | list[int]
+    encoders: dict[str, float]
     normalise_tokens: bool
     smoothing: float
     temporal: str
@@ -326,8 +327,6 @@ def _check_consistency(params: Params, where: str) -> None:
             f"{where}: rollout.window [{first}, {end}] must be 0 <= first < end <= rollout.steps - 1 = "
             f"{params.rollout.steps - 1} (the last step is never stochastic: its log-prob explodes)"
         )
-    if not any(params.core.encoders.values()):
-        raise StarError(f"{where}: core.encoders: all are 0, which leaves no core token; raise one")
     if params.rollout.sampler == "cps" and params.rollout.noise_level > 1:
         raise StarError(
             f"{where}: rollout.noise_level {params.rollout.noise_level}: the sampler cps replaces a share of the "
@@ -336,10 +335,13 @@ def _check_consistency(params: Params, where: str) -> None:
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         raise StarError(f"{where}: train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact")
     for key, changes in (
+        ("allocation", {}),
         *((f"methods.{name}", section) for name, section in params.methods.items()),
         *((f"study.methods.{name}", section) for name, section in params.study.methods.items()),
     ):
         method = dataclasses.replace(params.allocation, **changes)
+        if not any(method.encoders.values()):
+            raise StarError(f"{where}: {key}: encoders are all 0, which leaves no core token; raise one")
         if method.objective == "scalar" and method.source != "uniform":
             raise StarError(
                 f"{where}: {key}: the scalar objective has no place for maps of source {method.source}; "

@@ -68,7 +68,7 @@ def trace_relevance(
     schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
     x, maps = policy.noise(seeds), []
     for t in range(steps):
-        with _watched(policy, x, schedule.timesteps[t], conditioning, core, allocation) as seen:
+        with watched(policy, x, schedule.timesteps[t], conditioning, core, allocation) as seen:
             velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
         maps.append(seen())
         x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
@@ -128,7 +128,7 @@ def roll_out(
             transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
         else:
             seen_by = (x[::alike], schedule.timesteps[t], conditioning[::alike], core[::alike])
-            with _watched(policy, *seen_by, allocation) as seen:
+            with watched(policy, *seen_by, allocation) as seen:
                 transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
             relevances.append(seen().repeat_interleave(alike, dim=0))
         latents.append(x)
@@ -149,7 +149,7 @@ def roll_out(
 
 
 @contextmanager
-def _watched(
+def watched(
     policy: SD3Policy,
     x: Tensor,
     timestep: float,

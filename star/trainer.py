@@ -228,8 +228,8 @@ class Trainer:
         """Weight of each text position for each clause (or for the whole): float32 (K, text tokens)."""
         weights = []
         for part in clause_records(record) if clause_wise else [record]:
-            core, policy = self.params.core, self.policy
-            tokens = core_token_weights(part, policy.tokenizers, policy.text_lengths, core.weights, core.encoders)
+            policy, kinds = self.policy, self.params.core.weights
+            tokens = core_token_weights(part, policy.tokenizers, policy.text_lengths, kinds, self.allocation.encoders)
             for span in tokens.dropped:
                 text = record.prompt[span.start : span.end]
                 tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")

@@ -7,15 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star.allocation import allocation_weights, controlled, gaussian_smooth, normalised_entropy, relevance_map
+from star.allocation import (
+    allocation_weights,
+    clause_shares,
+    controlled,
+    gaussian_smooth,
+    normalised_entropy,
+    relevance_map,
+)
 from star.params import AllocationParams
 
 PLAIN = AllocationParams(
     source="attention",
     objective="local",
     clause_wise=False,
+    clause_maps="own",
     lam=4.0,
     blocks="all",
+    encoders={"clip": 1.0, "t5": 1.0},
     normalise_tokens=True,
     smoothing=0.0,
     temporal="per_step",
@@ -83,6 +92,29 @@ def test_each_clause_reads_its_own_tokens():
     assert torch.equal(maps[2], torch.zeros(4, dtype=torch.float64))
     flat = weights_of(maps[None, None])[0, 0, 2]
     assert torch.equal(flat, torch.ones(4, dtype=torch.float64)), "a clause without tokens is uniform"
+
+
+def test_shares_of_clauses_by_hand():
+    maps = torch.tensor([[[[3.0, 2.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]]])  # the prompt has two of three clauses
+    shares = clause_shares(maps)
+    assert torch.equal(shares, torch.tensor([[[[0.75, 0.5, 0.0], [0.25, 0.5, 0.0], [0.0, 0.0, 0.0]]]]))
+    weights = weights_of(maps, clause_maps="share", lam=2.0)
+    assert torch.allclose(weights[0, 0, 0], torch.tensor([3.0, 7 / 3, 1.0]) * 9 / 19)  # a = 1, 2/3, 0
+    assert torch.equal(weights[0, 0, 2], torch.ones(3))
+
+
+def test_shares_are_the_map_itself_where_there_is_one_clause():
+    maps = relevance(7)
+    maps[:2, :, 1] = 0
+    own, share = weights_of(maps), weights_of(maps, clause_maps="share")
+    assert torch.equal(own[:2], share[:2])
+    assert not torch.allclose(own[2], share[2])
+
+
+def test_clauses_that_attend_alike_get_no_map_of_their_own():
+    """Equal maps have shares that differ by rounding alone, which min-max scaling must not blow up to a map."""
+    alike = relevance(8, (3, 4, 1, 16)).float().expand(-1, -1, 3, -1) * torch.tensor([1.0, 0.7, 1.3])[:, None]
+    assert torch.allclose(weights_of(alike, clause_maps="share"), torch.ones(1), atol=1e-2)
 
 
 def test_padding_tokens_have_no_say():

@@ -52,7 +52,7 @@ def dataclass_keys(kind: Any, where: str = "") -> Iterator[str]:
 
 def is_open(key: str) -> bool:
     """Whether a key belongs to a dictionary, whose keys the dataclasses do not spell out."""
-    return key.startswith(("runs.", "core.weights.", "core.encoders.", "methods.", "study.methods."))
+    return key.startswith(("runs.", "core.weights.", "allocation.encoders.", "methods.", "study.methods."))
 
 
 def changed(values: dict, key: str, value: Any) -> dict:
@@ -102,7 +102,6 @@ WRONG = {  # a value that each key refuses
     "prompts.geneval.train": [0, -5, 2.5],
     "prompts.ocr.test_file": ["", 3],
     "core.weights.object": [-0.1, "1", float("nan"), float("inf")],
-    "core.encoders.t5": [-1, "all"],
     "rollout.steps": [1, 8.5, float("nan")],
     "rollout.sampler": ["ddim", None],
     "rollout.noise_level": [0, -1, 11],
@@ -113,9 +112,11 @@ WRONG = {  # a value that each key refuses
     "allocation.source": ["ones", None],
     "allocation.objective": ["global"],
     "allocation.clause_wise": ["yes", 1],
+    "allocation.clause_maps": ["shared", True],
     "allocation.normalise_tokens": [None],
     "allocation.lam": [-1, float("inf"), float("nan"), None],
     "allocation.blocks": ["some", [], [0, 0], [-1], 3],
+    "allocation.encoders.t5": [-1, "all"],
     "allocation.temporal": ["sometimes"],
     "methods": [{}, {"Bad Name": {"source": "uniform"}}, []],
     "methods.star.source": ["attentive", None],
@@ -227,7 +228,7 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Callabl
     ("changes", "message"),
     [
         ({"rollout.sampler": "cps", "rollout.noise_level": 1.2}, "rollout.noise_level 1.2.*at most 1"),
-        ({"core.encoders": {"clip": 0, "t5": 0}}, "core.encoders: all are 0"),
+        ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders are all 0"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1 wants a train.kl_form"),
         ({"methods.odd": {"objective": "scalar"}}, "methods.odd: the scalar objective.*source attention"),
     ],

@@ -98,6 +98,7 @@ SETTINGS = {
     "weighted": {"objective": "weighted"},
     "joint": {"temporal": "joint"},
     "clause_wise": {"clause_wise": True},
+    "clause_maps": {"clause_wise": True, "clause_maps": "own"},
 }
 
 
