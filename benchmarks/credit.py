@@ -105,7 +105,7 @@ def gradients(params: Params, task: str, epochs: int) -> dict[str, np.ndarray]:
                         for t, b, seen in zip(plain, batches, maps, strict=True)
                     ]
                 drawn = [dataclasses.replace(t, relevance=m) for t, m in zip(plain, maps, strict=True)]
-            gathered.append(gradient(run, run.weigh(drawn, results)))
+            gathered.append(gradient(run, run.weigh(drawn, results, range(len(drawn)))))
     reward.close()
     return {name: np.stack(rows) for name, rows in found.items()}
 

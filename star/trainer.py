@@ -9,6 +9,7 @@ data.
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from star.errors import StarError
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params, RolloutParams
 from star.policy import SD3Policy, load_policy
+from star.processes import ALONE, Processes, check_processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardResult
 from star.rewards.factory import build_reward
@@ -39,6 +41,9 @@ from star.rollout import Trajectory, roll_out
 from star.samples import SHEET_PROMPTS, draw_samples
 from star.sde import Transition, log_ratio
 from star.seeds import seed_of
+
+# How an epoch's facts of several processes become one; others are averaged.
+MERGED = {"ratio_min": torch.min, "ratio_max": torch.max, "first_ratio_error": torch.max}
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,10 @@ class Trainer:
         records: Sequence[PromptRecord],
         reward: Reward,
         policy: SD3Policy,
+        processes: Processes = ALONE,
     ) -> None:
         self.params, self.records, self.reward, self.policy = params, records, reward, policy
+        self.processes = processes
         train = params.train
         self.schedule = policy.schedule(params.rollout.steps)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
@@ -93,7 +100,9 @@ class Trainer:
         """Run one epoch and return its log line."""
         seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
         clock = time.perf_counter()
-        batches = plan_epoch(self.records, self.params, self.epoch)
+        updates = self.params.train.updates_per_epoch
+        planned = list(enumerate(plan_epoch(self.records, self.params, self.epoch)))
+        numbers, batches = zip(*self.processes.own(planned, updates), strict=True)
         # Beside a GPU the CPU scores while the next batch is drawn. On a CPU both would wait for the same cores: two
         # threads of one product, of which one is slowed, cost more than the scoring.
         overlap = self.policy.device.type != "cpu"
@@ -111,8 +120,9 @@ class Trainer:
         results = [scoring.result() for scoring in pending]
         seconds["reward"] += time.perf_counter() - clock
         clock = time.perf_counter()
-        scored = self.weigh(trajectories, results)
-        rewards = np.concatenate([result.scores for result in results])
+        scored = self.weigh(trajectories, results, numbers)
+        scores = [torch.from_numpy(result.scores)[:, None].to(self.policy.device) for result in results]
+        rewards = torch.cat(self.processes.gather(scores, updates)).squeeze(1).cpu().numpy()
         line = {"epoch": self.epoch + 1, **reward_facts(rewards, self.params.train.group_size)}
         line |= self.update(scored)
         seconds["update"] = time.perf_counter() - clock
@@ -133,23 +143,23 @@ class Trainer:
             self.allocation,
         )
 
-    def weigh(self, trajectories: Sequence[Trajectory], results: Sequence[RewardResult]) -> list[Scored]:
-        """Advantages of all rollouts of the epoch, and the maps that spread them."""
+    def weigh(
+        self, trajectories: Sequence[Trajectory], results: Sequence[RewardResult], numbers: Sequence[int]
+    ) -> list[Scored]:
+        """Advantages of this process's rollouts among all of the epoch, and the maps that spread them.
+
+        Args:
+            numbers: of the batches, in the epoch's plan.
+        """
         train = self.params.train
-        shares = _padded(
-            [s for r in results for s in _clause_shares(r, self.allocation.clause_wise and self.uses_maps)]
-        )
-        advantages = group_advantages(shares.to(self.policy.device), train.group_size, train.advantage_clip)
         scored = []
-        for i, (trajectory, advantage) in enumerate(
-            zip(trajectories, advantages.split([len(r.scores) for r in results]), strict=True)
-        ):
+        for number, trajectory, advantage in zip(numbers, trajectories, self.advantages(results), strict=True):
             if trajectory.relevance is None:
                 steps, rollouts = trajectory.means.shape[:2]
                 locations = patch_mean(trajectory.means[0], self.policy.patch).shape[1]
                 weights = advantage.new_ones(rollouts, steps, 1, locations)
             else:
-                seed = seed_of(self.params.seed, "control", self.epoch, i)
+                seed = seed_of(self.params.seed, "control", self.epoch, number)
                 relevance = controlled(trajectory.relevance, self.allocation.source, train.group_size, seed)
                 weights = allocation_weights(relevance, self.allocation)
                 advantage = advantage[:, : weights.shape[2]]  # the batch may lack the epoch's longest prompt
@@ -160,6 +170,17 @@ class Trainer:
                     )
             scored.append(Scored(trajectory, advantage, weights))
         return scored
+
+    def advantages(self, results: Sequence[RewardResult]) -> list[Tensor]:
+        """Of each of this process's batches, (B, K); groups and spread are those of the whole epoch."""
+        train = self.params.train
+        clause_wise = self.allocation.clause_wise and self.uses_maps
+        rows = _padded([share for result in results for share in _clause_shares(result, clause_wise)])
+        parts = rows.to(self.policy.device).split([len(result.scores) for result in results])
+        everywhere = self.processes.gather(parts, train.updates_per_epoch)
+        advantages = group_advantages(torch.cat(everywhere), train.group_size, train.advantage_clip)
+        by_batch = advantages.split([len(part) for part in everywhere])
+        return self.processes.own(by_batch, train.updates_per_epoch)
 
     def update(self, scored: Sequence[Scored]) -> dict:
         """The epoch's optimizer steps, each over its share of the batches; returns the log's update facts."""
@@ -174,13 +195,15 @@ class Trainer:
                     surrogate, transition = self.surrogate(item, row)
                     loss = surrogate.loss
                     # Without a penalty the KL is still logged, of the epoch's first step: it costs a forward pass.
-                    if train.kl_form != "none" and (train.kl_beta > 0 or not penalties):
+                    logged = self.processes.main and not penalties
+                    if train.kl_form != "none" and (train.kl_beta > 0 or logged):
                         penalty = self.penalty(item, row, transition)
                         penalties.append(penalty.detach())
                         loss = loss + train.kl_beta * penalty
                     (loss / (share * steps)).backward()
                     ratios.append(surrogate.ratio.flatten())
                     clipped.append(surrogate.clipped)
+            self.processes.average(p.grad for p in self.parameters if p.grad is not None)
             norms.append(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -188,17 +211,22 @@ class Trainer:
             self.average.update(self.parameters, self.updates)
         every = torch.cat(ratios)
         fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
-        entropies = [normalised_entropy(item.weights) for item in scored]
-        return {
-            "ratio_mean": every.mean().item(),
-            "ratio_min": every.min().item(),
-            "ratio_max": every.max().item(),
-            "first_ratio_error": (fresh - 1).abs().max().item(),
-            "clip_fraction": torch.stack(clipped).mean().item(),
-            "kl": torch.stack(penalties).mean().item() if penalties else None,
-            "grad_norm": torch.stack(norms).mean().item(),
-            "map_entropy": torch.stack(entropies).mean().item() if self.uses_maps else None,
+        facts = {
+            "ratio_mean": every.mean(),
+            "ratio_min": every.min(),
+            "ratio_max": every.max(),
+            "first_ratio_error": (fresh - 1).abs().max(),
+            "clip_fraction": torch.stack(clipped).mean(),
+            "kl": torch.stack(penalties).mean() if penalties else every.new_tensor(math.nan),
+            "grad_norm": torch.stack(norms).mean(),
+            "map_entropy": torch.stack([normalised_entropy(item.weights) for item in scored]).mean(),
         }
+        table = self.processes.table(torch.stack(list(facts.values())))  # (processes, facts)
+        line = {
+            name: MERGED.get(name, torch.nanmean)(column).item() for name, column in zip(facts, table.T, strict=True)
+        }
+        unknown = {"kl": math.isnan(line["kl"]), "map_entropy": not self.uses_maps}
+        return {name: None if unknown.get(name) else value for name, value in line.items()}
 
     def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
         """The clipped surrogate of one trained step of one batch, and the current policy's transition."""
@@ -343,13 +371,13 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     accelerator = Accelerator(
         log_with="wandb" if params.train.tracker == "wandb" else None, project_dir=str(work), cpu=not _has_gpu()
     )
-    if accelerator.num_processes > 1:
-        raise StarError("training on several processes is not supported yet; launch one process")
+    processes = Processes.of(accelerator)
+    check_processes(params, processes.count)
     policy = load_policy(params.model, accelerator.device)
-    print(f"{task} {method}: attention kernel {policy.attention_kernel}", flush=True)
+    accelerator.print(f"{task} {method}: attention kernel {policy.attention_kernel}", flush=True)
     reward = build_reward(task, params.rewards)
     try:
-        trainer = Trainer(params, allocation, records, reward, policy)
+        trainer = Trainer(params, allocation, records, reward, policy, processes)
         if params.train.tracker == "wandb":
             accelerator.init_trackers(
                 "star", config=dataclasses.asdict(params), init_kwargs={"wandb": {"name": f"{task}-{method}"}}
@@ -361,11 +389,12 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
 
         title = f"{task} {method}"
         run_epochs(trainer, work, title, params.train.sample_every, lambda: _draw(trainer, work), log)
-        trainer.export(work, output)
+        if processes.main:
+            trainer.export(work, output)
+            shutil.rmtree(work)
         accelerator.end_training()
     finally:
         reward.close()
-    shutil.rmtree(work)
 
 
 def run_epochs(
@@ -378,6 +407,8 @@ def run_epochs(
 ) -> None:
     """Train to the last epoch, from the state in ``work`` if there is one; ``work/log.jsonl`` gets a line an epoch.
 
+    Of several processes the main one writes, looks and logs; all read the state.
+
     Args:
         look: called before the first epoch, every ``look_every`` epochs and after the last one.
         log: called with each new line.
@@ -386,20 +417,24 @@ def run_epochs(
         StarError: a loss or gradient that is not finite.
     """
     settings, state, lines = trainer.params.train, work / "state.safetensors", work / "log.jsonl"
-    work.mkdir(parents=True, exist_ok=True)
+    main = trainer.processes.main
     if state.exists():
         trainer.restore(state)
-    kept = lines.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if lines.exists() else []
-    lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    if trainer.epoch == 0:
-        look()
-    bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1)
+    if main:
+        work.mkdir(parents=True, exist_ok=True)
+        kept = lines.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if lines.exists() else []
+        lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if trainer.epoch == 0:
+            look()
+    bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1, disable=not main)
     while trainer.epoch < settings.epochs:
         line = trainer.train_epoch()
         if not np.isfinite([line["reward_mean"], line["grad_norm"], line["ratio_mean"]]).all():
             raise StarError(
                 f"{title}: epoch {line['epoch']}: the loss or a gradient is not finite; state kept in {work}"
             )
+        if not main:
+            continue
         with open(lines, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         log(line)

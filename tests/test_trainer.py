@@ -134,7 +134,7 @@ def test_clause_wise_maps_and_advantages_of_a_batch(records):
         batches = plan_epoch(records, each.params, 0)
         trajectories = [each.sample(batch) for batch in batches]
         results = [Clauses().submit(t.pictures, b.records).result() for t, b in zip(trajectories, batches, strict=True)]
-        both.append(each.weigh(trajectories, results))
+        both.append(each.weigh(trajectories, results, range(len(results))))
     for clauses, one in zip(*both, strict=True):
         assert clauses.weights.shape[2] == clauses.advantages.shape[1] <= 2
         assert torch.allclose(clauses.advantages.sum(1), one.advantages[:, 0], atol=1e-4)

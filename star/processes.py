@@ -1,0 +1,97 @@
+"""The processes that train together: each draws, scores and learns from its share of every update's batches.
+
+What they learn does not depend on how many they are, but for rounding: prompts and noise are numbered by batch, reward
+statistics are taken over all processes, and gradients are averaged before each optimizer step. Groups may lie on
+several processes.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from star.errors import StarError
+from star.params import Params
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``count``."""
+
+    rank: int = 0
+    count: int = 1
+    accelerator: Accelerator | None = None
+
+    @staticmethod
+    def of(accelerator: Accelerator) -> "Processes":
+        return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and logs."""
+        return self.rank == 0
+
+    def own(self, items: Sequence[T], runs: int) -> list[T]:
+        """This process's part of each of ``runs`` equal runs of ``items``, in order."""
+        return [items[i] for i in _own_indices(len(items), runs, self.rank, self.count)]
+
+    def gather(self, parts: Sequence[Tensor], runs: int) -> list[Tensor]:
+        """What all processes made of their `own` items, in the order of the items.
+
+        Args:
+            parts: one tensor an own item, all of shape (rows, K); K may differ between processes and is filled up with
+                zeros.
+            runs: as in `own`.
+        """
+        if self.accelerator is None or self.count == 1:
+            return list(parts)
+        stacked = torch.stack(list(parts))
+        everywhere = self.accelerator.gather(self.accelerator.pad_across_processes(stacked, dim=2))
+        total = len(everywhere)
+        order = [i for rank in range(self.count) for i in _own_indices(total, runs, rank, self.count)]
+        return [everywhere[order.index(i)] for i in range(total)]
+
+    def table(self, row: Tensor) -> Tensor:
+        """The row of every process, (count, len(row)), in the order of their ranks."""
+        return row[None] if self.accelerator is None else self.accelerator.gather(row[None])
+
+    @torch.no_grad()
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in one message."""
+        if self.accelerator is None or self.count == 1:
+            return
+        tensors = list(tensors)
+        mean = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
+        for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+ALONE = Processes()
+
+
+def check_processes(params: Params, count: int) -> None:
+    """Refuse a number of processes that cannot share the batches of an update evenly.
+
+    Raises:
+        StarError: naming the numbers that can.
+    """
+    share = params.images_per_epoch // params.rollout.batch // params.train.updates_per_epoch
+    if share % count:
+        fit = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        raise StarError(
+            f"{count} processes cannot share the {share} batches of an update evenly (train.prompts_per_epoch x "
+            f"train.group_size / rollout.batch / train.updates_per_epoch): launch {fit}, or lower rollout.batch "
+            f"to a divisor of {math.gcd(params.rollout.batch, params.images_per_epoch)}"
+        )
+
+
+def _own_indices(total: int, runs: int, rank: int, count: int) -> list[int]:
+    """Of ``total`` items in ``runs`` equal runs, those of one process: every ``count``-th of each run."""
+    run = total // runs
+    return [start + i for start in range(0, run * runs, run) for i in range(rank, run, count)]

@@ -1,0 +1,110 @@
+"""Several processes train as one does: the same prompts, noise, advantages and gradients."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from star.core import extract_core
+from star.errors import StarError
+from star.params import load_params
+from star.processes import ALONE, Processes, check_processes
+from star.prompts.prepare import prepare
+from star.records import write_records
+
+SMOKE = Path(__file__).parent / "smoke" / "params.yaml"
+
+
+class Pretended:
+    """An accelerator whose other processes' tensors are given."""
+
+    def __init__(self, others):
+        self.others = others
+
+    def pad_across_processes(self, tensor, dim):
+        widest = max(t.shape[dim] for t in (tensor, *self.others))
+        return torch.nn.functional.pad(tensor, (0, widest - tensor.shape[dim]))
+
+    def gather(self, tensor):
+        return torch.cat([tensor, *(self.pad_across_processes(t, t.dim() - 1) for t in self.others)])
+
+
+@pytest.mark.parametrize(("total", "runs", "count"), [(4, 2, 1), (8, 2, 2), (12, 1, 4), (6, 3, 2)])
+def test_every_item_belongs_to_one_process_and_each_has_its_part_of_each_run(total, runs, count):
+    parts = [Processes(rank, count).own(range(total), runs) for rank in range(count)]
+    assert sorted(item for part in parts for item in part) == list(range(total))
+    run = total // runs
+    for part in parts:
+        assert [item // run for item in part] == sorted(r for r in range(runs) for _ in range(run // count))
+
+
+def test_gathered_items_are_in_the_order_of_the_plan():
+    """Two updates of four batches; rank 0 has batches 0, 2, 4, 6 and one clause, rank 1 the others and two clauses."""
+    batch = {i: torch.full((3, 1 if i % 2 == 0 else 2), float(i)) for i in range(8)}
+    other = torch.stack([batch[i] for i in (1, 3, 5, 7)])
+    found = Processes(0, 2, Pretended([other])).gather([batch[i] for i in (0, 2, 4, 6)], runs=2)
+    assert [int(part[0, 0]) for part in found] == list(range(8))
+    assert all(part.shape == (3, 2) for part in found)
+    assert torch.equal(found[2][:, 1], torch.zeros(3)), "a batch with fewer clauses is filled up with zeros"
+
+
+def test_alone_nothing_changes():
+    parts = [torch.ones(2, 1), torch.zeros(2, 1)]
+    assert ALONE.gather(parts, 1) == parts and ALONE.own([5, 6], 1) == [5, 6] and ALONE.main
+    assert torch.equal(ALONE.table(torch.tensor([1.0, 2.0])), torch.tensor([[1.0, 2.0]]))
+
+
+def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do():
+    params = load_params(Path("params.yaml"))  # 8 x 16 pictures in batches of 64, 2 updates: 1 batch an update
+    check_processes(params, 1)
+    with pytest.raises(StarError, match="2 processes cannot share the 1 batches .* launch 1, or lower rollout.batch"):
+        check_processes(params, 2)
+    params = dataclasses.replace(params, rollout=dataclasses.replace(params.rollout, batch=8))
+    check_processes(params, 4)
+    with pytest.raises(StarError, match="3 processes .* launch 1, 2, 4, 8"):
+        check_processes(params, 3)
+
+
+def launch(folder: Path, params: Path, prompts: Path, count: int) -> Path:
+    """`star train` as ``count`` processes on the CPU; its output folder."""
+    output = folder / f"output-{count}"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "star.cli", "train", "--params", str(params), "--task", "geneval", "--method", "clauses"]
+    command += ["--prompts", str(prompts), "--output", str(output), "--state", str(folder / f"state-{count}")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return output
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    """Clause-wise and shuffled: widths that differ between processes, seeds by batch, statistics over both."""
+    values = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    values["methods"]["clauses"] = {"clause_wise": True, "source": "shuffled", "objective": "local"}
+    values["train"] |= {"epochs": 2, "updates_per_epoch": 2, "kl_beta": 0.04, "tracker": "none"}
+    values["train"] |= {"prompts_per_epoch": 4, "group_size": 4}
+    values["rollout"] |= {"batch": 2}  # a group lies on both processes
+    values["model"]["path"], values["rewards"]["preference"]["path"] = "models/miniature", "models/miniature-preference"
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump(values), encoding="utf-8")
+    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", load_params(params))[0]]
+    prompts = tmp_path / "train.jsonl"
+    write_records(prompts, records)
+    outputs = [launch(tmp_path, params, prompts, count) for count in (1, 2)]
+    alone, both = ([json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()] for output in outputs)
+    assert [line["epoch"] for line in both] == [1, 2]
+    for one, two in zip(alone, both, strict=True):
+        assert two["reward_mean"] == pytest.approx(one["reward_mean"], abs=1e-6)
+        assert two["first_ratio_error"] == one["first_ratio_error"] == 0.0
+        for key in ("reward_std", "ratio_mean", "ratio_min", "ratio_max", "clip_fraction", "kl", "map_entropy"):
+            assert two[key] == pytest.approx(one[key], abs=1e-6), key
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    assert sorted(f.name for f in outputs[1].rglob("*.png")) == sorted(f.name for f in outputs[0].rglob("*.png"))
