@@ -25,9 +25,10 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import Free, paired, seconds
+from star.conditioning import Conditioning
 from star.core import extract_core
 from star.params import Params, load_params
-from star.policy import Conditioning, SD3Policy
+from star.policy import SD3Policy
 from star.prompts.prepare import prepare
 from star.runtime import keep_freed_memory, stay_offline
 from star.trainer import Trainer, plan_epoch
@@ -81,9 +82,8 @@ def phase(params: Params, layers: int, device: torch.device) -> Trainer:
     generator = torch.Generator().manual_seed(0)
     for record in records:
         embeds = torch.randn(CLIP_TOKENS + T5_TOKENS, 4096, generator=generator)
-        policy._prompts[record.prompt] = Conditioning(
-            embeds.to(device), torch.randn(2048, generator=generator).to(device)
-        )
+        pooled = torch.randn(2048, generator=generator)
+        policy.prompts.keep(record.prompt, Conditioning(embeds.to(device), pooled.to(device)))
     return Trainer(params, params.allocation, records, Free(), policy)
 
 

@@ -43,6 +43,8 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
     policy = load_policy(params.model, device, adapter)
+    policy.compile()
+    policy.prepare_prompts([record.prompt for tested in records.values() for record in tested])
     lines: list[dict] = []
     benchmarks, seconds = {}, {"sampling": 0.0, "scoring": 0.0}
     for task, tested in records.items():

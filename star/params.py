@@ -34,6 +34,11 @@ class ModelParams:
     guidance_scale: float
     lora_rank: int
     lora_alpha: int
+    gradient_checkpointing: bool
+    compile: str
+    tf32: bool
+    vae_slicing: bool
+    prompt_cache: str | None
 
 
 @dataclass(frozen=True)

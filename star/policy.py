@@ -22,26 +22,17 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from star.attention import choose_kernel, use_joint_processor
+from star.conditioning import Conditioning, PromptStore
 from star.errors import StarError
-from star.params import ModelParams
+from star.params import ModelParams, fingerprint
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
 LORA_TARGETS = [
     f"attn.{layer}"
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 ]
+ENCODED = 16  # prompts that the text encoders take at a time
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What the transformer reads of a batch of prompts: embeds (batch, tokens, width), pooled (batch, width)."""
-
-    embeds: Tensor
-    pooled: Tensor
-
-    def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
-        return Conditioning(self.embeds[rows], self.pooled[rows])
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,12 @@ class SD3Policy:
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
             part.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
-        self._prompts: dict[str, Conditioning] = {}
+        if model.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if model.vae_slicing:
+            pipe.vae.enable_slicing()
+        folder = Path(model.prompt_cache) / encoder_key(model) if model.prompt_cache else None
+        self.prompts = PromptStore(self._encode, folder, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -87,15 +83,26 @@ class SD3Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of prompts; each distinct prompt is encoded once and kept."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]
-        if new:
-            embeds, _, pooled, _ = self.pipe.encode_prompt(
-                new, None, None, do_classifier_free_guidance=False, max_sequence_length=self.model.t5_tokens
-            )
-            for row, prompt in enumerate(new):
-                self._prompts[prompt] = Conditioning(embeds[row], pooled[row])
-        known = [self._prompts[prompt] for prompt in prompts]
-        return Conditioning(torch.stack([c.embeds for c in known]), torch.stack([c.pooled for c in known]))
+        return self.prompts.get(prompts)
+
+    def prepare_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode all prompts, and the empty one of the guidance, to `ModelParams.prompt_cache`; then the text encoders
+        leave the device. Without a cache folder nothing happens: prompts are encoded as they come."""
+        if self.prompts.folder is None:
+            return
+        self.prompts.fill([*prompts, ""], ENCODED)
+        for encoder in self._encoders():
+            encoder.to("cpu")
+
+    def _encoders(self) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+        return self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        for encoder in self._encoders():  # they may have left
+            encoder.to(self.device)
+        settings = {"do_classifier_free_guidance": False, "max_sequence_length": self.model.t5_tokens}
+        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, None, None, self.device, **settings)
+        return Conditioning(embeds, pooled)
 
     # -- denoising -------------------------------------------------------------------------------------------------
 
@@ -179,6 +186,12 @@ class SD3Policy:
             self.transformer.add_adapter(config)
         return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
 
+    def compile(self) -> None:
+        """Compile the transformer's blocks, one graph for all, if the parameters ask for it; after the adapter."""
+        if self.model.compile != "no":
+            for block in self.transformer.transformer_blocks:
+                block.compile(backend=self.model.compile)
+
     def adapter_state(self) -> dict[str, Tensor]:
         return get_peft_model_state_dict(self.transformer)
 
@@ -212,6 +225,8 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     _check_directory(Path(model.path))
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if model.tf32 else "highest")
     small = AUTOCAST_DTYPES.get(model.precision, torch.float32) if device.type == "cuda" else torch.float32
     try:
         pipe = StableDiffusion3Pipeline.from_pretrained(
@@ -228,6 +243,13 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
         except (OSError, ValueError, RuntimeError) as error:
             raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
     return SD3Policy(pipe.to(device), model)
+
+
+def encoder_key(model: ModelParams) -> str:
+    """Changes with all that decides what prompts become: the model, its revision and files, lengths and precision."""
+    files = sorted(Path(model.path).glob("t*encoder*/*")) + sorted(Path(model.path).glob("tokenizer*/*"))
+    listed = [(file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return fingerprint(model.path, model.revision, model.t5_tokens, model.precision, listed)
 
 
 def _check_directory(path: Path) -> None:

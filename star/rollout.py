@@ -13,9 +13,10 @@ from torch import Tensor
 from star import sde
 from star.allocation import relevance_map
 from star.attention import CoreKeys, record_core_attention
+from star.conditioning import Conditioning
 from star.objective import patch_mean
 from star.params import AllocationParams, RolloutParams
-from star.policy import Conditioning, Schedule, SD3Policy
+from star.policy import Schedule, SD3Policy
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ data.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -81,6 +82,7 @@ class Trainer:
         train = params.train
         self.schedule = policy.schedule(params.rollout.steps)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
+        policy.compile()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
         self.average = Average(self.parameters, train.ema_decay, train.ema_every)
         self.epoch = self.updates = 0
@@ -308,21 +310,25 @@ class Trainer:
                 shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
 
 
-def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[Batch]:
-    """The prompts and seeds of an epoch, cut into rollout batches.
+def epoch_prompts(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[PromptRecord]:
+    """The prompts of an epoch: the set is taken in a new seeded order at each pass."""
+    count = params.train.prompts_per_epoch
+    taken = []
+    for number, group in itertools.groupby(range(epoch * count, (epoch + 1) * count), lambda i: i // len(records)):
+        order = np.random.default_rng(seed_of(params.seed, "order", number)).permutation(len(records))
+        taken += [records[order[i % len(records)]] for i in group]
+    return taken
 
-    Prompts are taken in a new seeded order at each pass over the training set; rollouts of a group lie side by side.
-    """
+
+def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[Batch]:
+    """The prompts and seeds of an epoch, cut into rollout batches; rollouts of a group lie side by side."""
     train, seed = params.train, params.seed
     entries = []
-    for slot in range(train.prompts_per_epoch):
+    for slot, record in enumerate(epoch_prompts(records, params, epoch)):
         group = epoch * train.prompts_per_epoch + slot
-        pass_number, position = divmod(group, len(records))
-        order = np.random.default_rng(seed_of(seed, "order", pass_number)).permutation(len(records))
         for rollout in range(train.group_size):
             start = ("start", group) if params.rollout.same_latent else ("start", group, rollout)
-            entry = (records[order[position]], seed_of(seed, *start), seed_of(seed, "steps", group, rollout))
-            entries.append(entry)
+            entries.append((record, seed_of(seed, *start), seed_of(seed, "steps", group, rollout)))
     size = params.rollout.batch
     return [Batch(*map(list, zip(*entries[i : i + size], strict=True))) for i in range(0, len(entries), size)]
 
@@ -387,6 +393,10 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
             flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
             accelerator.log(flat, step=line["epoch"])
 
+        ahead = [r.prompt for e in range(params.train.epochs) for r in epoch_prompts(records, params, e)]
+        ahead += [record.prompt for record in records[:SHEET_PROMPTS]]
+        policy.prepare_prompts(processes.own(list(dict.fromkeys(ahead)), 1))
+        accelerator.wait_for_everyone()
         title = f"{task} {method}"
         run_epochs(trainer, work, title, params.train.sample_every, lambda: _draw(trainer, work), log)
         if processes.main:

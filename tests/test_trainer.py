@@ -15,7 +15,7 @@ from star.params import load_params
 from star.policy import load_policy
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
-from star.trainer import Trainer, plan_epoch, train, window_start
+from star.trainer import Trainer, epoch_prompts, plan_epoch, train, window_start
 
 BASE = load_params(Path("params.yaml"))
 
@@ -256,3 +256,22 @@ def test_bad_requests(tmp_path, records):
     with pytest.raises(StarError, match="belongs to task geneval, not ocr"):
         train(small(), "ocr", "star", records, tmp_path / "s", tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+def test_less_memory_trains_alike(records):
+    """Checkpointing, slicing and graph capture change how a model runs, and not what it learns."""
+    changes = {"gradient_checkpointing": True, "vae_slicing": True, "compile": "aot_eager", "precision": "no"}
+    plain = dataclasses.replace(small(), model=dataclasses.replace(BASE.model, precision="no"))
+    spared = dataclasses.replace(small(), model=dataclasses.replace(BASE.model, **changes))
+    lines = [trainer(params, "star", records).train_epoch() for params in (plain, spared)]
+    torch.compiler.reset()
+    for key in ("reward_mean", "grad_norm", "ratio_max", "map_entropy"):
+        assert lines[1][key] == pytest.approx(lines[0][key], rel=1e-3), key
+
+
+def test_the_prompts_of_an_epoch_go_through_the_set_in_a_new_order_each_pass(records):
+    params = small(prompts_per_epoch=4)
+    six = records[:6]
+    taken = [record.id for epoch in range(6) for record in epoch_prompts(six, params, epoch)]
+    passes = [taken[i : i + 6] for i in range(0, 24, 6)]
+    assert all(sorted(p) == sorted(r.id for r in six) for p in passes) and passes[0] != passes[1]

@@ -1,0 +1,81 @@
+"""Prompt embeddings: encoded once, kept on disk, read again without the encoders."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from star.conditioning import KEPT, Conditioning, PromptStore
+from star.errors import StarError
+from star.params import load_params
+from star.policy import encoder_key, load_policy
+
+MODEL = load_params(Path("params.yaml")).model
+CPU = torch.device("cpu")
+
+
+class Encoder:
+    """Embeds a prompt by its length, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, prompts):
+        self.asked.append(list(prompts))
+        lengths = torch.tensor([float(len(prompt)) for prompt in prompts], dtype=torch.bfloat16)
+        return Conditioning(lengths[:, None, None].expand(-1, 3, 2).clone(), lengths[:, None].clone())
+
+
+def test_prompts_are_encoded_once_and_given_in_the_order_asked():
+    encode = Encoder()
+    store = PromptStore(encode, None, CPU)
+    found = store.get(["aaa", "b", "aaa"])
+    assert found.pooled.flatten().tolist() == [3, 1, 3] and found.embeds.shape == (3, 3, 2)
+    store.get(["b", "cc"])
+    assert encode.asked == [["aaa", "b"], ["cc"]]
+
+
+def test_a_folder_serves_another_process_that_never_encodes(tmp_path):
+    PromptStore(Encoder(), tmp_path / "made", CPU).fill(["aaa", "b", "aaa", ""], batch=2)
+    encode = Encoder()
+    store = PromptStore(encode, tmp_path / "made", CPU)
+    found = store.get(["b", "aaa"])
+    assert found.pooled.flatten().tolist() == [1, 3] and found.pooled.dtype == torch.bfloat16 and encode.asked == []
+    store.fill(["aaa", "b"], batch=2)
+    assert encode.asked == [] and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_memory_beside_a_folder_is_bounded(tmp_path):
+    store = PromptStore(Encoder(), tmp_path, CPU)
+    for i in range(0, 3 * KEPT, 64):
+        store.get([f"prompt {j}" for j in range(i, i + 64)])
+    assert len(store._kept) <= KEPT
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    PromptStore(Encoder(), tmp_path, CPU).fill(["aaa"], 1)
+    file = next(tmp_path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(StarError, match=f"{file.name}: not a readable prompt embedding .* delete it"):
+        PromptStore(Encoder(), tmp_path, CPU).get(["aaa"])
+
+
+def test_the_policy_reads_from_the_cache_what_it_would_encode(tmp_path):
+    prompts = ["a photo of a red car", 'a sign that says "STAR"']
+    plain = load_policy(MODEL, CPU).encode(prompts)
+    cached = dataclasses.replace(MODEL, prompt_cache=str(tmp_path))
+    load_policy(cached, CPU).prepare_prompts(prompts)
+    policy = load_policy(cached, CPU)
+    for encoder in policy._encoders():
+        encoder.forward = None  # may not be asked
+    found = policy.encode(prompts)
+    assert torch.equal(found.pooled, plain.pooled) and torch.equal(found.embeds, plain.embeds)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3, "the empty prompt of the guidance too"
+
+
+def test_another_model_or_length_has_a_folder_of_its_own():
+    keys = {encoder_key(MODEL)}
+    keys |= {encoder_key(dataclasses.replace(MODEL, **c)) for c in ({"t5_tokens": 8}, {"precision": "no"})}
+    keys |= {encoder_key(dataclasses.replace(MODEL, path="an/id", revision=r)) for r in ("a" * 40, "b" * 40)}
+    assert len(keys) == 5
