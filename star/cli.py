@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     path(sub, "prompts-dir", "folder with <task>/test.jsonl")
     path(sub, "adapter", "adapter folder of the checkpoint; none for `base`", required=False)
     path(sub, "output", "folder for scores.json, images.jsonl and pictures")
+    state = Path(".star/evaluate")
+    sub.add_argument("--state", type=Path, default=state, metavar="PATH", help="folder of pictures drawn so far")
 
     sub = stage("report", _report, "write the HTML report and the small metrics")
     path(sub, "results", "the run's results folder")
@@ -161,22 +163,30 @@ def _state_key(
     params: Params, task: str, method: str, allocation: AllocationParams, prompts: Path, *more: object
 ) -> str:
     """Names a training by all that decides its result: parameters, prompts and the package's code."""
+    sections = (params.seed, params.model, params.core, params.rollout, allocation)
+    digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, _code_digest(), *more)
+    return f"{task}-{method}-{key}"
+
+
+def _code_digest() -> str:
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
-    sections = (params.seed, params.model, params.core, params.rollout, allocation)
-    digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, code.hexdigest(), *more)
-    return f"{task}-{method}-{key}"
+    return code.hexdigest()
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     params = load_params(options.params)
     if (options.adapter is None) != (options.checkpoint == "base"):
         raise StarError("--adapter goes with every checkpoint but `base`")
+    files = [*sorted(options.prompts_dir.glob("*/test.jsonl")), *sorted((options.adapter or Path("none")).glob("*"))]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    key = fingerprint(params.seed, params.model, params.evaluate, digests, _code_digest())
     from star.evaluation import evaluate
 
-    evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, options.output)
+    work = options.state / f"{options.checkpoint}-{key}"
+    evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, work, options.output)
     print(f"scores in {options.output / 'scores.json'}")
 
 

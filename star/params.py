@@ -140,7 +140,7 @@ class RewardsParams:
 @dataclass(frozen=True)
 class EvaluateParams:
     steps: int
-    images_per_prompt: int
+    images_per_prompt: dict[str, int]
     batch: int
     bootstrap: int
 

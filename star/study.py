@@ -68,7 +68,8 @@ def run_study(
 
         def look() -> None:
             with trainer.averaged():
-                samples = draw_and_score(policy, params, held_out, reward, {"sampling": 0.0, "scoring": 0.0})
+                count, seconds = params.evaluate.images_per_prompt[task], {"sampling": 0.0, "scoring": 0.0}
+                samples = draw_and_score(policy, params, held_out, reward, count, seconds)
                 point: dict = {"epoch": trainer.epoch, "images": trainer.epoch * trained.images_per_epoch}
                 point |= {"graded": _column(samples, GRADED[task]), "exact": _column(samples, EXACT[task])}
                 if trainer.epoch in (0, study.epochs):

@@ -34,7 +34,7 @@ from star.errors import StarError
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params, RolloutParams
 from star.policy import SD3Policy, load_policy
-from star.processes import ALONE, Processes, check_processes
+from star.processes import ALONE, Processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardResult
 from star.rewards.factory import build_reward
@@ -405,6 +405,22 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
         accelerator.end_training()
     finally:
         reward.close()
+
+
+def check_processes(params: Params, count: int) -> None:
+    """Refuse a number of processes that cannot share the batches of an update evenly.
+
+    Raises:
+        StarError: naming the numbers that can.
+    """
+    share = params.images_per_epoch // params.rollout.batch // params.train.updates_per_epoch
+    if share % count:
+        fit = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        raise StarError(
+            f"{count} processes cannot share the {share} batches of an update evenly (train.prompts_per_epoch x "
+            f"train.group_size / rollout.batch / train.updates_per_epoch): launch {fit}, or lower rollout.batch "
+            f"to a divisor of {math.gcd(params.rollout.batch, params.images_per_epoch)}"
+        )
 
 
 def run_epochs(

@@ -11,6 +11,7 @@ from star.evaluation import evaluate
 from star.params import load_params
 from star.prompts.prepare import prepare
 from star.records import write_records
+from star.rollout import sample_pictures
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,9 @@ def params():
     return dataclasses.replace(
         base,
         prompts=dataclasses.replace(base.prompts, **few),
-        evaluate=dataclasses.replace(base.evaluate, steps=4, batch=4, images_per_prompt=2, bootstrap=50),
+        evaluate=dataclasses.replace(
+            base.evaluate, steps=4, batch=4, images_per_prompt=dict.fromkeys(base.runs, 2), bootstrap=50
+        ),
     )
 
 
@@ -29,7 +32,7 @@ def evaluated(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     for task in params.runs:
         write_records(folder / "core" / task / "test.jsonl", prepare(task, params)[1])
-    evaluate(params, "base", None, folder / "core", folder / "base")
+    evaluate(params, "base", None, folder / "core", folder / "work", folder / "base")
     return folder
 
 
@@ -57,7 +60,27 @@ def test_summaries_are_the_means_of_the_lines(evaluated):
         assert benchmarks[task][name]["low"] <= mean <= benchmarks[task][name]["high"]
 
 
-def test_a_second_evaluation_gives_the_same_bytes(evaluated, params):
-    evaluate(params, "base", None, evaluated / "core", evaluated / "again")
-    first, second = ((evaluated / name / "images.jsonl").read_bytes() for name in ("base", "again"))
-    assert first == second
+def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(evaluated, params, monkeypatch):
+    """The first call dies in the second benchmark; the second one finds its pictures, one of which is half written."""
+    drawn = []
+
+    def sample(policy, prompts, *rest):
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        drawn.append(prompts)
+        return sample_pictures(policy, prompts, *rest)
+
+    monkeypatch.setattr("star.evaluation.sample_pictures", sample)
+    again = (params, "base", None, evaluated / "core", evaluated / "work", evaluated / "again")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*again)
+    kept = sorted((evaluated / "work" / "pictures").glob("*.png"))
+    assert len(kept) == 5 * 4
+    kept[0].rename(kept[0].with_suffix(".tmp"))
+    first, drawn[:] = list(drawn), [None]
+    monkeypatch.setattr("star.evaluation.sample_pictures", lambda *a: drawn.append(a[1]) or sample_pictures(*a))
+    evaluate(*again)
+    assert len(drawn) - 1 == 3 * 3 - 5 + 1 and drawn[1] in first
+    for name in ("images.jsonl", *(f"pictures/{path.name}" for path in kept)):
+        assert (evaluated / "base" / name).read_bytes() == (evaluated / "again" / name).read_bytes()
+    assert not (evaluated / "work").exists()

@@ -52,7 +52,15 @@ def dataclass_keys(kind: Any, where: str = "") -> Iterator[str]:
 
 def is_open(key: str) -> bool:
     """Whether a key belongs to a dictionary, whose keys the dataclasses do not spell out."""
-    return key.startswith(("runs.", "core.weights.", "allocation.encoders.", "methods.", "study.methods."))
+    open_keys = (
+        "runs",
+        "core.weights",
+        "allocation.encoders",
+        "evaluate.images_per_prompt",
+        "methods",
+        "study.methods",
+    )
+    return key.startswith(tuple(f"{name}." for name in open_keys))
 
 
 def changed(values: dict, key: str, value: Any) -> dict:
@@ -141,6 +149,8 @@ WRONG = {  # a value that each key refuses
     "rewards.ocr.substring": ["no", 0],
     "rewards.preference.scale": [0],
     "evaluate.bootstrap": [10],
+    "evaluate.images_per_prompt": [1, {"geneval": 4}],
+    "evaluate.images_per_prompt.ocr": [0, 1.5],
     "report.title": ["", "x" * 201, 3],
     "report.pictures": [-1, 65],
     "study.tasks": [[], ["preference"], ["ocr", "ocr"], "ocr", None],

@@ -82,8 +82,8 @@ def check_evaluation(folder: Path, base: Path, params: Params) -> None:
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert set(scores["benchmarks"]) == {"geneval", "ocr", "preference"}
     lines = read_lines(folder / "images.jsonl")
-    expected = sum(getattr(params.prompts, task).test for task in scores["benchmarks"])
-    assert len(lines) == expected * params.evaluate.images_per_prompt
+    counts = params.evaluate.images_per_prompt
+    assert len(lines) == sum(getattr(params.prompts, task).test * counts[task] for task in scores["benchmarks"])
     assert all((folder / line["picture"]).exists() for line in lines)
     paired = [(line["id"], line["index"], line["seed"]) for line in read_lines(base / "images.jsonl")]
     assert [(line["id"], line["index"], line["seed"]) for line in lines] == paired

@@ -87,7 +87,7 @@ def write_card(model: Path, work: Path, config: PretrainConfig, params: Params) 
     tests = {task: prepare(task, params)[1] for task in TASKS}
     for task, records in tests.items():
         write_records(work / "card" / task / "test.jsonl", records)
-    evaluate(params, "base", None, work / "card", work / "card" / "evaluate")
+    evaluate(params, "base", None, work / "card", work / "card" / "state", work / "card" / "evaluate")
     scores = json.loads((work / "card" / "evaluate" / "scores.json").read_text())["benchmarks"]
     policy = load_policy(params.model, torch.device("cpu"))
     _draw_grid(policy, [*tests["geneval"][:36], *tests["ocr"][:12]], params).save(model / "samples.png")
