@@ -72,17 +72,21 @@ def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do(
         check_processes(params, 3)
 
 
-def launch(folder: Path, params: Path, prompts: Path, count: int) -> Path:
-    """`star train` as ``count`` processes on the CPU; its output folder."""
-    output = folder / f"output-{count}"
+def launch(count: int, *arguments: object) -> None:
+    """`star` as ``count`` processes on the CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "star.cli", "train", "--params", str(params), "--task", "geneval", "--method", "clauses"]
-    command += ["--prompts", str(prompts), "--output", str(output), "--state", str(folder / f"state-{count}")]
+    command += ["-m", "star.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
-    return output
+
+
+def write_params(folder: Path, values: dict) -> Path:
+    values["model"]["path"], values["rewards"]["preference"]["path"] = "models/miniature", "models/miniature-preference"
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
 
 
 @pytest.mark.slow
@@ -93,13 +97,15 @@ def test_two_processes_train_as_one_does(tmp_path):
     values["train"] |= {"epochs": 2, "updates_per_epoch": 2, "kl_beta": 0.04, "tracker": "none"}
     values["train"] |= {"prompts_per_epoch": 4, "group_size": 4}
     values["rollout"] |= {"batch": 2}  # a group lies on both processes
-    values["model"]["path"], values["rewards"]["preference"]["path"] = "models/miniature", "models/miniature-preference"
-    params = tmp_path / "params.yaml"
-    params.write_text(yaml.safe_dump(values), encoding="utf-8")
+    values["model"]["prompt_cache"] = str(tmp_path / "prompts")
+    params = write_params(tmp_path, values)
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", load_params(params))[0]]
     prompts = tmp_path / "train.jsonl"
     write_records(prompts, records)
-    outputs = [launch(tmp_path, params, prompts, count) for count in (1, 2)]
+    outputs = [tmp_path / f"output-{count}" for count in (1, 2)]
+    for count, output in zip((1, 2), outputs, strict=True):
+        files = ("--params", params, "--prompts", prompts, "--output", output, "--state", tmp_path / f"state-{count}")
+        launch(count, "train", "--task", "geneval", "--method", "clauses", *files)
     alone, both = ([json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()] for output in outputs)
     assert [line["epoch"] for line in both] == [1, 2]
     for one, two in zip(alone, both, strict=True):
@@ -109,3 +115,20 @@ def test_two_processes_train_as_one_does(tmp_path):
             assert two[key] == pytest.approx(one[key], abs=1e-6), key
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
     assert sorted(f.name for f in outputs[1].rglob("*.png")) == sorted(f.name for f in outputs[0].rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(tmp_path):
+    values = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    values["evaluate"] |= {"batch": 3}
+    values["model"]["prompt_cache"] = str(tmp_path / "prompts")
+    params = write_params(tmp_path, values)
+    for task in ("geneval", "ocr", "preference"):
+        write_records(tmp_path / "core" / task / "test.jsonl", prepare(task, load_params(params))[1])
+    for count in (1, 2):
+        files = ("--params", params, "--prompts-dir", tmp_path / "core", "--output", tmp_path / str(count))
+        launch(count, "evaluate", "--checkpoint", "base", *files, "--state", tmp_path / f"state-{count}")
+    for name in ("images.jsonl", "metrics.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    pictures = [sorted((tmp_path / str(count) / "pictures").iterdir()) for count in (1, 2)]
+    assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]] and pictures[0]
