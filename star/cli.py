@@ -74,6 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     path(sub, "results", "the run's results folder")
     path(sub, "output", "HTML file to write")
 
+    sub = stage("export", _export, "write a trained adapter with a model card, in the hub's form; nothing is uploaded")
+    path(sub, "training", "folder of the training: results/train/<task>-<method>")
+    path(sub, "evaluation", "folder of its evaluation: results/evaluate/<task>-<method>")
+    path(sub, "output", "folder to write")
+
     sub = stage("study-run", _study_run, "train one variant of the study from one seed", task=True)
     sub.add_argument("--method", required=True, help="a section of `study.methods` in the parameter file")
     sub.add_argument("--seed", type=int, required=True)
@@ -195,6 +200,14 @@ def _report(options: argparse.Namespace) -> None:
 
     write_report(load_params(options.params), options.params, options.results, options.output)
     print(f"report in {options.output}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from star.export import export_adapter
+
+    params = load_params(options.params)
+    export_adapter(params, options.params, options.training, options.evaluation, options.output)
+    print(f"adapter and card in {options.output}")
 
 
 def _pretrain(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 (sigma, timestep) pair is passed explicitly, never looked up.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from star.attention import choose_kernel, use_joint_processor
 from star.conditioning import Conditioning, PromptStore
 from star.errors import StarError
+from star.files import write_text_atomic
 from star.params import ModelParams, fingerprint
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
@@ -31,6 +33,7 @@ LORA_TARGETS = [
     f"attn.{layer}"
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 ]
+BASE_FILE = "base.json"  # beside an adapter: what it was trained on
 ENCODED = 16  # prompts that the text encoders take at a time
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -211,6 +214,9 @@ class SD3Policy:
             transformer_lora_layers=self.adapter_state(),
             transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
         )
+        found = base_fingerprint(self.transformer)
+        base = {"path": self.model.path, "revision": self.model.revision, "fingerprint": found}
+        write_text_atomic(folder / BASE_FILE, json.dumps(base, indent=1) + "\n")
 
 
 def load_policy(model: ModelParams, device: torch.device, adapter: Path | None = None) -> SD3Policy:
@@ -220,7 +226,8 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     autocast type.
 
     Raises:
-        StarError: a directory that lacks a part or is no SD3 pipeline, an unreadable model, an unreadable adapter.
+        StarError: a directory that lacks a part or is no SD3 pipeline, an unreadable model, an adapter that is
+            unreadable or of another base.
     """
     _check_directory(Path(model.path))
     diffusers_logging.disable_progress_bar()
@@ -238,11 +245,35 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     except (OSError, ValueError, RuntimeError) as error:
         raise StarError(f"model.path {model.path}: cannot be opened as a StableDiffusion3Pipeline: {error}") from error
     if adapter is not None:
+        _check_base(adapter, pipe.transformer, model)
         try:
             pipe.load_lora_weights(adapter, weight_name="pytorch_lora_weights.safetensors")
         except (OSError, ValueError, RuntimeError) as error:
             raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
     return SD3Policy(pipe.to(device), model)
+
+
+def base_fingerprint(transformer: SD3Transformer2DModel) -> str:
+    """Tells a base from others by its configuration and the weights of its first and last layer, wherever it lies."""
+    config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for layer in (transformer.pos_embed.proj, transformer.proj_out):
+        digest.update(layer.weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_base(adapter: Path, transformer: SD3Transformer2DModel, model: ModelParams) -> None:
+    """Refuse an adapter that says that it was trained on another base; one that says nothing passes."""
+    file = adapter / BASE_FILE
+    if not file.exists():
+        return
+    base = json.loads(file.read_text(encoding="utf-8"))
+    if base["fingerprint"] != base_fingerprint(transformer):
+        revision = f" at {base['revision']}" if base["revision"] else ""
+        raise StarError(
+            f"{adapter}: trained on another base, {base['path']}{revision}, and not on {model.path}; set model.path "
+            "and model.revision to that base"
+        )
 
 
 def encoder_key(model: ModelParams) -> str:

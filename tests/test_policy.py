@@ -99,6 +99,20 @@ def test_adapter_round_trip_through_plain_diffusers(tmp_path):
     assert np.array_equal(sample_pictures(load_policy(EXACT, CPU, tmp_path), PROMPTS, [1, 2], 4), trained)
 
 
+def test_adapter_of_another_base_is_refused_wherever_the_base_lies(tmp_path):
+    policy = load_policy(EXACT, CPU)
+    policy.add_adapter(seed=0)
+    policy.save_adapter(tmp_path / "adapter")
+    shutil.copytree(EXACT.path, tmp_path / "moved")
+    moved = dataclasses.replace(EXACT, path=str(tmp_path / "moved"))
+    load_policy(moved, CPU, tmp_path / "adapter")
+    policy.transformer.proj_out.weight.data[0, 0] += 1e-3
+    policy.transformer.unload_lora()
+    policy.transformer.save_pretrained(tmp_path / "moved" / "transformer")
+    with pytest.raises(StarError, match=f"trained on another base, {EXACT.path}, and not on .*moved; set model.path"):
+        load_policy(moved, CPU, tmp_path / "adapter")
+
+
 def test_adapter_leaves_the_image_only_attention_alone():
     policy = load_policy(EXACT, CPU)
     policy.add_adapter(seed=0)
