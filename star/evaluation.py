@@ -22,9 +22,11 @@ from star.files import write_text_atomic
 from star.params import TASKS, Params, fingerprint
 from star.policy import SD3Policy, load_policy
 from star.processes import ALONE, Processes
+from star.quality import feature_diversity, picture_statistics, pixel_diversity
 from star.records import PromptRecord, read_records
 from star.rewards.base import Reward
 from star.rewards.factory import build_reward
+from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
 from star.seeds import seed_of
 from star.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
@@ -56,23 +58,31 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
     accelerator.wait_for_everyone()
     seconds = {"sampling": 0.0, "scoring": 0.0}
+    judge = PreferenceReward(params.rewards.preference)
     for task, tested in records.items():
-        lines = _run_benchmark(policy, params, task, tested, work, processes, seconds)
+        lines = _run_benchmark(policy, params, task, tested, judge, work, processes, seconds)
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
     accelerator.wait_for_everyone()
     if processes.main:
-        merged = {task: _merge(work, task, processes.count) for task in records}
+        merged = {task: _merge(work, task, r, judge, processes.count) for task, r in records.items()}
         _write(params, checkpoint, adapter, merged, work, output, seconds)
         shutil.rmtree(work)
     accelerator.wait_for_everyone()
 
 
-def _merge(work: Path, task: str, count: int) -> list[dict]:
-    """The lines of all processes, in the order of prompts and pictures."""
+def _merge(work: Path, task: str, records: Sequence[PromptRecord], judge: PreferenceReward, count: int) -> list[dict]:
+    """The lines of all processes in the order of prompts and pictures, with the diversities."""
     parts = [(work / f"{task}-{rank}.jsonl").read_text(encoding="utf-8").splitlines() for rank in range(count)]
-    lines = [json.loads(line) for part in parts for line in part]
-    return sorted(lines, key=lambda line: line["number"])
+    lines = sorted((json.loads(line) for part in parts for line in part), key=lambda line: line["number"])
+    first = [line for line in lines if line["index"] == 0][:DIVERSITY_PROMPTS]
+    wanted = [(record, 0, 0) for record in records[:DIVERSITY_PROMPTS]]
+    pictures, others = (_read_pictures(work / name, wanted) for name in ("pictures", "others"))
+    assert pictures is not None and others is not None  # this evaluation drew them
+    figures = zip(pixel_diversity(pictures, others), feature_diversity(judge, pictures, others), strict=True)
+    for line, (pixels, features) in zip(first, figures, strict=True):
+        line["quality"] |= {"diversity": round(float(pixels), 6), "feature_diversity": round(float(features), 6)}
+    return lines
 
 
 def _write(
@@ -97,6 +107,7 @@ def _write(
         "adapter": str(adapter) if adapter else None,
         "params_fingerprint": fingerprint(params.model, params.rewards, params.evaluate, params.seed),
         "benchmarks": benchmarks,
+        "quality": {name: _summarise_quality(part, params) for name, part in lines.items()},
         "seconds": seconds,
     }
     means = {
@@ -104,6 +115,9 @@ def _write(
     }
     write_text_atomic(output / "metrics.json", json.dumps(means, indent=1, sort_keys=True) + "\n")
     write_text_atomic(output / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
+
+
+DIVERSITY_PROMPTS = 32  # of each benchmark
 
 
 @dataclass(frozen=True)
@@ -149,10 +163,7 @@ def draw_and_score(
     for batch in tqdm(processes.own(batches, 1), desc=title, unit="batch", leave=False, disable=not processes.main):
         drawn = [entry for _, entry in batch]
         clock = time.perf_counter()
-        pictures = _read_pictures(folder, drawn)
-        if pictures is None:
-            pictures = sample_pictures(policy, [r.prompt for r, *_ in drawn], [s for *_, s in drawn], settings.steps)
-            _save_pictures(folder, drawn, pictures)
+        pictures = _draw(policy, drawn, settings.steps, folder)
         seconds["sampling"] += time.perf_counter() - clock
         pending.append((batch, pictures, reward.submit(pictures, [r for r, *_ in drawn])))
     clock = time.perf_counter()
@@ -165,24 +176,37 @@ def draw_and_score(
     return samples
 
 
+# What is drawn: the prompt, the picture's index among those of the prompt, the seed of its noise.
+Wanted = tuple[PromptRecord, int, int]
+
+
+def _draw(policy: SD3Policy, wanted: Sequence[Wanted], steps: int, folder: Path | None) -> np.ndarray:
+    """The pictures of a batch, from the folder if it has them all."""
+    pictures = _read_pictures(folder, wanted)
+    if pictures is None:
+        pictures = sample_pictures(policy, [r.prompt for r, *_ in wanted], [s for *_, s in wanted], steps)
+        _save_pictures(folder, wanted, pictures)
+    return pictures
+
+
 def _picture_name(record: PromptRecord, index: int) -> str:
     return f"{record.id}_{index}.png"
 
 
-def _read_pictures(folder: Path | None, drawn: Sequence[tuple[PromptRecord, int, int]]) -> np.ndarray | None:
+def _read_pictures(folder: Path | None, wanted: Sequence[Wanted]) -> np.ndarray | None:
     """The pictures of a batch, if the folder has them all."""
-    paths = [folder / _picture_name(record, index) for record, index, _ in drawn] if folder else []
+    paths = [folder / _picture_name(record, index) for record, index, _ in wanted] if folder else []
     if not paths or not all(path.exists() for path in paths):
         return None
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
 
 
-def _save_pictures(folder: Path | None, drawn: Sequence[tuple[PromptRecord, int, int]], pictures: np.ndarray) -> None:
+def _save_pictures(folder: Path | None, wanted: Sequence[Wanted], pictures: np.ndarray) -> None:
     """Each under a temporary name first: a picture that has its name is whole."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for (record, index, _), picture in zip(drawn, pictures, strict=True):
+    for (record, index, _), picture in zip(wanted, pictures, strict=True):
         path = folder / _picture_name(record, index)
         temporary = path.with_suffix(".tmp")
         Image.fromarray(picture).save(temporary, format="png")
@@ -194,6 +218,7 @@ def _run_benchmark(
     params: Params,
     task: str,
     records: Sequence[PromptRecord],
+    judge: PreferenceReward,
     work: Path,
     processes: Processes,
     seconds: dict[str, float],
@@ -205,6 +230,17 @@ def _run_benchmark(
         samples = draw_and_score(policy, params, records, reward, count, seconds, work / "pictures", processes)
     finally:
         reward.close()
+    clock = time.perf_counter()
+    pictures, scored = np.stack([s.picture for s in samples]), [s.record for s in samples]
+    columns = picture_statistics(pictures)
+    columns["preference"] = np.array([d["score"] for d in judge.submit(pictures, scored).result().details])
+    seconds["scoring"] += time.perf_counter() - clock
+    clock = time.perf_counter()
+    others = [(r, 0, seed_of(params.seed, "diversity", r.id)) for r in records[:DIVERSITY_PROMPTS]]
+    batches = [others[start : start + params.evaluate.batch] for start in range(0, len(others), params.evaluate.batch)]
+    for batch in processes.own(batches, 1):
+        _draw(policy, batch, params.evaluate.steps, work / "others")
+    seconds["sampling"] += time.perf_counter() - clock
     return [
         {
             "number": sample.number,
@@ -215,9 +251,10 @@ def _run_benchmark(
             "prompt": sample.record.prompt,
             "score": sample.score,
             "detail": sample.detail,
+            "quality": {name: round(float(column[i]), 6) for name, column in columns.items()},
             "picture": f"pictures/{_picture_name(sample.record, sample.index)}",
         }
-        for sample in samples
+        for i, sample in enumerate(samples)
     ]
 
 
@@ -258,6 +295,16 @@ def _summarise_ocr(lines: Sequence[dict], params: Params) -> dict:
 def _summarise_preference(lines: Sequence[dict], params: Params) -> dict:
     options = (params.evaluate.bootstrap, params.seed, np.array([line["id"] for line in lines]))
     return {"score": _as_dict(bootstrap_mean(_values(lines, "score"), *options))}
+
+
+def _summarise_quality(lines: Sequence[dict], params: Params) -> dict:
+    """Mean and interval of each figure over the pictures that have it."""
+    found = {}
+    for name in sorted({name for line in lines for name in line["quality"]}):
+        having = [line for line in lines if name in line["quality"]]
+        values, ids = np.array([line["quality"][name] for line in having]), np.array([line["id"] for line in having])
+        found[name] = _as_dict(bootstrap_mean(values, params.evaluate.bootstrap, params.seed, ids))
+    return found
 
 
 SUMMARIES = {"geneval": _summarise_geneval, "ocr": _summarise_ocr, "preference": _summarise_preference}

@@ -19,6 +19,7 @@ from star.files import write_text_atomic
 from star.miniature.reader import read_letters
 from star.params import Params
 from star.policy import load_policy
+from star.quality import picture_statistics, pixel_diversity
 from star.records import PromptRecord
 from star.rewards.factory import build_reward
 from star.rewards.ocr import text_reward
@@ -32,8 +33,6 @@ GRADED = {"geneval": "soft", "ocr": "score"}
 EXACT = {"geneval": "strict", "ocr": "exact"}
 LOGGED = ("reward_mean", "clip_fraction", "grad_norm", "ratio_max", "map_entropy")
 DIVERSITY_PROMPTS = 64
-EDGE = 32.0  # luminance steps (of 255) between neighbours from which a pixel is an edge
-DARK = 64.0  # luminance below which a pixel is dark
 
 
 def run_study(
@@ -97,9 +96,7 @@ def run_study(
 def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]) -> dict[str, float]:
     """What a policy that games its reward would change, means over held-out pictures.
 
-    ``preference``: the preference stand-in's score of the same pictures, a judge that is not trained against.
-    ``second_reader`` (OCR): the OCR reward by a template reader. ``edges``, ``dark``: shares of pixels. ``diversity``:
-    mean absolute difference, of 255, between two pictures of a prompt from different noise.
+    Those of `star.quality`, and for OCR ``second_reader``: the OCR reward by a template reader.
     """
     records, pictures = [sample.record for sample in samples], np.stack([sample.picture for sample in samples])
     judged = PreferenceReward(params.rewards.preference).submit(pictures, records).result()
@@ -107,15 +104,11 @@ def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]
     if task == "ocr":
         reads = zip(read_letters(pictures), records, strict=True)
         figures["second_reader"] = float(np.mean([text_reward(r, c.metadata["text"], False) for r, c in reads]))
-    luminance = pictures @ np.array([0.299, 0.587, 0.114])  # (n, height, width)
-    down, right = np.abs(np.diff(luminance, axis=1))[:, :, 1:], np.abs(np.diff(luminance, axis=2))[:, 1:]
-    figures["edges"] = float((np.maximum(down, right) > EDGE).mean())
-    figures["dark"] = float((luminance < DARK).mean())
     some = records[:DIVERSITY_PROMPTS]
     seeds = [seed_of(params.seed, "diversity", record.id) for record in some]
-    other = sample_pictures(trainer.policy, [record.prompt for record in some], seeds, params.evaluate.steps)
-    figures["diversity"] = float(np.abs(other.astype(float) - pictures[: len(some)]).mean())
-    return figures
+    others = sample_pictures(trainer.policy, [record.prompt for record in some], seeds, params.evaluate.steps)
+    measured = picture_statistics(pictures) | {"diversity": pixel_diversity(pictures[: len(some)], others)}
+    return figures | {name: float(values.mean()) for name, values in measured.items()}
 
 
 def _column(samples: Sequence[Sample], key: str) -> list[float]:

@@ -60,12 +60,26 @@ def test_summaries_are_the_means_of_the_lines(evaluated):
         assert benchmarks[task][name]["low"] <= mean <= benchmarks[task][name]["high"]
 
 
+def test_quality_of_every_picture_and_diversity_of_every_prompt(evaluated):
+    lines = [json.loads(line) for line in (evaluated / "base" / "images.jsonl").read_text().splitlines()]
+    quality = json.loads((evaluated / "base" / "scores.json").read_text())["quality"]
+    for task, figures in quality.items():
+        mine = [line for line in lines if line["task"] == task]
+        assert set(figures) == {"edges", "dark", "preference", "diversity", "feature_diversity"}
+        for name in ("edges", "dark", "preference"):
+            assert figures[name]["mean"] == pytest.approx(np.mean([line["quality"][name] for line in mine]))
+        assert [("diversity" in line["quality"]) for line in mine] == [line["index"] == 0 for line in mine]
+        assert figures["diversity"]["mean"] > 1 and 0 < figures["feature_diversity"]["mean"] < 2
+    scored = [line for line in lines if line["task"] == "preference"]
+    assert all(line["quality"]["preference"] == pytest.approx(line["detail"]["score"], abs=1e-4) for line in scored)
+
+
 def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(evaluated, params, monkeypatch):
     """The first call dies in the second benchmark; the second one finds its pictures, one of which is half written."""
     drawn = []
 
     def sample(policy, prompts, *rest):
-        if len(drawn) == 5:
+        if len(drawn) == 7:  # three batches of pictures and two of the diversity, then two more
             raise KeyboardInterrupt
         drawn.append(prompts)
         return sample_pictures(policy, prompts, *rest)
@@ -80,7 +94,7 @@ def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes
     first, drawn[:] = list(drawn), [None]
     monkeypatch.setattr("star.evaluation.sample_pictures", lambda *a: drawn.append(a[1]) or sample_pictures(*a))
     evaluate(*again)
-    assert len(drawn) - 1 == 3 * 3 - 5 + 1 and drawn[1] in first
+    assert len(drawn) - 1 == 3 * (3 + 2) - 7 + 1 and drawn[1] in first
     for name in ("images.jsonl", *(f"pictures/{path.name}" for path in kept)):
         assert (evaluated / "base" / name).read_bytes() == (evaluated / "again" / name).read_bytes()
     assert not (evaluated / "work").exists()

@@ -25,6 +25,7 @@ from star.prompts.geneval import TAGS
 from star.report import write_report
 from star.report.comparison import METRICS, compare, tag_scores
 from star.report.figures import running_mean
+from star.report.page import QUALITY_LABELS
 from star.report.pictures import MAP_STEPS, choose_maps, choose_pairs, data_uri
 from star.report.provenance import git_commit, package_versions
 from star.report.run import MapRow, Training, load_run
@@ -101,7 +102,10 @@ def write_checkpoint(results: Path, name: str, levels: dict[str, float], prompt:
             level = float(levels[metric.task] > 0.5) if metric.key in ("strict", "exact") else levels[metric.task]
             values = {"mean": level, "low": level - 0.1234567, "high": level + 0.1}
             benchmarks.setdefault(metric.task, {})[metric.key] = values
-    scores = {"checkpoint": name, "benchmarks": benchmarks, "seconds": {"sample": 2.5}, "params_fingerprint": "0f0f"}
+    figure = {"mean": 0.125, "low": 0.1, "high": 0.15}
+    quality = {task: dict.fromkeys(QUALITY_LABELS, figure) for task in levels}
+    scores = {"checkpoint": name, "benchmarks": benchmarks, "quality": quality, "seconds": {"sample": 2.5}}
+    scores["params_fingerprint"] = "0f0f"
     (folder / "scores.json").write_text(json.dumps(scores))
     (folder / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

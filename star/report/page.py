@@ -34,6 +34,14 @@ from star.report.run import ImageScore, MapRow, Run, load_run
 from star.report.svg import color_class
 from star.statistics import Interval
 
+QUALITY_LABELS = {
+    "preference": ("preference model", "score; a judge where it is not trained on"),
+    "edges": ("edges", "share of pixels"),
+    "dark": ("dark", "share of pixels"),
+    "diversity": ("diversity", "mean difference of two pictures, of 255"),
+    "feature_diversity": ("feature diversity", "1 minus cosine of two pictures"),
+}
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -93,6 +101,7 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
         statistics=training_statistics(run),
         unlogged=[training.name for training in run.trainings if not training.log],
         tags=tag_panel(run, resamples, seed),
+        quality_labels=QUALITY_LABELS,
         galleries=[gallery for gallery in galleries if gallery.pairs],
         strips=[strip for strip in strips if strip.rows],
         seconds=seconds_panels(run),

@@ -12,6 +12,7 @@ from pathlib import Path
 from star.errors import StarError
 from star.params import Params
 from star.records import parse_object, read_lines
+from star.statistics import Interval
 
 BASE = "base"
 
@@ -38,6 +39,7 @@ class Checkpoint:
     task: str | None
     method: str | None
     benchmarks: dict
+    quality: dict[str, dict[str, Interval]]  # task -> figure of `star.quality`
     seconds: dict[str, float]
     params_fingerprint: str
     images: tuple[ImageScore, ...]
@@ -107,12 +109,16 @@ def _load_checkpoint(folder: Path, task: str | None, method: str | None) -> Chec
     values = parse_object(scores.read_text(encoding="utf-8"), str(scores))
     try:
         benchmarks = dict(values["benchmarks"])
+        quality = {
+            task: {name: Interval(v["mean"], v["low"], v["high"]) for name, v in figures.items()}
+            for task, figures in values["quality"].items()
+        }
         seconds = {str(phase): float(value) for phase, value in values["seconds"].items()}
         fingerprint = str(values["params_fingerprint"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StarError(f"{scores}: not a score file ({error!r}); evaluate this checkpoint again") from error
     lines = tuple(_image(line, folder, where) for line, where in _json_lines(images))
-    return Checkpoint(folder.name, task, method, benchmarks, seconds, fingerprint, lines)
+    return Checkpoint(folder.name, task, method, benchmarks, quality, seconds, fingerprint, lines)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[dict, str]]:

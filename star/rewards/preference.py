@@ -52,6 +52,10 @@ class PreferenceReward:
         details = [{"score": float(score)} for score in undivided]
         return finished(RewardResult(scores=undivided / np.float32(self._scale), details=details))
 
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """Features of uint8 pictures (n, height, width, 3), of length 1: float32 (n, d)."""
+        return _all_image_features(self._model, self._processor, images).cpu().numpy()
+
     def close(self) -> None:
         """Nothing to give back: the model goes with the object."""
 
@@ -91,7 +95,7 @@ def clip_scores(model: CLIPModel, processor: ProcessorMixin, images: np.ndarray,
     """
     distinct = list(dict.fromkeys(prompts))
     texts = torch.cat([_text_features(model, processor, part) for part in _parts(distinct)])  # (distinct, d)
-    pictures = torch.cat([_image_features(model, processor, part) for part in _parts(images)])  # (n, d)
+    pictures = _all_image_features(model, processor, images)  # (n, d)
     row = {prompt: index for index, prompt in enumerate(distinct)}
     paired = texts[[row[prompt] for prompt in prompts]]  # (n, d)
     scores = model.logit_scale.float().exp() * (pictures * paired).sum(-1)  # (n,)
@@ -100,6 +104,11 @@ def clip_scores(model: CLIPModel, processor: ProcessorMixin, images: np.ndarray,
 
 def _parts(items: Sequence | np.ndarray) -> list:
     return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+
+
+@torch.no_grad()
+def _all_image_features(model: CLIPModel, processor: ProcessorMixin, images: np.ndarray) -> torch.Tensor:
+    return torch.cat([_image_features(model, processor, part) for part in _parts(images)])
 
 
 def _image_features(model: CLIPModel, processor: ProcessorMixin, images: np.ndarray) -> torch.Tensor:
