@@ -223,7 +223,7 @@ def test_the_whole_test_file_is_kept_out_of_training(defaults, tmp_path):
 
 @pytest.mark.parametrize(("count", "distinct"), [(5, 5), (20, 20), (30, 20), (80, 20)])
 def test_a_test_file_that_repeats_its_prompts_gives_each_once_first(defaults, tmp_path, count, distinct):
-    lines = [geneval_line(prompt=f"a photo of cat {number}") for number in range(20)] * 4  # as in Flow-GRPO's test set
+    lines = [geneval_line(prompt=f"a photo of cat {number}") for number in range(20)] * 4  # copies of Flow-GRPO's do
     path = write_lines(tmp_path / "test.jsonl", lines)
     _, test = prepare("geneval", changed(defaults, "geneval", train=1, test=count, test_file=path))
     times = Counter(record.prompt for record in test)

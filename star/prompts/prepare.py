@@ -1,4 +1,4 @@
-"""The prompt stage: train and test sets of a task from the built-in grammars or from local files."""
+"""The prompt stage: train and test sets of a task from the built-in grammars or from files, local or fetched."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,8 @@ import numpy as np
 
 from star.errors import StarError
 from star.miniature import world
-from star.params import TASKS, Params, PromptSetParams
+from star.params import TASKS, Params, PromptSetParams, PromptSource
+from star.prompts.fetch import fetched_file
 from star.prompts.geneval import COCO_CLASSES, TAGS, TRAIN_TAG_WEIGHTS, check_metadata
 from star.prompts.grammar import Form, Prompt, draw_test, draw_train, identities, identity
 from star.prompts.ocr import MINIATURE_TEMPLATES, TEMPLATES, draw_signs, read_ocr_file
@@ -32,14 +33,15 @@ def prepare(task: str, params: Params) -> tuple[list[PromptRecord], list[PromptR
         Training records, test records.
 
     Raises:
-        StarError: a malformed file (file and line), or more prompts asked for than there are (key and maximum).
+        StarError: a malformed file (file and line), one that cannot be fetched (see `star.prompts.fetch`), or more
+            prompts asked for than there are (key and maximum).
     """
     sets: PromptSetParams = getattr(params.prompts, task)
     classes, templates = WORLDS[params.prompts.world]
     seeds = np.random.SeedSequence([params.seed, TASKS.index(task)]).spawn(2)
     test_rng, train_rng = map(np.random.default_rng, seeds)
     read = _reader(task, classes)
-    held_out = read(sets.test_file) if sets.test_file else []
+    held_out = read(_path(sets.test_file, f"prompts.{task}.test_file")) if sets.test_file else []
     test = _take(held_out, _distinct_first(held_out, test_rng), sets.test, f"prompts.{task}.test") if held_out else []
     if task == "ocr":
         train, drawn = _draw_ocr(sets, templates, held_out, test_rng)
@@ -51,10 +53,14 @@ def prepare(task: str, params: Params) -> tuple[list[PromptRecord], list[PromptR
         train = [] if sets.train_file else draw_train(forms, sets.train, excluded, train_rng, task)
     if sets.train_file:
         excluded = identities(held_out or test)
-        given = read(sets.train_file)
+        given = read(_path(sets.train_file, f"prompts.{task}.train_file"))
         kept = [prompt for prompt in given if identity(prompt).isdisjoint(excluded)]
         train = _take(kept, train_rng.permutation(len(kept)), sets.train, f"prompts.{task}.train")
     return _records(task, "train", train), _records(task, "test", test)
+
+
+def _path(file: str | PromptSource, key: str) -> str:
+    return file if isinstance(file, str) else str(fetched_file(file, key))
 
 
 def _draw_ocr(
