@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -42,11 +42,19 @@ class ModelParams:
 
 
 @dataclass(frozen=True)
+class PromptSource:
+    """A prompt file by URL; `star.prompts.fetch` says what becomes of it."""
+
+    url: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
 class PromptSetParams:
     train: int
     test: int
-    train_file: str | None
-    test_file: str | None
+    train_file: str | PromptSource | None
+    test_file: str | PromptSource | None
 
 
 @dataclass(frozen=True)
@@ -304,6 +312,8 @@ def _build(kind: Any, values: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{f.name: _build(hints[f.name], values[f.name]) for f in dataclasses.fields(kind)})
+    if isinstance(values, dict) and PromptSource in get_args(kind):
+        return _build(PromptSource, values)
     if kind in (int, float):  # the schema counts 8.0 as an integer and 1 as a number
         return kind(values)
     if kind == dict[str, dict[str, Any]]:  # sections that stand in for keys of `allocation`

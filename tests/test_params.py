@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 import jsonschema
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from star import params as module
 from star.errors import StarError
-from star.params import Params, fingerprint, load_params, read_values, schema
+from star.params import Params, PromptSource, fingerprint, load_params, read_values, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +45,8 @@ def dataclass_keys(kind: Any, where: str = "") -> Iterator[str]:
     """Dotted keys of the dataclasses, in the same notation; dictionaries of plain values end there."""
     for name, hint in get_type_hints(kind).items() if dataclasses.is_dataclass(kind) else ():
         yield f"{where}{name}"
-        yield from dataclass_keys(hint, f"{where}{name}.")
+        for kind_of_value in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+            yield from dataclass_keys(kind_of_value, f"{where}{name}.")
         if hint is not str and get_args(hint) and dataclasses.is_dataclass(get_args(hint)[-1]):
             yield f"{where}{name}.*"
             yield from dataclass_keys(get_args(hint)[-1], f"{where}{name}.*.")
@@ -95,6 +97,9 @@ def leaves(values: dict, where: str = "") -> Iterator[str]:
 DEFAULT = read_values(ROOT / "params.yaml")
 KEYS = list(leaves(DEFAULT))
 
+URL, SHA = "https://raw.githubusercontent.com/name/repository/commit/dataset/test.txt", "0123456789abcdef" * 4
+SOURCE = {"url": URL, "sha256": SHA}
+
 WRONG = {  # a value that each key refuses
     "seed": [-1, 1.5, "0", True, 2**31, None],
     "runs": [[], {"geneval": []}],
@@ -108,7 +113,13 @@ WRONG = {  # a value that each key refuses
     "model.lora_rank": [0, 4.5],
     "prompts.world": ["mars", None],
     "prompts.geneval.train": [0, -5, 2.5],
-    "prompts.ocr.test_file": ["", 3],
+    "prompts.ocr.test_file": ["", 3, ["a.txt"], {}, {"url": URL}, {"sha256": SHA}, SOURCE | {"path": "a.txt"}],
+    "prompts.ocr.train_file": [
+        *(SOURCE | {"url": url} for url in (None, "", "a.txt", "ftp://a.org/b", "file:///b", "https://a.org")),
+        *(SOURCE | {"url": url} for url in ("http://a.org/b", "http://127.0.0.1.a.org/b", "HTTPS://a.org/b")),
+        *(SOURCE | {"url": url} for url in ("https://me:secret@a.org/b", "https://a.org/b c", "https://a.org/b\n")),
+        *(SOURCE | {"sha256": digits} for digits in ("", 0, SHA[1:], SHA + "0", SHA.upper(), SHA + "\n", "g" * 64)),
+    ],
     "core.weights.object": [-0.1, "1", float("nan"), float("inf")],
     "model.gradient_checkpointing": ["yes", 1],
     "model.compile": [False, "eager"],
@@ -179,7 +190,7 @@ def test_schema_and_dataclasses_name_the_same_keys() -> None:
 def test_every_key_has_a_description_and_every_object_is_closed() -> None:
     for key, node in schema_keys(schema()):
         assert len(node.get("description", "")) > 10, key
-        if node.get("type") == "object":
+        if "object" in node.get("type", ()):
             assert "additionalProperties" in node, key
             assert node.get("additionalProperties") is not True, key
             if not key.startswith(("methods", "study.methods")):
@@ -191,6 +202,16 @@ def test_default_file_is_accepted_and_typed() -> None:
     assert params.images_per_epoch == params.train.prompts_per_epoch * params.train.group_size
     assert isinstance(params.train.max_grad_norm, float)
     assert dataclasses.asdict(params) == DEFAULT
+
+
+@pytest.mark.parametrize("url", [URL, "http://127.0.0.1:8000/test.txt", "http://localhost/a", "https://a.org:443/?b=c"])
+@pytest.mark.parametrize("sha256", [SHA, None])
+def test_a_prompt_file_may_be_a_source(url: str, sha256: str | None, write_params: Callable[[dict], Path]) -> None:
+    values = changed(DEFAULT, "prompts.ocr.test_file", {"url": url, "sha256": sha256})
+    params = load_params(write_params(changed(values, "prompts.ocr.train_file", "data/prompts/train.txt")))
+    assert params.prompts.ocr.test_file == PromptSource(url, sha256)
+    assert params.prompts.ocr.train_file == "data/prompts/train.txt"
+    assert dataclasses.asdict(params)["prompts"]["ocr"]["test_file"] == {"url": url, "sha256": sha256}
 
 
 def test_whole_floats_become_integers(write_params: Callable[[dict], Path]) -> None:

@@ -208,6 +208,57 @@ def test_geneval_files_are_taken_in_their_order_without_test_prompts(defaults, t
         prepare("geneval", changed(defaults, "geneval", train=5, test=3, **files))
 
 
+def test_the_whole_test_file_is_kept_out_of_training(defaults, tmp_path):
+    rng = np.random.default_rng(0)
+    held_out = [sample_metadata("counting", world.CLASSES, rng) for _ in range(60)]
+    path = write_lines(tmp_path / "test.jsonl", held_out)
+    train, test = prepare("geneval", changed(defaults, "geneval", train=2000, test=5, test_file=path))
+    assert len(test) == 5
+    assert {record.prompt for record in train}.isdisjoint(line["prompt"] for line in held_out)
+    signs = write_lines(tmp_path / "signs.txt", [f'a sign that says "{word}"' for word in WORDS[:60]])
+    train, test = prepare("ocr", changed(defaults, "ocr", train=100, test=5, test_file=signs))
+    assert len(test) == 5
+    assert {record.metadata["text"] for record in train}.isdisjoint(WORDS[:60])
+
+
+@pytest.mark.parametrize(("count", "distinct"), [(5, 5), (20, 20), (30, 20), (80, 20)])
+def test_a_test_file_that_repeats_its_prompts_gives_each_once_first(defaults, tmp_path, count, distinct):
+    lines = [geneval_line(prompt=f"a photo of cat {number}") for number in range(20)] * 4  # copies of Flow-GRPO's do
+    path = write_lines(tmp_path / "test.jsonl", lines)
+    _, test = prepare("geneval", changed(defaults, "geneval", train=1, test=count, test_file=path))
+    times = Counter(record.prompt for record in test)
+    assert (len(times), sum(times.values())) == (distinct, count)
+    assert max(times.values()) - min(times.values()) <= 1
+
+
+def test_lines_of_the_published_sets_are_taken_as_they_are(defaults, tmp_path):
+    """Lines as in GenEval's and Flow-GRPO's files: their class names, plurals, apostrophes and marks."""
+    names = ("computer mouse", "tv remote", "computer keyboard")
+    counts = [
+        {
+            "tag": "counting",
+            "include": [{"class": name, "count": 2}],
+            "exclude": [{"class": name, "count": 3}],
+            "prompt": f"a photo of two {name}s",
+        }
+        for name in (*names, "bench", "toothbrush")  # published as "benchs", "toothbrushs"
+    ]
+    near = [{"class": "tv", "count": 1}, {"class": "tv remote", "count": 1, "position": ["left of", 0]}]
+    beside = {"tag": "position", "include": near, "prompt": "a photo of a tv remote left of a tv"}
+    path = write_lines(tmp_path / "evaluation_metadata.jsonl", [*counts, beside])
+    _, test = prepare("geneval", changed(defaults, "geneval", "coco", train=1, test=6, test_file=path))
+    assert [record.metadata for record in test] == [*counts, beside]
+    signs = {
+        "Human: Mostly Harmless": 'A zoo\'s exhibit, with a sign that reads "Human: Mostly Harmless" in bold.',
+        "Queen Anne's Revenge": "A pirate's sail with \"Queen Anne's Revenge\". The ship's deck is wet.",
+        "Contains 0 Responsibility": 'An inscription that reads, "Contains 0 Responsibility". Gulls circle.',
+        "TRUSTNO1": 'A lock set to "TRUSTNO1". The spy’s face is hidden.',
+    }
+    path = write_lines(tmp_path / "test.txt", signs.values())
+    _, test = prepare("ocr", changed(defaults, "ocr", "coco", test=4, test_file=path))
+    assert {record.metadata["text"]: record.prompt for record in test} == signs
+
+
 def test_a_test_file_that_uses_up_a_form_is_an_error_not_an_endless_loop(defaults, tmp_path):
     lines = [
         {"tag": "counting", "include": [{"class": name, "count": n}], "prompt": f"a photo of {word} {plural(name)}"}
@@ -270,7 +321,7 @@ def test_ocr_files_need_a_quoted_span_in_each_line(defaults, tmp_path):
             prepare("ocr", changed(defaults, "ocr", train=1, test=1, train_file=path))
 
 
-def test_preference_files_are_one_prompt_a_line(defaults, tmp_path):
+def test_preference_files_are_one_prompt_a_line(defaults, tmp_path, capsys):
     lines = ["a cat, 8k", "a dog", "猫"]
     train_path, test_path = (
         write_lines(tmp_path / "a.txt", [*lines, "A  Fox"]),
@@ -280,11 +331,15 @@ def test_preference_files_are_one_prompt_a_line(defaults, tmp_path):
     train, test = prepare("preference", changed(defaults, "preference", **sizes))
     assert ([r.prompt for r in train], [r.prompt for r in test]) == (lines, ["a fox"])
     assert all(record.metadata == {} for record in train + test)
-    with pytest.raises(StarError, match=r"a\.txt:2: no word in the prompt"):
-        path = write_lines(tmp_path / "a.txt", ["a cat", "?!"])
-        prepare("preference", changed(defaults, "preference", train=1, train_file=path))
-    with pytest.raises(StarError, match=r"none\.txt: cannot be read"):
-        prepare("preference", changed(defaults, "preference", train_file=str(tmp_path / "none.txt")))
+    path = write_lines(tmp_path / "some.txt", ["a cat", "?!", "❤", "a dog"])
+    some, _ = prepare("preference", changed(defaults, "preference", train=2, train_file=path))
+    assert [record.prompt for record in some] == ["a cat", "a dog"]
+    assert "some.txt: 2 lines without a word left out" in capsys.readouterr().out
+    with pytest.raises(StarError, match=r"none\.txt: no line has a word"):
+        path = write_lines(tmp_path / "none.txt", ["?!", "❤"])
+        prepare("preference", changed(defaults, "preference", test=1, test_file=path))
+    with pytest.raises(StarError, match=r"absent\.txt: cannot be read"):
+        prepare("preference", changed(defaults, "preference", train_file=str(tmp_path / "absent.txt")))
 
 
 @settings(deadline=None)

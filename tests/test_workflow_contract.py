@@ -300,10 +300,25 @@ def test_own_prompt_files_are_inputs_and_must_be_where_dvc_looks(folder: Path, s
     job = next(j for j in parse_jobs(run.stdout + run.stderr) if j.wildcards == {"task": "ocr"})
     assert job.inputs == {"data/prompts/signs.txt"}
     values = support.read_values(folder / "params.yaml")
-    for outside in ("signs.txt", "data/prompts/../signs.txt", "/etc/passwd"):
+    for outside in ("signs.txt", "data/prompts/../signs.txt", "/etc/passwd", "data/prompts/fetched/signs.txt"):
         values["prompts"]["ocr"]["test_file"] = outside
         with pytest.raises(StarError, match=r"prompts\.ocr\.test_file"):
             support.prompt_files(values, "ocr")
+
+
+def test_a_prompt_set_by_url_is_a_parameter_and_a_dry_run_fetches_nothing(folder: Path, snakemake: Snakemake) -> None:
+    source = {"url": "http://127.0.0.1:1/signs.txt", "sha256": "0" * 64}  # where nobody answers
+    edit(folder, prompts__ocr__test_file=source)
+    run = snakemake("--dry-run")
+    assert run.returncode == 0, run.stdout + run.stderr
+    job = next(j for j in parse_jobs(run.stdout + run.stderr) if j.wildcards == {"task": "ocr"})
+    assert not job.inputs
+    values = support.read_values(folder / "params.yaml")
+    before = support.sections(values, "prepare_prompts", task="ocr")
+    for key, value in (("url", "http://127.0.0.1:1/others.txt"), ("sha256", "1" * 64)):
+        values["prompts"]["ocr"]["test_file"] = source | {key: value}
+        assert support.sections(values, "prepare_prompts", task="ocr") != before, key
+    assert not list((folder / "data").rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +347,10 @@ EDITS = {  # an edit of params.yaml -> the rules that run again, besides record_
     "train__learning_rate": (1.23e-4, {"train_policy", "evaluate_checkpoint", "write_report"}),
     "methods__star__objective": ("weighted", {"train_policy", "evaluate_checkpoint", "write_report"}),
     "core__weights__count": (0.5, {"train_policy", "evaluate_checkpoint", "write_report"}),
+    "prompts__geneval__train_file": (
+        {"url": "http://127.0.0.1:1/train.jsonl", "sha256": "0" * 64},
+        {"prepare_prompts", "extract_core", "train_policy", "evaluate_checkpoint", "write_report"},
+    ),
     "prompts__ocr__train": (
         149,
         {"prepare_prompts", "extract_core", "train_policy", "evaluate_checkpoint", "write_report"},

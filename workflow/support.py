@@ -15,6 +15,7 @@ from typing import Any
 
 from star.errors import StarError
 from star.params import TASKS, load_params, read_values
+from star.prompts.fetch import FETCHED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -184,19 +185,21 @@ def model_files(path: str) -> list[str]:
 
 
 def prompt_files(values: dict, task: str) -> list[str]:
-    """The prompt files of one's own that a task names.
+    """The prompt files of one's own that a task names; a fetched one is known by its checksum, a parameter.
 
     Raises:
         StarError: a file outside the folder that DVC watches.
     """
-    names = {key: values["prompts"][task][key] for key in ("train_file", "test_file")}
+    files = {key: values["prompts"][task][key] for key in ("train_file", "test_file")}
+    names = {key: name for key, name in files.items() if isinstance(name, str)}
     for key, name in names.items():
-        if name is not None and PROMPT_FOLDER not in Path(os.path.normpath(name)).parents:
+        folders = Path(os.path.normpath(name)).parents
+        if PROMPT_FOLDER not in folders or FETCHED in folders:
             raise StarError(
-                f"params.yaml: prompts.{task}.{key}: {name!r} is not below {PROMPT_FOLDER}; put it there, where "
-                f"Snakemake and DVC both see it change"
+                f"params.yaml: prompts.{task}.{key}: {name!r} is not below {PROMPT_FOLDER} (or in {FETCHED}, "
+                f"which DVC ignores); put it there, where Snakemake and DVC both see it change"
             )
-    return [name for name in names.values() if name is not None]
+    return list(names.values())
 
 
 def visible_gpus() -> int:

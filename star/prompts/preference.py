@@ -36,12 +36,15 @@ def caption_form(tag: str, classes: tuple[str, ...], train_weight: float) -> For
 def read_preference_file(path: str) -> list[Prompt]:
     """Prompts of a text file, one a line; nothing is known of their contents.
 
+    Lines without any word, which some captions of users are, have no content to look for and are left out.
+
     Raises:
-        StarError: unreadable file, or a line without any word, by file and line.
+        StarError: unreadable file, or no line with a word.
     """
-    prompts = []
-    for number, line in read_lines(path):
-        if not any(map(str.isalnum, line)):
-            raise StarError(f"{path}:{number}: no word in the prompt {line!r}; remove the line")
-        prompts.append(Prompt(line, {}))
+    lines = [line for _, line in read_lines(path)]
+    prompts = [Prompt(line, {}) for line in lines if any(map(str.isalnum, line))]
+    if not prompts:
+        raise StarError(f"{path}: no line has a word; it needs one prompt a line")
+    if len(prompts) < len(lines):
+        print(f"{path}: {len(lines) - len(prompts)} lines without a word left out")
     return prompts

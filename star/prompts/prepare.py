@@ -1,12 +1,14 @@
-"""The prompt stage: train and test sets of a task from the built-in grammars or from local files."""
+"""The prompt stage: train and test sets of a task from the built-in grammars or from files, local or fetched."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from star.errors import StarError
 from star.miniature import world
-from star.params import TASKS, Params, PromptSetParams
+from star.params import TASKS, Params, PromptSetParams, PromptSource
+from star.prompts.fetch import fetched_file
 from star.prompts.geneval import COCO_CLASSES, TAGS, TRAIN_TAG_WEIGHTS, check_metadata
 from star.prompts.grammar import Form, Prompt, draw_test, draw_train, identities, identity
 from star.prompts.ocr import MINIATURE_TEMPLATES, TEMPLATES, draw_signs, read_ocr_file
@@ -20,7 +22,8 @@ WORLDS = {"miniature": (world.CLASSES, MINIATURE_TEMPLATES), "coco": (COCO_CLASS
 def prepare(task: str, params: Params) -> tuple[list[PromptRecord], list[PromptRecord]]:
     """Train and test prompts of a task, determined by ``params.seed`` and ``params.prompts`` alone.
 
-    The test set is drawn first; no training prompt equals a test prompt (`star.prompts.grammar.identity`).
+    The test set is drawn first. No training prompt equals a test prompt, taken from the test file or left there
+    (`star.prompts.grammar.identity`).
 
     Args:
         task: one of `star.params.TASKS`.
@@ -30,35 +33,44 @@ def prepare(task: str, params: Params) -> tuple[list[PromptRecord], list[PromptR
         Training records, test records.
 
     Raises:
-        StarError: a malformed file (file and line), or more prompts asked for than there are (key and maximum).
+        StarError: a malformed file (file and line), one that cannot be fetched (see `star.prompts.fetch`), or more
+            prompts asked for than there are (key and maximum).
     """
     sets: PromptSetParams = getattr(params.prompts, task)
     classes, templates = WORLDS[params.prompts.world]
     seeds = np.random.SeedSequence([params.seed, TASKS.index(task)]).spawn(2)
     test_rng, train_rng = map(np.random.default_rng, seeds)
     read = _reader(task, classes)
-    test = _take(read(sets.test_file), sets.test, f"prompts.{task}.test", test_rng) if sets.test_file else None
+    held_out = read(_path(sets.test_file, f"prompts.{task}.test_file")) if sets.test_file else []
+    test = _take(held_out, _distinct_first(held_out, test_rng), sets.test, f"prompts.{task}.test") if held_out else []
     if task == "ocr":
-        train, test = _draw_ocr(sets, templates, test, test_rng)
+        train, drawn = _draw_ocr(sets, templates, held_out, test_rng)
+        test = test or drawn
     else:
         forms = _geneval_forms(classes) if task == "geneval" else caption_forms(classes, templates)
         test = test or draw_test(forms, sets.test, test_rng)
-        train = [] if sets.train_file else draw_train(forms, sets.train, identities(test), train_rng, task)
+        excluded = identities(held_out or test)
+        train = [] if sets.train_file else draw_train(forms, sets.train, excluded, train_rng, task)
     if sets.train_file:
-        held_out = identities(test)
-        kept = [prompt for prompt in read(sets.train_file) if identity(prompt).isdisjoint(held_out)]
-        train = _take(kept, sets.train, f"prompts.{task}.train", train_rng)
+        excluded = identities(held_out or test)
+        given = read(_path(sets.train_file, f"prompts.{task}.train_file"))
+        kept = [prompt for prompt in given if identity(prompt).isdisjoint(excluded)]
+        train = _take(kept, train_rng.permutation(len(kept)), sets.train, f"prompts.{task}.train")
     return _records(task, "train", train), _records(task, "test", test)
 
 
+def _path(file: str | PromptSource, key: str) -> str:
+    return file if isinstance(file, str) else str(fetched_file(file, key))
+
+
 def _draw_ocr(
-    sets: PromptSetParams, templates: tuple[str, ...], test: list[Prompt] | None, rng: np.random.Generator
+    sets: PromptSetParams, templates: tuple[str, ...], held_out: list[Prompt], rng: np.random.Generator
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Signs for whatever does not come from a file."""
-    taken = frozenset(prompt.metadata["text"].upper() for prompt in test or ())
+    """Training and test signs for whatever does not come from a file."""
+    taken = frozenset(prompt.metadata["text"].upper() for prompt in held_out)
     train_count = 0 if sets.train_file else sets.train
-    drawn_test, train = draw_signs(0 if test else sets.test, train_count, templates, taken, rng)
-    return train, test or drawn_test
+    test, train = draw_signs(0 if held_out else sets.test, train_count, templates, taken, rng)
+    return train, test
 
 
 def _geneval_forms(classes: tuple[str, ...]) -> tuple[Form, ...]:
@@ -77,12 +89,22 @@ def _reader(task: str, classes: tuple[str, ...]) -> Callable[[str], list[Prompt]
     return {"geneval": read_geneval_file, "ocr": read_ocr_file, "preference": read_preference_file}[task]
 
 
-def _take(prompts: Sequence[Prompt], count: int, key: str, rng: np.random.Generator) -> list[Prompt]:
-    """A random choice of ``count`` prompts of a file, in the file's order."""
+def _take(prompts: Sequence[Prompt], order: Iterable[int], count: int, key: str) -> list[Prompt]:
+    """The first ``count`` prompts of a file by ``order``, in the file's own order."""
     if count > len(prompts):
         left = " that are not in the test set" if key.endswith("train") else ""
         raise StarError(f"{key}: {count} prompts asked for, the file gives at most {len(prompts)}{left}; lower {key}")
-    return [prompts[index] for index in sorted(rng.choice(len(prompts), size=count, replace=False))]
+    return [prompts[index] for index in sorted(list(order)[:count])]
+
+
+def _distinct_first(prompts: Sequence[Prompt], rng: np.random.Generator) -> list[int]:
+    """A random order of a file in which no prompt comes again before all have come (some test sets repeat theirs)."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for prompt in prompts:
+        turns.append(seen[prompt.text])
+        seen[prompt.text] += 1
+    return sorted(rng.permutation(len(prompts)), key=turns.__getitem__)
 
 
 def _records(task: str, split: str, prompts: Sequence[Prompt]) -> list[PromptRecord]:
