@@ -14,9 +14,21 @@ import numpy as np
 from star.miniature.world import CLASSES, render, sample_scene
 from star.params import GenevalParams
 from star.prompts.geneval import TAGS, sample_metadata
-from star.rewards.geneval import build_detector, judge
+from star.rewards.factory import build_detector
+from star.rewards.geneval import judge
 
-PARAMS = GenevalParams(detector="exact", score_threshold=0.3, counting_threshold=0.9, max_per_class=16)
+PARAMS = GenevalParams(
+    detector="exact",
+    path=None,
+    revision=None,
+    color_path=None,
+    color_revision=None,
+    batch=8,
+    soft="clamped",
+    score_threshold=0.3,
+    counting_threshold=0.9,
+    max_per_class=16,
+)
 
 
 def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
@@ -24,7 +36,7 @@ def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
     rng = np.random.default_rng([seed, TAGS.index(tag)])
     lines = [sample_metadata(tag, CLASSES, rng) for _ in range(scenes)]
     images = np.stack([render(sample_scene(line, rng)) for line in lines])
-    detector = build_detector(PARAMS.detector)
+    detector = build_detector(PARAMS)
     detector.detect(images[:20])  # templates are drawn once
     wall, cpu = time.perf_counter(), time.process_time()
     found = detector.detect(images)

@@ -119,6 +119,12 @@ class TrainParams:
 @dataclass(frozen=True)
 class GenevalParams:
     detector: str
+    path: str | None
+    revision: str | None
+    color_path: str | None
+    color_revision: str | None
+    batch: int
+    soft: str
     score_threshold: float
     counting_threshold: float
     max_per_class: int
@@ -349,6 +355,7 @@ def _check_consistency(params: Params, where: str) -> None:
         )
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         raise StarError(f"{where}: train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact")
+    _check_geneval(params.rewards.geneval, params.prompts.world, where)
     for key, changes in (
         ("allocation", {}),
         *((f"methods.{name}", section) for name, section in params.methods.items()),
@@ -368,6 +375,30 @@ def _check_consistency(params: Params, where: str) -> None:
             if name not in params.methods:
                 known = ", ".join(params.methods)
                 raise StarError(f"{where}: runs.{task}: no method {name!r} under `methods`; known: {known}")
+
+
+def _check_geneval(geneval: GenevalParams, world: str, where: str) -> None:
+    key = "rewards.geneval"
+    if geneval.detector == "mask2former":
+        for name, example in (
+            ("path", "facebook/mask2former-swin-small-coco-instance"),
+            ("color_path", "openai/clip-vit-large-patch14"),
+        ):
+            if getattr(geneval, name) is None:
+                raise StarError(f"{where}: {key}.{name}: mask2former wants a directory or hub id, e.g. {example}")
+        return
+    for name in ("path", "revision", "color_path", "color_revision"):
+        value = getattr(geneval, name)
+        if value is not None:
+            raise StarError(
+                f"{where}: {key}.{name} {value!r}: the detector exact opens no model; set null, or use "
+                f"{key}.detector mask2former"
+            )
+    if world != "miniature":
+        raise StarError(
+            f"{where}: {key}.detector exact knows only the classes of prompts.world miniature, not of {world}; "
+            "use mask2former"
+        )
 
 
 def _check_study(study: StudyParams, where: str) -> None:

@@ -23,7 +23,18 @@ from star.params import GenevalParams
 from star.prompts.geneval import COLORS, TAGS, sample_metadata
 from star.rewards.geneval import judge
 
-PARAMS = GenevalParams(detector="exact", score_threshold=0.3, counting_threshold=0.9, max_per_class=16)
+PARAMS = GenevalParams(
+    detector="exact",
+    path=None,
+    revision=None,
+    color_path=None,
+    color_revision=None,
+    batch=8,
+    soft="clamped",
+    score_threshold=0.3,
+    counting_threshold=0.9,
+    max_per_class=16,
+)
 SIZES = sorted({size for _, size, _ in PLACES.values()})
 DETECTOR = ExactDetector()
 

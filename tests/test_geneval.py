@@ -1,5 +1,7 @@
 """GenEval's rules: hand-worked cases for each rule and boundary, then properties, then the reward around them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,10 +13,23 @@ from star.params import GenevalParams
 from star.prompts.geneval import COLORS, TAGS, sample_metadata
 from star.records import PromptRecord
 from star.rewards.base import RewardError
-from star.rewards.detection import Detection
-from star.rewards.geneval import GenevalReward, build_detector, clause_shares, judge, keep_detections, relations
+from star.rewards.detection import Detection, DetectionError
+from star.rewards.factory import build_detector
+from star.rewards.geneval import GenevalReward, clause_shares, judge, keep_detections, relations
 
-PARAMS = GenevalParams(detector="exact", score_threshold=0.3, counting_threshold=0.9, max_per_class=16)
+PARAMS = GenevalParams(
+    detector="exact",
+    path=None,
+    revision=None,
+    color_path=None,
+    color_revision=None,
+    batch=8,
+    soft="clamped",
+    score_threshold=0.3,
+    counting_threshold=0.9,
+    max_per_class=16,
+)
+PUBLISHED = replace(PARAMS, soft="published")
 MASK = np.zeros((2, 2), bool)
 
 
@@ -188,6 +203,55 @@ def test_clause_scores_name_their_include_clause():
     ]
 
 
+# ---------------------------------------------------------------- the published form of the soft reward
+
+
+def published(detections, metadata):
+    """Soft reward and the scores behind it, grouped by clause."""
+    judged = judge(detections, metadata, PUBLISHED)
+    assert judged.strict == judge(detections, metadata, PARAMS).strict
+    groups = [[c.score for c in judged.clauses if c.clause == i] for i in range(len(metadata["include"]))]
+    return pytest.approx(judged.soft), groups
+
+
+def test_published_count_is_not_bounded_below():
+    assert published([found()] * 5, line(clause())) == (-3.0, [[-3.0]])
+    assert published([found()] * 5, line(clause("cat"), clause("car"))) == (-1.5, [[-3.0], [0.0]])
+    assert published([found()] * 2, line(clause(count=3))) == (2 / 3, [[pytest.approx(2 / 3)]])
+
+
+def test_published_color_counts_only_where_the_number_is_right():
+    metadata = line(clause(count=2, color="red"))
+    assert published([found(), found(color="blue")], metadata) == (0.75, [[1.0, 0.5]])
+    assert published([found()] * 3, metadata) == (0.25, [[0.5, 0.0]])
+    assert published([], metadata) == (0.0, [[0.0, 0.0]])
+
+
+def test_published_position_that_is_wrong_counts_as_a_zero_and_a_one():
+    assert published([at(0, 0, "cat"), at(30, 0, "car")], position_line()) == (1.0, [[1.0], [1.0, 1.0]])
+    assert published([at(30, 0, "cat"), at(0, 0, "car")], position_line()) == (0.75, [[1.0], [1.0, 0.0, 1.0]])
+    assert published([at(0, 0, "cat")], position_line()) == (1 / 3, [[0.0], [1.0, 0.0]])  # nothing to refer to
+    assert published([at(30, 0, "car")], position_line()) == (1 / 3, [[1.0], [0.0, 0.0]])
+
+
+def test_published_position_with_a_color():
+    metadata = line(clause("car"), clause("cat", color="red", position=["left of", 0]))
+    car, red, blue = at(30, 0, "car"), at(0, 0, "cat"), replace(at(0, 0, "cat"), color="blue")
+    assert published([car, red], metadata) == (1.0, [[1.0], [1.0, 1.0, 1.0]])
+    assert published([car, blue], metadata) == (2 / 3, [[1.0], [1.0, 0.0]])  # the position is not looked at
+    assert published([car, red, red], metadata) == (1 / 3, [[1.0], [0.0, 0.0]])  # one 0 for both
+    assert len(judge([car, blue], metadata, PARAMS).clauses) == len(judge([car], metadata, PARAMS).clauses) == 4
+
+
+def test_published_position_that_is_wrong_cannot_be_referred_to():
+    metadata = line(
+        clause("car"), clause("cat", position=["left of", 0]), clause("cup", position=["left of", 1]), tag="position"
+    )
+    objects = [at(0, 0, "car"), at(30, 0, "cat"), at(10, 0, "cup")]
+    assert published(objects, metadata) == (4 / 6, [[1.0], [1.0, 0.0, 1.0], [1.0, 0.0]])
+    assert verdict(objects, metadata)[1] == pytest.approx(4 / 5)  # clamped: the cup is left of the cat
+
+
 # ---------------------------------------------------------------- properties
 
 NAMES = ("cat", "car", "cup")
@@ -258,9 +322,9 @@ def test_clause_shares_by_hand():
 
 
 @settings(deadline=None)
-@given(detections_of, metadata_of)
-def test_clause_shares_add_up_to_the_soft_reward(detections, metadata):
-    judged = judge(detections, metadata, PARAMS)
+@given(detections_of, metadata_of, st.sampled_from((PARAMS, PUBLISHED)))
+def test_clause_shares_add_up_to_the_soft_reward(detections, metadata, params):
+    judged = judge(detections, metadata, params)
     shares = clause_shares(judged)
     assert len(shares) == len(metadata["include"])
     assert shares.sum() == pytest.approx(judged.soft, abs=1e-6)
@@ -274,7 +338,7 @@ def test_reward_of_ground_truth_is_one_with_details():
     rng = np.random.default_rng(3)
     lines = [sample_metadata(tag, CLASSES, rng) for tag in TAGS]
     images = np.stack([render(sample_scene(metadata, rng)) for metadata in lines])
-    reward = GenevalReward(build_detector("exact"), PARAMS)
+    reward = GenevalReward(build_detector(PARAMS), PARAMS)
     future = reward.submit(images, [record(metadata) for metadata in lines])
     assert future.done()
     result = future.result()
@@ -294,7 +358,7 @@ def test_details_are_plain_json():
     rng = np.random.default_rng(4)
     metadata = sample_metadata("position", CLASSES, rng)
     images = render(sample_scene(metadata, rng))[None]
-    detail = GenevalReward(build_detector("exact"), PARAMS).submit(images, [record(metadata)]).result().details[0]
+    detail = GenevalReward(build_detector(PARAMS), PARAMS).submit(images, [record(metadata)]).result().details[0]
     assert json.loads(json.dumps(detail)) == detail
 
 
@@ -308,7 +372,7 @@ def test_details_are_plain_json():
     ],
 )
 def test_a_record_that_cannot_be_scored_is_named(metadata, message):
-    reward = GenevalReward(build_detector("exact"), PARAMS)
+    reward = GenevalReward(build_detector(PARAMS), PARAMS)
     with pytest.raises(RewardError, match=f"^bad-7: .*{message}"):
         reward.submit(np.zeros((1, 64, 64, 3), np.uint8), [record(metadata, "bad-7")])
 
@@ -316,9 +380,21 @@ def test_a_record_that_cannot_be_scored_is_named(metadata, message):
 @pytest.mark.parametrize("images", [np.zeros((2, 64, 64, 3), np.uint8), np.zeros((1, 64, 64, 3), np.float32)])
 def test_pictures_that_do_not_fit_the_records_are_refused(images):
     with pytest.raises(RewardError, match="^bad-7: "):
-        GenevalReward(build_detector("exact"), PARAMS).submit(images, [record(line(clause()), "bad-7")])
+        GenevalReward(build_detector(PARAMS), PARAMS).submit(images, [record(line(clause()), "bad-7")])
 
 
 def test_unknown_detector_names_the_key():
     with pytest.raises(StarError, match="rewards.geneval.detector.*'yolo'"):
-        build_detector("yolo")
+        build_detector(replace(PARAMS, detector="yolo"))
+
+
+def test_a_picture_that_the_detector_cannot_judge_is_named():
+    class Broken:
+        classes = CLASSES
+
+        def detect(self, images):
+            raise DetectionError(1, "no light")
+
+    records = [record(line(clause()), name) for name in ("good-1", "dark-2", "good-3")]
+    with pytest.raises(RewardError, match="^dark-2: .*no light"):
+        GenevalReward(Broken(), PARAMS).submit(np.zeros((3, 64, 64, 3), np.uint8), records)

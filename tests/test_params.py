@@ -155,6 +155,12 @@ WRONG = {  # a value that each key refuses
     "train.normalise_ratio": ["no"],
     "train.tracker": ["tensorbored"],
     "rewards.geneval.detector": ["perfect"],
+    "rewards.geneval.path": ["", 7, " x", "models/detector"],
+    "rewards.geneval.revision": ["a b", "x\n", 5, "abc"],
+    "rewards.geneval.color_path": ["", 7, "models/colors"],
+    "rewards.geneval.color_revision": ["a b", "abc"],
+    "rewards.geneval.batch": [0, 1.5, None],
+    "rewards.geneval.soft": ["unbounded", True, None],
     "rewards.geneval.score_threshold": [1.1],
     "rewards.ocr.workers": [0],
     "rewards.ocr.substring": ["no", 0],
@@ -267,6 +273,13 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Callabl
         ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders are all 0"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1 wants a train.kl_form"),
         ({"methods.odd": {"objective": "scalar"}}, "methods.odd: the scalar objective.*source attention"),
+        ({"rewards.geneval.detector": "mask2former"}, r"geneval\.path: mask2former wants .*facebook/mask2former"),
+        (
+            {"rewards.geneval.detector": "mask2former", "rewards.geneval.path": "models/detector"},
+            r"geneval\.color_path: mask2former wants .*openai/clip",
+        ),
+        ({"rewards.geneval.revision": "abc"}, r"geneval\.revision 'abc': the detector exact opens no model"),
+        ({"prompts.world": "coco"}, r"geneval\.detector exact knows only .* not of coco; use mask2former"),
     ],
 )
 def test_values_that_contradict_each_other(changes: dict, message: str, write_params: Callable[[dict], Path]) -> None:
@@ -275,6 +288,15 @@ def test_values_that_contradict_each_other(changes: dict, message: str, write_pa
         values = changed(values, key, value)
     with pytest.raises(StarError, match=message):
         load_params(write_params(values))
+
+
+@pytest.mark.parametrize("world", ["miniature", "coco"])
+def test_mask2former_may_judge_every_world(world: str, write_params: Callable[[dict], Path]) -> None:
+    models = {"detector": "mask2former", "path": "models/detector", "color_path": "openai/clip", "revision": "abc"}
+    values = changed(DEFAULT, "rewards.geneval", {**DEFAULT["rewards"]["geneval"], **models, "batch": 4.0})
+    params = load_params(write_params(changed(values, "prompts.world", world)))
+    assert params.rewards.geneval.path == "models/detector"
+    assert isinstance(params.rewards.geneval.batch, int)
 
 
 def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Callable[[dict], Path]) -> None:

@@ -36,6 +36,25 @@ def test_code_files_follow_lazy_imports_and_take_data_along(tmp_path: Path, monk
     ]
 
 
+def test_models_of_a_reward_are_inputs_where_they_are_directories(tmp_path: Path, default_values: dict) -> None:
+    for name in ("detector", "colors", "taste"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+        (tmp_path / name / "README.md").touch()
+    rewards = default_values["rewards"]
+    rewards["preference"]["path"] = str(tmp_path / "taste")
+    rewards["geneval"] |= {"path": str(tmp_path / "detector"), "color_path": str(tmp_path / "colors")}
+
+    def folders(*tasks: str) -> list[str]:
+        return [Path(file).parent.name for file in support.reward_model_files(default_values, *tasks)]
+
+    assert folders("geneval") == ["detector", "colors"]
+    assert folders("ocr") == []
+    assert folders("geneval", "preference") == ["detector", "colors", "taste"]
+    rewards["geneval"] |= {"path": "owner/hub-id", "color_path": None}
+    assert folders("geneval") == []
+
+
 def test_one_run_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
     lock = tmp_path / "folder" / "lock"
     program = (

@@ -184,6 +184,13 @@ def model_files(path: str) -> list[str]:
     return sorted(str(file) for file in Path(path).rglob("*") if file.suffix in MODEL_SUFFIXES)
 
 
+def reward_model_files(values: dict, *tasks: str) -> list[str]:
+    """The files of the model directories that judge the given tasks; none for hub ids."""
+    geneval, preference = values["rewards"]["geneval"], values["rewards"]["preference"]
+    paths = {"geneval": (geneval["path"], geneval["color_path"]), "ocr": (), "preference": (preference["path"],)}
+    return [file for task in tasks for path in paths[task] if path is not None for file in model_files(path)]
+
+
 def prompt_files(values: dict, task: str) -> list[str]:
     """The prompt files of one's own that a task names; a fetched one is known by its checksum, a parameter.
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from star.files import write_text_atomic
 from star.miniature.preference_pairs import CORRUPTIONS, WRONG_KINDS, Sample, corrupt, sample, wrong_caption
-from star.rewards.preference import clip_scores, open_clip
+from star.rewards.clip import open_clip
+from star.rewards.preference import clip_scores
 
 MILD, SEVERE = 0.25, 0.75  # severities of the "degrees" pairs
 

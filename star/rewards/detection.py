@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from star.errors import StarError
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -25,8 +27,16 @@ class Detection:
     color: str | None
 
 
+class DetectionError(StarError):
+    """A picture could not be judged; ``picture`` is its index among those of the call."""
+
+    def __init__(self, picture: int, reason: str) -> None:
+        super().__init__(reason)
+        self.picture = picture
+
+
 class Detector(Protocol):
-    """Finds objects; scores are not yet thresholded by the benchmark's rules.
+    """Finds objects; the benchmark's thresholds come later, but what can pass none of them may be left out.
 
     ``classes`` names every class that it can report.
     """
@@ -38,5 +48,8 @@ class Detector(Protocol):
 
         Args:
             images: uint8 (n, height, width, 3).
+
+        Raises:
+            DetectionError: a picture could not be judged; a failure never becomes an empty list.
         """
         ...

@@ -1,7 +1,7 @@
 """GenEval's clause logic and the reward built on it: published rules over the detections of any detector.
 
-Source: GenEval (Ghosh et al., arXiv 2310.11513); the soft training reward is Flow-GRPO's (arXiv 2505.05470), clamped to
-[0, 1], and a wrong position counts as one 0 instead of a 0 and a 1. Boxes are (x0, y0, x1, y1) pixels, y down.
+Source: GenEval (Ghosh et al., arXiv 2310.11513). The soft training reward is Flow-GRPO's (arXiv 2505.05470), either as
+published or clamped to [0, 1] with one entry a requirement. Boxes are (x0, y0, x1, y1) pixels, y down.
 
 Strict and soft differ on purpose, as published: surplus objects of an ``include`` clause pass the strict rule unless an
 ``exclude`` clause forbids them, but cost the soft reward ``|n - found| / n``.
@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from star.errors import StarError
 from star.params import GenevalParams
 from star.prompts.geneval import RELATIONS
 from star.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch, finished
-from star.rewards.detection import Detection, Detector
+from star.rewards.detection import Detection, DetectionError, Detector
 
 Box = tuple[float, float, float, float]
 Groups = Mapping[str, Sequence[Detection]]  # kept detections of each class, best first
@@ -37,7 +36,7 @@ class ClauseScore:
         kind: count, color or position.
         name: object class.
         wanted: number of objects, colour name, or ``"left of 0"``: relation and index of the clause referred to.
-        score: soft score in [0, 1].
+        score: soft score, at most 1; at least 0 if clamped.
     """
 
     clause: int
@@ -104,12 +103,19 @@ def strict_correct(groups: Groups, metadata: dict) -> bool:
     return None not in matched and all(len(groups.get(c["class"], ())) < c["count"] for c in excluded)
 
 
-def clause_scores(groups: Groups, metadata: dict) -> tuple[ClauseScore, ...]:
+def clause_scores(groups: Groups, metadata: dict, published: bool = False) -> tuple[ClauseScore, ...]:
     """Soft score of every requirement of the include clauses, in their order: count, then colour, then position.
 
     ``1 - |n - found| / n``, at least 0, for the count and, of the objects found, for the colour; 0 or 1 for the
-    position. As published, colour and position score 0 unless exactly ``count`` objects are found, and a position
-    scores 0 where the clause referred to lacks its exact count.
+    position. Colour and position score 0 unless exactly ``count`` objects are found, and a position scores 0 where the
+    clause referred to lacks its exact count.
+
+    Args:
+        groups: kept detections of each class.
+        metadata: GenEval's line.
+        published: Flow-GRPO's own form instead: the count's score is not bounded below; a wrong position adds a 0 and
+            then a 1, and what refers to it scores 0; a clause with both a colour and a position has one 0 for the two
+            where its count is wrong, and no entry for the position where its colour is.
     """
     scores: list[ClauseScore] = []
     exact: list[Sequence[Detection] | None] = []
@@ -117,16 +123,22 @@ def clause_scores(groups: Groups, metadata: dict) -> tuple[ClauseScore, ...]:
         name, count = clause["class"], clause["count"]
         found = groups.get(name, ())
         complete = len(found) == count
-        scores.append(ClauseScore(index, "count", name, count, _closeness(len(found), count)))
+        closeness = _closeness(len(found), count)
+        scores.append(ClauseScore(index, "count", name, count, closeness if published else max(0.0, closeness)))
         if "color" in clause:
             colored = sum(detection.color == clause["color"] for detection in found)
             score = _closeness(colored, count) if complete else 0.0
             scores.append(ClauseScore(index, "color", name, clause["color"], score))
             complete = complete and colored == count
-        if "position" in clause:
+        if "position" in clause and (complete or "color" not in clause or not published):
             relation, target = clause["position"]
             related = complete and _all_related(found, exact[target], relation)
-            scores.append(ClauseScore(index, "position", name, f"{relation} {target}", float(related)))
+            wanted = f"{relation} {target}"
+            scores.append(ClauseScore(index, "position", name, wanted, float(related)))
+            if published and complete and not related:
+                if exact[target] is not None:
+                    scores.append(ClauseScore(index, "position", name, wanted, 1.0))
+                complete = False
         exact.append(found if complete else None)
     return tuple(scores)
 
@@ -136,7 +148,7 @@ def judge(detections: Sequence[Detection], metadata: dict, params: GenevalParams
     counting = metadata["tag"] == "counting"
     threshold = params.counting_threshold if counting else params.score_threshold
     groups = keep_detections(detections, threshold, params.max_per_class)
-    scores = clause_scores(groups, metadata)
+    scores = clause_scores(groups, metadata, params.soft == "published")
     soft = sum(score.score for score in scores) / len(scores)
     return Judgement(strict_correct(groups, metadata), soft, scores)
 
@@ -150,7 +162,7 @@ def clause_shares(judgement: Judgement) -> np.ndarray:
 
 
 class GenevalReward:
-    """GenEval-style reward of pictures, in this process; scores are the soft reward in [0, 1]."""
+    """GenEval-style reward of pictures, in this process: the soft one, in [0, 1] or, as published, at most 1."""
 
     name = "geneval"
 
@@ -162,16 +174,21 @@ class GenevalReward:
         """Score pictures; see `star.rewards.base.Reward.submit`.
 
         A detail is ``{"tag", "strict", "soft", "clauses": [{"clause", "kind", "name", "wanted", "score"}], "found":
-        [[class, colour, score, box]]}``; ``found`` holds all detections, thresholded or not.
+        [[class, colour, score, box]]}``; ``found`` is what the detector reports, thresholded or not.
 
         Raises:
-            RewardError: a record without GenEval metadata, or with a class that the detector cannot see.
+            RewardError: a record without GenEval metadata, or with a class that the detector cannot see, or a picture
+                that the detector cannot judge; names the record's id.
         """
         check_batch(self.name, images, records)
         for record in records:
             self._check_record(record)
+        try:
+            found = self._detector.detect(images)
+        except DetectionError as error:
+            raise RewardError(f"{records[error.picture].id}: reward geneval: {error}") from error
         details, shares = [], []
-        for detections, record in zip(self._detector.detect(images), records, strict=True):
+        for detections, record in zip(found, records, strict=True):
             verdict = judge(detections, record.metadata, self._params)
             shares.append(clause_shares(verdict))
             details.append(
@@ -211,26 +228,13 @@ class GenevalReward:
                 )
 
 
-def build_detector(name: str) -> Detector:
-    """The detector that ``rewards.geneval.detector`` names.
-
-    Raises:
-        StarError: unknown name.
-    """
-    if name == "exact":
-        from star.miniature.detector import ExactDetector  # only the miniature needs its glyphs
-
-        return ExactDetector()
-    raise StarError(f"rewards.geneval.detector: no detector {name!r}; use exact")
-
-
 def _rank(detection: Detection) -> tuple:
     """Best first; ties are broken by content, so that the order of detections never matters."""
     return (-detection.score, detection.name, detection.box, detection.color or "")
 
 
 def _closeness(found: int, count: int) -> float:
-    return max(0.0, 1 - abs(count - found) / count)
+    return 1 - abs(count - found) / count
 
 
 def _all_related(found: Sequence[Detection], targets: Sequence[Detection] | None, relation: str) -> bool:

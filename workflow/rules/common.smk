@@ -16,9 +16,9 @@ def base_model():
     return support.model_files(values["model"]["path"])
 
 
-def reward_model():
-    """Files of the preference model; none for a hub id."""
-    return support.model_files(values["rewards"]["preference"]["path"])
+def reward_models(*tasks):
+    """Files of the models that judge the given tasks, or all of them; none for hub ids."""
+    return support.reward_model_files(values, *(tasks or TASKS))
 
 
 def adapter(wildcards):

@@ -5,7 +5,7 @@ rule evaluate_checkpoint:
     input:
         prompts=expand("results/core/{task}/test.jsonl", task=TASKS),
         base=base_model(),
-        reward=reward_model(),
+        reward=reward_models(),
         adapter=adapter,
     output:
         scores="results/evaluate/{checkpoint}/scores.json",

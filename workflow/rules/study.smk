@@ -11,7 +11,7 @@ rule study_run:
         prompts="results/core/{task}/train.jsonl",
         held_out="results/core/{task}/test.jsonl",
         base=base_model(),
-        reward=reward_model(),
+        reward=reward_models(),
     output:
         run="results/study/runs/{task}-{method}-{seed}-{rate}.json",
     log:

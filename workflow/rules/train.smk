@@ -5,7 +5,7 @@ rule train_policy:
     input:
         prompts="results/core/{task}/train.jsonl",
         base=base_model(),
-        reward=lambda wildcards: reward_model() if wildcards.task == "preference" else [],
+        reward=lambda wildcards: reward_models(wildcards.task),
     output:
         adapter=directory("results/train/{task}-{method}/adapter"),
         curve="results/train/{task}-{method}/log.jsonl",

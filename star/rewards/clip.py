@@ -1,0 +1,64 @@
+"""CLIP models for the rewards: opened with their processor, features in float32 with unit norm."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, CLIPModel, ProcessorMixin
+
+from star.rewards.pretrained import OPENING_ERRORS, cannot_open, open_model
+
+# Models published without a processor of their own -> where the processor lies.
+PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
+BATCH = 64  # pictures or texts a forward pass
+
+
+def open_clip(
+    path: str, revision: str | None = None, key: str = "rewards.preference.path"
+) -> tuple[CLIPModel, ProcessorMixin]:
+    """A CLIP model and its processor, which prepares pictures with PIL; see `star.rewards.pretrained.open_model`.
+
+    Raises:
+        StarError: either cannot be opened; begins with ``key``.
+    """
+    model = open_model(CLIPModel, path, revision, key)
+    source = PROCESSORS.get(path, path)
+    try:
+        processor = AutoProcessor.from_pretrained(
+            source, revision=revision if source == path else None, trust_remote_code=False, backend="pil"
+        )
+    except OPENING_ERRORS as error:
+        raise cannot_open("CLIP processor", source, key, error) from error
+    return model, processor
+
+
+@torch.no_grad()
+def image_features(model: CLIPModel, processor: ProcessorMixin, images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+    """Unit features float32 (n, d) of uint8 pictures (height, width, 3), which may differ in size."""
+    return torch.cat([_image_features(model, processor, part) for part in _parts(images)])
+
+
+@torch.no_grad()
+def text_features(model: CLIPModel, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+    """Unit features float32 (n, d); texts longer than the text model's positions are cut."""
+    return torch.cat([_text_features(model, processor, part) for part in _parts(texts)])
+
+
+def _parts(items: Sequence | np.ndarray) -> list:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+
+
+def _image_features(model: CLIPModel, processor: ProcessorMixin, images: Sequence[np.ndarray]) -> Tensor:
+    # The layout is said, because of a picture three pixels high it would be guessed wrong.
+    inputs = processor.image_processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
+    features = model.get_image_features(pixel_values=inputs["pixel_values"].to(model.device, torch.float32))
+    return torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)
+
+
+def _text_features(model: CLIPModel, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+    length = model.text_model.config.max_position_embeddings
+    inputs = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    features = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    return torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)
