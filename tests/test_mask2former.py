@@ -215,6 +215,11 @@ def test_nothing_likely_is_an_empty_list() -> None:
     assert find_objects(torch.zeros(3, 81), torch.ones(3, 8, 8), sizes, 0.3) == []
 
 
+def test_a_hundred_pairs_of_query_and_class_are_looked_at() -> None:
+    sizes = Sizes((32, 32), (32, 32), (32, 32))
+    assert len(find_objects(torch.randn(2, 81), torch.ones(2, 8, 8), sizes, 0.0)) == 100
+
+
 def test_labels_are_named_by_their_index() -> None:
     """COCO's own names of 64 to 66 are mouse, remote and keyboard."""
     class_logits = torch.zeros(5, 81)
