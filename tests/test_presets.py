@@ -1,0 +1,57 @@
+"""Every preset is complete and consistent, its counts are those that it says, and presets differ where they should."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from star.params import load_params, read_values
+from star.trainer import check_processes
+
+FILES = sorted(Path("presets").glob("*.yaml"))
+SCALES = {"1gpu": 1, "8gpu": 8, "32gpu": 32}
+TASKS = ("geneval", "ocr", "preference")
+
+
+def test_there_is_one_for_each_scale_and_task():
+    assert {file.stem for file in FILES} == {f"sd35m-{scale}-{task}" for scale in SCALES for task in TASKS}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_preset_is_complete_consistent_and_says_what_it_costs(file):
+    params = load_params(file)
+    _, scale, task = file.stem.split("-")
+    check_processes(params, SCALES[scale])
+    assert [name for name, methods in params.runs.items() if methods] == [task]
+    text = re.sub(r"\n# ?", " ", file.read_text(encoding="utf-8"))
+    assert f"cp presets/{file.name} params.yaml" in text
+    images, updates = params.images_per_epoch * params.train.epochs, 2 * params.train.epochs
+    assert f"{params.images_per_epoch:,} images in {params.train.prompts_per_epoch} groups, 2 updates" in text
+    assert f"All: {images:,} images, {updates:,} updates" in text
+
+
+def differing(a, b, key=""):
+    if isinstance(a, dict) and isinstance(b, dict):
+        assert list(a) == list(b), key
+        return [found for name in a for found in differing(a[name], b[name], f"{key}.{name}" if key else name)]
+    return [] if a == b else [key]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_tasks_of_a_scale_differ_in_what_is_trained_and_in_the_penalty(scale):
+    values = {task: read_values(Path(f"presets/sd35m-{scale}-{task}.yaml")) for task in TASKS}
+    runs = ["runs.geneval", "runs.ocr", "report.title"]
+    assert differing(values["geneval"], values["ocr"]) == runs
+    assert set(differing(values["ocr"], values["preference"])) == {
+        "runs.ocr",
+        "runs.preference",
+        "train.kl_beta",
+        runs[-1],
+    }
+
+
+def test_scales_of_a_task_differ_in_counts_alone():
+    one, eight, many = (read_values(Path(f"presets/sd35m-{scale}-ocr.yaml")) for scale in SCALES)
+    assert differing(eight, many) == []
+    counts = {"rollout.batch", "train.epochs", "train.prompts_per_epoch", "train.group_size"}
+    assert set(differing(one, eight)) == counts
