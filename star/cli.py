@@ -27,16 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="star", description="SpatioTemporal Adaptive Reward allocation for SD3-family models."
-    )
-    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+class _Stages:
+    """The command line's stages, each with the options that all have."""
 
-    def stage(
-        name: str, run: Callable[[argparse.Namespace], None], summary: str, task: bool = False
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+
+    def add(
+        self, name: str, run: Callable[[argparse.Namespace], None], summary: str, task: bool = False
     ) -> argparse.ArgumentParser:
-        sub = stages.add_parser(name, help=summary, description=summary)
+        sub = self._stages.add_parser(name, help=summary, description=summary)
         sub.add_argument(
             "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
         )
@@ -45,61 +45,81 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def path(sub: argparse.ArgumentParser, name: str, summary: str, required: bool = True) -> None:
-        sub.add_argument(f"--{name}", type=Path, required=required, metavar="PATH", help=summary)
 
-    sub = stage("prompts", _prompts, "prepare the training and test prompts of a task", task=True)
-    path(sub, "train", "training records to write (JSON lines)")
-    path(sub, "test", "test records to write (JSON lines)")
+def _path(sub: argparse.ArgumentParser, name: str, summary: str, required: bool = True) -> None:
+    sub.add_argument(f"--{name}", type=Path, required=required, metavar="PATH", help=summary)
 
-    sub = stage("core", _core, "mark the core content of prompts")
-    path(sub, "prompts", "records to read")
-    path(sub, "output", "records with core spans to write")
 
-    sub = stage("train", _train, "train one method on one task", task=True)
+def _state(sub: argparse.ArgumentParser, folder: str, summary: str = "folder of resume states") -> None:
+    sub.add_argument("--state", type=Path, default=Path(".star") / folder, metavar="PATH", help=summary)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="star", description="SpatioTemporal Adaptive Reward allocation for SD3-family models."
+    )
+    stages = _Stages(parser)
+    _add_run(stages)
+    _add_study(stages)
+    _add_making_of_models(stages)
+    return parser
+
+
+def _add_run(stages: _Stages) -> None:
+    sub = stages.add("prompts", _prompts, "prepare the training and test prompts of a task", task=True)
+    _path(sub, "train", "training records to write (JSON lines)")
+    _path(sub, "test", "test records to write (JSON lines)")
+
+    sub = stages.add("core", _core, "mark the core content of prompts")
+    _path(sub, "prompts", "records to read")
+    _path(sub, "output", "records with core spans to write")
+
+    sub = stages.add("train", _train, "train one method on one task", task=True)
     sub.add_argument("--method", required=True, help="a section of `methods` in the parameter file")
-    path(sub, "prompts", "training records with core spans")
-    path(sub, "output", "folder for the adapter, the log, sample grids and maps")
-    sub.add_argument("--state", type=Path, default=Path(".star/state"), metavar="PATH", help="folder of resume states")
+    _path(sub, "prompts", "training records with core spans")
+    _path(sub, "output", "folder for the adapter, the log, sample grids and maps")
+    _state(sub, "state")
 
-    sub = stage("evaluate", _evaluate, "score one checkpoint on every benchmark")
+    sub = stages.add("evaluate", _evaluate, "score one checkpoint on every benchmark")
     sub.add_argument("--checkpoint", required=True, help="`base` or `task-method`")
-    path(sub, "prompts-dir", "folder with <task>/test.jsonl")
-    path(sub, "adapter", "adapter folder of the checkpoint; none for `base`", required=False)
-    path(sub, "output", "folder for scores.json, images.jsonl and pictures")
-    state = Path(".star/evaluate")
-    sub.add_argument("--state", type=Path, default=state, metavar="PATH", help="folder of pictures drawn so far")
+    _path(sub, "prompts-dir", "folder with <task>/test.jsonl")
+    _path(sub, "adapter", "adapter folder of the checkpoint; none for `base`", required=False)
+    _path(sub, "output", "folder for scores.json, images.jsonl and pictures")
+    _state(sub, "evaluate", "folder of pictures drawn so far")
 
-    sub = stage("report", _report, "write the HTML report and the small metrics")
-    path(sub, "results", "the run's results folder")
-    path(sub, "output", "HTML file to write")
+    sub = stages.add("report", _report, "write the HTML report and the small metrics")
+    _path(sub, "results", "the run's results folder")
+    _path(sub, "output", "HTML file to write")
 
-    sub = stage("export", _export, "write a trained adapter with a model card, in the hub's form; nothing is uploaded")
-    path(sub, "training", "folder of the training: results/train/<task>-<method>")
-    path(sub, "evaluation", "folder of its evaluation: results/evaluate/<task>-<method>")
-    path(sub, "output", "folder to write")
+    sub = stages.add("export", _export, "write a trained adapter with a model card in the hub's form; uploads nothing")
+    _path(sub, "training", "folder of the training: results/train/<task>-<method>")
+    _path(sub, "evaluation", "folder of its evaluation: results/evaluate/<task>-<method>")
+    _path(sub, "output", "folder to write")
 
-    sub = stage("study-run", _study_run, "train one variant of the study from one seed", task=True)
+
+def _add_study(stages: _Stages) -> None:
+    sub = stages.add("study-run", _study_run, "train one variant of the study from one seed", task=True)
     sub.add_argument("--method", required=True, help="a section of `study.methods` in the parameter file")
     sub.add_argument("--seed", type=int, required=True)
     sub.add_argument("--rate", type=float, required=True, help="learning rate")
-    path(sub, "prompts", "training records with core spans")
-    path(sub, "held-out", "test records")
-    path(sub, "output", "JSON file of the run to write")
-    sub.add_argument("--state", type=Path, default=Path(".star/study"), metavar="PATH", help="folder of resume states")
+    _path(sub, "prompts", "training records with core spans")
+    _path(sub, "held-out", "test records")
+    _path(sub, "output", "JSON file of the run to write")
+    _state(sub, "study")
 
-    sub = stage("study-report", _study_report, "compare the study's runs: an HTML page and small tables beside it")
-    path(sub, "runs", "folder of the runs' JSON files")
-    path(sub, "output", "HTML file to write; the tables go beside it")
+    sub = stages.add("study-report", _study_report, "compare the study's runs: an HTML page and small tables beside it")
+    _path(sub, "runs", "folder of the runs' JSON files")
+    _path(sub, "output", "HTML file to write; the tables go beside it")
 
-    sub = stage("pretrain", _pretrain, "make the miniature base model from nothing (hours)")
-    path(sub, "output", "pipeline directory to write")
-    path(sub, "work", "folder of the resume state and the log")
 
-    sub = stage("pretrain-preference", _pretrain_preference, "make the miniature preference stand-in from nothing")
-    path(sub, "output", "model directory to write")
-    path(sub, "work", "folder of the resume state and the log")
-    return parser
+def _add_making_of_models(stages: _Stages) -> None:
+    sub = stages.add("pretrain", _pretrain, "make the miniature base model from nothing (hours)")
+    _path(sub, "output", "pipeline directory to write")
+    _path(sub, "work", "folder of the resume state and the log")
+
+    sub = stages.add("pretrain-preference", _pretrain_preference, "make the miniature preference stand-in from nothing")
+    _path(sub, "output", "model directory to write")
+    _path(sub, "work", "folder of the resume state and the log")
 
 
 def _prompts(options: argparse.Namespace) -> None:
