@@ -110,7 +110,7 @@ def figures(
         "own": correlation(core - core.mean(0), whole - whole.mean(0)).mean(0),
         "tells_apart": np.mean(apart, axis=0),
     }
-    return {name: steps.round(3).tolist() for name, steps in means.items()} | {"apart": len(apart)}
+    return {name: steps.astype(float).round(3).tolist() for name, steps in means.items()} | {"apart": len(apart)}
 
 
 def main() -> None:
