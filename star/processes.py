@@ -5,7 +5,6 @@ statistics are taken over all processes, and gradients are averaged before each 
 several processes.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,9 +12,6 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-
-from star.errors import StarError
-from star.params import Params
 
 T = TypeVar("T")
 
@@ -73,22 +69,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def check_processes(params: Params, count: int) -> None:
-    """Refuse a number of processes that cannot share the batches of an update evenly.
-
-    Raises:
-        StarError: naming the numbers that can.
-    """
-    share = params.images_per_epoch // params.rollout.batch // params.train.updates_per_epoch
-    if share % count:
-        fit = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
-        raise StarError(
-            f"{count} processes cannot share the {share} batches of an update evenly (train.prompts_per_epoch x "
-            f"train.group_size / rollout.batch / train.updates_per_epoch): launch {fit}, or lower rollout.batch "
-            f"to a divisor of {math.gcd(params.rollout.batch, params.images_per_epoch)}"
-        )
 
 
 def _own_indices(total: int, runs: int, rank: int, count: int) -> list[int]:

@@ -30,11 +30,12 @@ from star.attention import CoreKeys
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from star.core import clause_records, core_token_weights, scattered
 from star.ema import Average
+from star.epoch import check_processes, window_start
 from star.errors import StarError
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
-from star.params import AllocationParams, Params, RolloutParams
+from star.params import AllocationParams, Params
 from star.policy import SD3Policy, load_policy
-from star.processes import ALONE, Processes, check_processes
+from star.processes import ALONE, Processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardResult
 from star.rewards.factory import build_reward
@@ -331,14 +332,6 @@ def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> l
             entries.append((record, seed_of(seed, *start), seed_of(seed, "steps", group, rollout)))
     size = params.rollout.batch
     return [Batch(*map(list, zip(*entries[i : i + size], strict=True))) for i in range(0, len(entries), size)]
-
-
-def window_start(rollout: RolloutParams, epoch: int) -> int:
-    """First stochastic step of an epoch: the window slides by a step every ``slide_every`` epochs and starts over at
-    step 0 (as MixGRPO's, arXiv 2507.21802, which slides over the updates)."""
-    first, end = rollout.window
-    moves = epoch // rollout.slide_every if rollout.slide_every else 0
-    return (first + moves) % (rollout.steps - (end - first))
 
 
 def _clause_shares(result: RewardResult, clause_wise: bool) -> list[Tensor]:

@@ -12,9 +12,10 @@ import torch
 import yaml
 
 from star.core import extract_core
+from star.epoch import check_processes
 from star.errors import StarError
 from star.params import load_params
-from star.processes import ALONE, Processes, check_processes
+from star.processes import ALONE, Processes
 from star.prompts.prepare import prepare
 from star.records import write_records
 
