@@ -314,17 +314,21 @@ def _build(kind: Any, values: Any) -> Any:
 
 def _check_consistency(params: Params, where: str) -> None:
     images, batch, group = params.images_per_epoch, params.rollout.batch, params.train.group_size
+    fitting = [n for n in _divisors(images) if n % group == 0 or group % n == 0]
     if images % batch:
         raise StarError(
             f"{where}: rollout.batch {batch} does not divide train.prompts_per_epoch x train.group_size = {images}; "
-            f"use one of {', '.join(str(d) for d in range(1, images + 1) if images % d == 0)}"
+            f"use one of {_listed(fitting)}"
         )
-    if batch % group and group % batch:
-        raise StarError(f"{where}: rollout.batch {batch} and train.group_size {group}: one must divide the other")
+    if batch not in fitting:
+        raise StarError(
+            f"{where}: rollout.batch {batch} and train.group_size {group}: one must divide the other; "
+            f"use a batch of {_listed(fitting)}"
+        )
     if (images // batch) % params.train.updates_per_epoch:
         raise StarError(
             f"{where}: train.updates_per_epoch {params.train.updates_per_epoch} does not divide the {images // batch} "
-            f"rollout batches of an epoch; lower it or change rollout.batch"
+            f"rollout batches of an epoch; use one of {_listed(_divisors(images // batch))}, or change rollout.batch"
         )
     first, end = params.rollout.window
     if not 0 <= first < end <= params.rollout.steps - 1:
@@ -358,6 +362,14 @@ def _check_consistency(params: Params, where: str) -> None:
             if name not in params.methods:
                 known = ", ".join(params.methods)
                 raise StarError(f"{where}: runs.{task}: no method {name!r} under `methods`; known: {known}")
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _check_study(study: StudyParams, where: str) -> None:
