@@ -314,16 +314,15 @@ def _build(kind: Any, values: Any) -> Any:
 
 def _check_consistency(params: Params, where: str) -> None:
     images, batch, group = params.images_per_epoch, params.rollout.batch, params.train.group_size
-    fitting = [n for n in _divisors(images) if n % group == 0 or group % n == 0]
     if images % batch:
         raise StarError(
             f"{where}: rollout.batch {batch} does not divide train.prompts_per_epoch x train.group_size = {images}; "
-            f"use one of {_listed(fitting)}"
+            f"use one of {_fitting_batches(images, group)}"
         )
-    if batch not in fitting:
+    if batch % group and group % batch:
         raise StarError(
             f"{where}: rollout.batch {batch} and train.group_size {group}: one must divide the other; "
-            f"use a batch of {_listed(fitting)}"
+            f"use a batch of {_fitting_batches(images, group)}"
         )
     if (images // batch) % params.train.updates_per_epoch:
         raise StarError(
@@ -364,8 +363,13 @@ def _check_consistency(params: Params, where: str) -> None:
                 raise StarError(f"{where}: runs.{task}: no method {name!r} under `methods`; known: {known}")
 
 
+def _fitting_batches(images: int, group: int) -> str:
+    return _listed([n for n in _divisors(images) if n % group == 0 or group % n == 0])
+
+
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def _listed(values: list[int]) -> str:

@@ -110,12 +110,12 @@ def test_memory_follows_the_parameters():
     assert cached.resident["text encoders"] == 0 and cached.total < base.total
     assert cached.phases["encoding prompts"] > base.resident["text encoders"], "they are there while they encode"
     lighter = total(changed(PUBLISHED, model={"gradient_checkpointing": True, "vae_slicing": True}))
-    assert lighter.phases["update"] < base.phases["update"] / 4
-    assert lighter.phases["decoding"] < base.phases["decoding"] / 4
-    assert (
-        base.alternatives["update, gradient_checkpointing true"]
-        == lighter.alternatives["update, gradient_checkpointing true"]
-    )
+    sizes = base.alternatives
+    assert lighter.alternatives == sizes
+    assert sizes["update, gradient_checkpointing true"] < sizes["update, gradient_checkpointing false"] / 5
+    assert sizes["decoding, vae_slicing true"] < sizes["decoding, vae_slicing false"] / 5
+    saved = sizes["update, gradient_checkpointing false"] - sizes["update, gradient_checkpointing true"]
+    assert base.phases["update"] - lighter.phases["update"] == saved
     assert total(PUBLISHED, processes=8).trajectories == base.trajectories / 8
 
 
@@ -207,3 +207,20 @@ def test_the_reward_model_is_where_it_scores():
     unknown = dataclasses.replace(pickscore, path="someone/preference")
     plan = make_plan(changed(PUBLISHED, rewards={"preference": unknown}), ["preference"])
     assert plan.notes == ["the memory of someone/preference is unknown and not counted"]
+
+
+def test_the_committed_measurement_agrees():
+    """`benchmarks/memory.py`: estimated over measured, of the phases that can be the peak."""
+    figures = json.loads(Path("benchmarks/figures/memory.json").read_text())["cases"]
+    assert len(figures) >= 5
+    for case, phases in figures.items():
+        assert abs(phases["peak"]["ratio"] - 1) <= 0.15, case
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel's high-water mark is Linux's")
+def test_the_memory_of_a_training_is_the_estimated_one():
+    from benchmarks.memory import compare
+
+    phases = compare("default", Path("params.yaml"))
+    assert phases["peak"]["ratio"] == pytest.approx(1, abs=0.15)

@@ -9,7 +9,7 @@ from typing import Any
 
 from star.params import AllocationParams, Params
 from star.plan.counts import Counts, Passes, count, count_passes
-from star.plan.memory import PLAIN_TOKENS, Memory, estimate
+from star.plan.memory import Memory, estimate, is_fused
 from star.plan.operations import Operations, count_operations
 from star.plan.shapes import read_pipeline, read_preference
 
@@ -42,7 +42,9 @@ class Plan:
 def make_plan(
     params: Params, tasks: Sequence[str], processes: int = 1, device: str = "cuda", tflops: float | None = None
 ) -> Plan:
-    """Args:
+    """What the parameters ask of ``processes`` that train together.
+
+    Args:
         device: ``cuda`` or ``cpu``.
         tflops: what a device achieves, in 10^12 operations/s.
 
@@ -50,37 +52,41 @@ def make_plan(
         StarError: processes that cannot share the batches, or config files that cannot be read.
     """
     counts, pipeline = count(params, processes), read_pipeline(params.model.path)
-    tokens, notes, planned = None, [], {}
+    trainings = {task: len(params.runs[task]) for task in tasks}
     if pipeline is None:
-        notes.append(
-            f"operations and memory are unknown without the files of {params.model.path}: give a pipeline directory"
-        )
-    else:
-        tokens = (
-            pipeline.image_tokens(params.model.resolution),
-            pipeline.clip_tokens + params.model.t5_tokens,
-        )
+        planned = {task: TaskPlan(count_passes(params, costliest(params, task)), None, None, None) for task in tasks}
+        note = f"operations and memory are unknown without the files of {params.model.path}: give a pipeline directory"
+        return Plan(params.model.path, device, counts, trainings, None, planned, [note])
+    tokens = (pipeline.image_tokens(params.model.resolution), pipeline.clip_tokens + params.model.t5_tokens)
+    notes, planned = [], {}
     for task in tasks:
         allocation = costliest(params, task)
         scorer = read_preference(params.rewards.preference.path) if task == "preference" else None
-        operations = memory = hours = None
-        if pipeline is not None and tokens is not None:
-            fused = device == "cuda" or sum(tokens) > PLAIN_TOKENS
-            operations = count_operations(params, allocation, pipeline, fused)
-            memory = estimate(params, task, allocation, pipeline, scorer, processes, device)
-            if task == "preference" and scorer is None:
-                notes.append(f"the memory of {params.rewards.preference.path} is unknown and not counted")
-        if operations is not None and tflops is not None:
-            rate = tflops * 1e12 * 3600
-            shared = rate * processes
-            hours = {
-                "rollout": operations.rollout / shared,
-                "update": operations.update / shared,
-                "evaluation": operations.evaluation / rate,
-            }
-        planned[task] = TaskPlan(count_passes(params, allocation), operations, memory, hours)
-    trainings = {task: len(params.runs[task]) for task in tasks}
+        if task == "preference" and scorer is None:
+            notes.append(f"the memory of {params.rewards.preference.path} is unknown and not counted")
+        operations = count_operations(params, allocation, pipeline, is_fused(device, sum(tokens)))
+        planned[task] = TaskPlan(
+            count_passes(params, allocation),
+            operations,
+            estimate(params, task, allocation, pipeline, scorer, processes, device),
+            None if tflops is None else hours(operations, processes, tflops),
+        )
     return Plan(params.model.path, device, counts, trainings, tokens, planned, notes)
+
+
+def hours(operations: Operations, processes: int, tflops: float) -> dict[str, float]:
+    """At a rate of ``tflops`` on each process; one evaluates."""
+    hour = tflops * 1e12 * 3600
+    training = {"rollout": operations.rollout, "update": operations.update}
+    return {name: work / hour / processes for name, work in training.items()} | {
+        "evaluation": operations.evaluation / hour
+    }
+
+
+def costliest(params: Params, task: str) -> AllocationParams:
+    """Of the task's methods the one that takes most: by passes, then with maps. Without runs, `allocation` itself."""
+    methods = [params.method(name) for name in params.runs[task]] or [params.allocation]
+    return max(methods, key=lambda m: (count_passes(params, m).rollout, m.source != "uniform" and m.lam > 0))
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -90,9 +96,3 @@ def as_json(plan: Plan) -> dict[str, Any]:
         if task.memory is not None:
             values["tasks"][name]["memory"] |= {"peak": task.memory.peak, "total": task.memory.total}
     return values
-
-
-def costliest(params: Params, task: str) -> AllocationParams:
-    """Of the task's methods the one that takes most: by passes, then with maps. Without runs, `allocation` itself."""
-    methods = [params.method(name) for name in params.runs[task]] or [params.allocation]
-    return max(methods, key=lambda m: (count_passes(params, m).rollout, m.source != "uniform" and m.lam > 0))

@@ -37,8 +37,10 @@ class Passes:
 
 
 def count(params: Params, processes: int) -> Counts:
-    """Raises:
-    StarError: a number of processes that cannot share the batches, naming those that can.
+    """The arithmetic of ``processes`` that train together.
+
+    Raises:
+        StarError: they cannot share the batches; names the numbers that can.
     """
     check_processes(params, processes)
     train, images = params.train, params.images_per_epoch

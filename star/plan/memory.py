@@ -15,7 +15,7 @@ Frozen float32 weights are cast anew at every product, and the copy is kept with
 of all blocks live together, with it those of one.
 
 Not counted: the allocator's fragments, kernels' scratch, the CUDA context (about half a GiB), what compiled blocks
-save otherwise, and clauses beyond the first of clause-wise maps.
+save otherwise, the reading of maps, and clauses beyond the first of clause-wise ones.
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,11 @@ class Memory:
         return sum(self.resident.values()) + self.phases[self.peak]
 
 
+def is_fused(device: str, tokens: int) -> bool:
+    """Whether `star.attention.choose_kernel` will take an attention that keeps no scores."""
+    return device == "cuda" or tokens > PLAIN_TOKENS
+
+
 @dataclass(frozen=True)
 class Sequence:
     """What decides the size of one sequence's activations.
@@ -82,7 +87,7 @@ class Sequence:
             value,
             FLOAT if device == "cuda" else value,
             mixed,
-            device == "cuda" or image + text > PLAIN_TOKENS,
+            is_fused(device, image + text),
         )
 
     # -- kept for the backward pass ---------------------------------------------------------------------------------
@@ -129,12 +134,15 @@ class Sequence:
         return (self.transformer.width + 2) * self.norm
 
     def graph(self, sequences: int, checkpointing: bool) -> int:
-        """Bytes that one forward pass keeps: of all blocks, or the blocks' inputs and one block at a time."""
+        """Bytes that one forward pass leaves: of all blocks, or with checkpointing their inputs alone."""
         t = self.transformer
-        blocks = [sequences * self.kept(i) + self.copies(i) for i in range(t.depth)]
-        inputs = sequences * (self.image + self.text) * t.width * self.value
-        head = sequences * self.image * self._layer_norm()
-        return head + (t.depth * inputs + max(blocks) if checkpointing else sum(blocks))
+        inputs = t.depth * sequences * (self.image + self.text) * t.width * self.value
+        blocks = sum(self.block(i, sequences) for i in range(t.depth))
+        return sequences * self.image * self._layer_norm() + (inputs if checkpointing else blocks)
+
+    def block(self, index: int, sequences: int) -> int:
+        """Bytes that one block adds to the graph."""
+        return sequences * self.kept(index) + self.copies(index)
 
     # -- in use for a moment ----------------------------------------------------------------------------------------
 
@@ -142,17 +150,18 @@ class Sequence:
         """Bytes of one sequence at the fullest moment of a block without gradient, whichever it is: queries and keys
         leave their norms in float32 and are cast; scores become probabilities; the MLP's GELU."""
         d, value, tokens = self.transformer.width, self.value, self.image + self.text
-        streams = 2 * tokens * d * value  # the residual streams and what entered the attention
+        streams = tokens * d * (value + self.norm)  # the residual streams and what entered the attention
         normalised = 3 * tokens * d * value + (2 * tokens * d * FLOAT if self.mixed and self.transformer.qk_norm else 0)
         scores = 0 if self.fused else 2 * self.transformer.heads * tokens**2 * value
         attention = (4 if self.fused else 5) * tokens * d * value + scores
         return streams + max(normalised, attention, self._mlp() + self.image * d * value)
 
     def backward(self) -> int:
-        """Bytes of one sequence's gradients at the fullest moment of the last block, beside the graph."""
+        """Bytes of one sequence's gradients at the fullest moment of a block, beside the graph: in the MLP, or in the
+        attention (3 widths a token), by when what the MLPs kept inside their GELU (4) is gone."""
         d, value, tokens = self.transformer.width, self.value, self.image + self.text
         scores = 0 if self.fused else 2 * self.transformer.heads * tokens**2 * value
-        return 2 * tokens * d * value + max(self._mlp(), scores + 3 * tokens * d * value)
+        return 2 * tokens * d * value + max(self._mlp(), scores - tokens * d * value)
 
     def _mlp(self) -> int:
         return 8 * self.image * self.transformer.width * self.value  # before and after the GELU
@@ -197,48 +206,55 @@ def estimate(
     drawn = branches(params) * rollout.batch
     few = ENCODED if cached else max(1, rollout.batch // train.group_size)
     encoding = few * max(_stack(encoder, encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
-    sheet = max(rollout.batch, SHEET_PROMPTS)
+    gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
+
+    def decode(count: int, slicing: bool) -> int:
+        return decoding(pipeline.vae, model.resolution, count, slicing, copied=device == "cpu")
+
     phases = {
         "encoding prompts": encoding + (encoders if cached else trajectories),
         "denoising": trajectories + drawn * sequence.forward(),
-        "decoding": trajectories + decoding(pipeline.vae, model.resolution, rollout.batch, model.vae_slicing),
-        "sample grid": decoding(pipeline.vae, model.resolution, sheet, model.vae_slicing),
-        "update": trajectories
-        + adapter * (2 if processes > 1 else 1)
-        + updating(params, sequence, model.gradient_checkpointing),
+        "decoding": trajectories + decode(rollout.batch, model.vae_slicing),
+        "sample grid": decode(max(rollout.batch, SHEET_PROMPTS), model.vae_slicing),
+        "update": trajectories + gradients + updating(params, sequence, model.gradient_checkpointing),
     }
     if scorer:
         phases["scoring"] = trajectories + min(SCORED, rollout.batch) * max(_stack(half, FLOAT, 0) for half in scorer)
-    alternatives = {}
-    for slicing in (False, True):
-        alternatives[f"decoding, vae_slicing {slicing}".lower()] = decoding(
-            pipeline.vae, model.resolution, rollout.batch, slicing
-        )
-    for checkpointing in (False, True):
-        alternatives[f"update, gradient_checkpointing {checkpointing}".lower()] = updating(
-            params, sequence, checkpointing
-        )
+    alternatives = {
+        "decoding, vae_slicing false": decode(rollout.batch, False),
+        "decoding, vae_slicing true": decode(rollout.batch, True),
+        "update, gradient_checkpointing false": updating(params, sequence, False),
+        "update, gradient_checkpointing true": updating(params, sequence, True),
+    }
     return Memory(resident, trajectories, phases, alternatives)
 
 
 def updating(params: Params, sequence: Sequence, checkpointing: bool) -> int:
-    """Bytes that the fullest step of an update adds: its graph, with the gradients inside or the reference's pass."""
+    """Bytes that the fullest step of an update adds: its graph, with gradients or with the reference's pass.
+
+    With checkpointing each block comes back, one at a time, before its gradients.
+    """
     rollout, train = params.rollout, params.train
     first = branches(params) * rollout.batch // shared(params)  # sequences of the window's first step
     steps = rollout.window[1] - rollout.window[0]
     most = branches(params) * rollout.batch if steps > 1 else first
-    full = sequence.graph(most, checkpointing) + most * sequence.backward()
+    again = max(sequence.block(i, most) for i in range(sequence.transformer.depth)) if checkpointing else 0
+    full = sequence.graph(most, checkpointing) + again + most * sequence.backward()
     if train.kl_form == "none":
         return full
     judged = most if train.kl_beta > 0 else first  # without a weight only the first step is, for the log
     return max(full, sequence.graph(judged, checkpointing) + judged * sequence.forward())
 
 
-def decoding(vae: Vae, resolution: int, pictures: int, slicing: bool) -> int:
+def decoding(vae: Vae, resolution: int, pictures: int, slicing: bool, copied: bool) -> int:
     """Bytes that decoding adds, in float32: the fullest moment of its fullest level.
 
-    A resnet holds its input, the level's own input, and either norm and activation, or the two branches, their sum and
-    what is returned; upsampling holds both sides of its convolution.
+    A resnet holds its input, the level's own input, and the most of: norm and activation; both sides of its first
+    convolution; the two branches, their sum and what is returned. Upsampling holds both sides of its convolution.
+
+    Args:
+        copied: whether convolutions work on a copy of their input in a layout of their own, as oneDNN's do on a CPU
+            (`benchmarks/memory.py`: without it 64 and 128 pictures differ by a fifth less than they do).
     """
     fullest = 0
     for scale, resnets, upsampled in vae.decoder():
@@ -246,8 +262,9 @@ def decoding(vae: Vae, resolution: int, pictures: int, slicing: bool) -> int:
         for i, resnet in enumerate(resnets):
             branches_and_sum = (4 if resnet.inner != resnet.outer else 3) * resnet.outer
             held = resnet.inner + (entered if i else 0)
-            fullest = max(fullest, area * (held + max(2 * resnet.inner, branches_and_sum)))
-        fullest = max(fullest, area * (entered + (1 + 2 * 4) * upsampled))
+            first = (2 if copied else 1) * resnet.inner + resnet.outer
+            fullest = max(fullest, area * (held + max(2 * resnet.inner, first, branches_and_sum)))
+        fullest = max(fullest, area * (entered + (1 + (3 if copied else 2) * 4) * upsampled))
     finished = 2 * 3 * resolution**2  # decoded, and scaled to grey levels
     return FLOAT * ((fullest if slicing else pictures * fullest) + pictures * finished)
 

@@ -7,7 +7,7 @@ reading of maps, text encoders (once a prompt), rewards, sample grids and saved 
 from dataclasses import dataclass
 
 from star.params import AllocationParams, Params
-from star.plan.counts import count_passes
+from star.plan.counts import branches, count_passes
 from star.plan.shapes import TIME_FREQUENCIES, Pipeline, Transformer, Vae
 
 
@@ -30,7 +30,7 @@ def count_operations(params: Params, allocation: AllocationParams, pipeline: Pip
     if model.gradient_checkpointing:
         step += sum(block_forward(transformer, i, *tokens, model.lora_rank) for i in range(transformer.depth))
     picture = decode(pipeline.vae, model.resolution)
-    tested = passes.evaluation // (params.evaluate.steps * (2 if model.guidance_scale > 1 else 1))
+    tested = passes.evaluation // (params.evaluate.steps * branches(params))
     return Operations(
         rollout=passes.rollout * adapted + params.images_per_epoch * params.train.epochs * picture,
         update=passes.update * step + passes.reference * forward(transformer, *tokens, 0),

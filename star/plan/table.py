@@ -77,8 +77,8 @@ def _memory(memories: Sequence[Memory]) -> list[list[str]]:
 
 
 def _short(value: float) -> str:
-    """Two decimals, more where these would say nothing."""
-    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.2g}" if value < 1e-4 else f"{value:.4f}"
+    """Two decimals, or two digits of what is smaller."""
+    return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def _aligned(rows: Sequence[list[str]], remarks: bool = False) -> list[str]:
