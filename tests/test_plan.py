@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -194,9 +194,10 @@ def test_a_plan_needs_no_torch_and_about_a_second():
         "import sys\nfrom star.cli import main\nassert main(['plan']) == 0\n"
         "assert not {'torch', 'diffusers', 'transformers', 'accelerate'} & set(sys.modules)"
     )
-    start = time.perf_counter()
+    before = os.times()
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    assert time.perf_counter() - start < 3
+    after = os.times()  # processor time: other work on the machine does not count
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 3
 
 
 def test_the_reward_model_is_where_it_scores():
