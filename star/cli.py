@@ -5,6 +5,8 @@ Heavy libraries are imported inside the stages that need them, so that ``star pr
 
 import argparse
 import hashlib
+import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +68,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(stages: _Stages) -> None:
+    summary = "say what a parameter file asks for: arithmetic, operations and memory; runs nothing"
+    sub = stages.add("plan", _plan, summary)
+    sub.add_argument("--processes", type=_positive(int), default=1, help="that train together, a GPU each; default: 1")
+    sub.add_argument("--task", nargs="+", choices=TASKS, default=TASKS, help="default: all")
+    sub.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    sub.add_argument(
+        "--tflops", type=_positive(float), help="10^12 operations/s that a device achieves; adds hours to the plan"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON, sizes in bytes, instead of the table")
+
     sub = stages.add("prompts", _prompts, "prepare the training and test prompts of a task", task=True)
     _path(sub, "train", "training records to write (JSON lines)")
     _path(sub, "test", "test records to write (JSON lines)")
@@ -120,6 +132,27 @@ def _add_making_of_models(stages: _Stages) -> None:
     sub = stages.add("pretrain-preference", _pretrain_preference, "make the miniature preference stand-in from nothing")
     _path(sub, "output", "model directory to write")
     _path(sub, "work", "folder of the resume state and the log")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """A type of an option that must be finite and above 0."""
+
+    def read(text: str) -> int | float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise ValueError(text)
+        return value
+
+    read.__name__ = f"positive {kind.__name__}"  # argparse names it in its message
+    return read
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from star.plan import as_json, make_plan
+    from star.plan.table import show
+
+    plan = make_plan(load_params(options.params), options.task, options.processes, options.device, options.tflops)
+    print(json.dumps(as_json(plan), indent=1) if options.json else show(plan))
 
 
 def _prompts(options: argparse.Namespace) -> None:

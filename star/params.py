@@ -333,14 +333,17 @@ def _check_consistency(params: Params, where: str) -> None:
     if images % batch:
         raise StarError(
             f"{where}: rollout.batch {batch} does not divide train.prompts_per_epoch x train.group_size = {images}; "
-            f"use one of {', '.join(str(d) for d in range(1, images + 1) if images % d == 0)}"
+            f"use one of {_fitting_batches(images, group)}"
         )
     if batch % group and group % batch:
-        raise StarError(f"{where}: rollout.batch {batch} and train.group_size {group}: one must divide the other")
+        raise StarError(
+            f"{where}: rollout.batch {batch} and train.group_size {group}: one must divide the other; "
+            f"use a batch of {_fitting_batches(images, group)}"
+        )
     if (images // batch) % params.train.updates_per_epoch:
         raise StarError(
             f"{where}: train.updates_per_epoch {params.train.updates_per_epoch} does not divide the {images // batch} "
-            f"rollout batches of an epoch; lower it or change rollout.batch"
+            f"rollout batches of an epoch; use one of {_listed(_divisors(images // batch))}, or change rollout.batch"
         )
     first, end = params.rollout.window
     if not 0 <= first < end <= params.rollout.steps - 1:
@@ -399,6 +402,19 @@ def _check_geneval(geneval: GenevalParams, world: str, where: str) -> None:
             f"{where}: {key}.detector exact knows only the classes of prompts.world miniature, not of {world}; "
             "use mask2former"
         )
+
+
+def _fitting_batches(images: int, group: int) -> str:
+    return _listed([n for n in _divisors(images) if n % group == 0 or group % n == 0])
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _check_study(study: StudyParams, where: str) -> None:

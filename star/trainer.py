@@ -30,9 +30,10 @@ from star.attention import CoreKeys
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from star.core import clause_records, core_token_weights, scattered
 from star.ema import Average
+from star.epoch import check_processes, window_start
 from star.errors import StarError
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
-from star.params import AllocationParams, Params, RolloutParams
+from star.params import AllocationParams, Params
 from star.policy import SD3Policy, load_policy
 from star.processes import ALONE, Processes
 from star.records import PromptRecord
@@ -333,14 +334,6 @@ def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> l
     return [Batch(*map(list, zip(*entries[i : i + size], strict=True))) for i in range(0, len(entries), size)]
 
 
-def window_start(rollout: RolloutParams, epoch: int) -> int:
-    """First stochastic step of an epoch: the window slides by a step every ``slide_every`` epochs and starts over at
-    step 0 (as MixGRPO's, arXiv 2507.21802, which slides over the updates)."""
-    first, end = rollout.window
-    moves = epoch // rollout.slide_every if rollout.slide_every else 0
-    return (first + moves) % (rollout.steps - (end - first))
-
-
 def _clause_shares(result: RewardResult, clause_wise: bool) -> list[Tensor]:
     """Shares of each picture's score, (K,): of its clauses, or the score alone."""
     if clause_wise and result.shares is not None:
@@ -405,22 +398,6 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
         accelerator.end_training()
     finally:
         reward.close()
-
-
-def check_processes(params: Params, count: int) -> None:
-    """Refuse a number of processes that cannot share the batches of an update evenly.
-
-    Raises:
-        StarError: naming the numbers that can.
-    """
-    share = params.images_per_epoch // params.rollout.batch // params.train.updates_per_epoch
-    if share % count:
-        fit = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
-        raise StarError(
-            f"{count} processes cannot share the {share} batches of an update evenly (train.prompts_per_epoch x "
-            f"train.group_size / rollout.batch / train.updates_per_epoch): launch {fit}, or lower rollout.batch "
-            f"to a divisor of {math.gcd(params.rollout.batch, params.images_per_epoch)}"
-        )
 
 
 def run_epochs(

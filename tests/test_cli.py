@@ -10,6 +10,7 @@ import pytest
 from star.cli import main
 
 STAGES = (
+    "plan",
     "prompts",
     "core",
     "train",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from star.epoch import check_processes
 from star.params import load_params, read_values
-from star.trainer import check_processes
 
 FILES = sorted(Path("presets").glob("*.yaml"))
 SCALES = {"1gpu": 1, "8gpu": 8, "32gpu": 32}

@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from star.core import extract_core
+from star.epoch import check_processes
 from star.errors import StarError
 from star.params import load_params
 from star.processes import ALONE, Processes
 from star.prompts.prepare import prepare
 from star.records import write_records
-from star.trainer import check_processes
 
 SMOKE = Path(__file__).parent / "smoke" / "params.yaml"
 

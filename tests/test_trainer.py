@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from star.core import extract_core
+from star.epoch import window_start
 from star.errors import StarError
 from star.params import load_params
 from star.policy import load_policy
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
-from star.trainer import Trainer, epoch_prompts, plan_epoch, train, window_start
+from star.trainer import Trainer, epoch_prompts, plan_epoch, train
 
 BASE = load_params(Path("params.yaml"))
 

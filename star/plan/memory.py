@@ -1,0 +1,283 @@
+"""What a process has on its device, in bytes: what stays, and what each phase adds at its highest.
+
+Activations are counted tensor by tensor from what the blocks do. Autograd keeps, of a block with ``n`` image and ``m``
+text tokens, width ``D``, heads ``H``, LoRA rank ``r`` and ``c`` bytes a value of the compute type, for each sequence:
+
+- LoRA: the input of each layer and its ``r``-wide product. Under autocast queries, keys and values have each their own
+  cast copy of the one input; in float32 they share it.
+- normalised queries and keys: a float32 copy (of the square), under autocast the value itself, and the root.
+- attention, fused: query, key, value, output and the log-sum-exp; plain: scaled query, key, value, probabilities.
+- layer norms: input and statistics, which a GPU's autocast has in float32; MLP: the input of its GELU (the products'
+  weights are frozen, so their inputs are not kept); modulation: gates and scales, one row each.
+- of image-only attention the same without LoRA, and nothing of it in block 0, whose input has no gradient.
+
+Frozen float32 weights are cast anew at every product, and the copy is kept with the graph: without checkpointing those
+of all blocks live together, with it those of one.
+
+Not counted: the allocator's fragments, kernels' scratch, the CUDA context (about half a GiB), what compiled blocks
+save otherwise, the reading of maps, and clauses beyond the first of clause-wise ones.
+"""
+
+from dataclasses import dataclass
+
+from star.params import AllocationParams, Params
+from star.plan.counts import branches, shared
+from star.plan.shapes import Encoder, Pipeline, Transformer, Vae
+
+FLOAT = 4  # bytes
+PLAIN_TOKENS = 512  # as star.attention.PLAIN_TOKENS
+ENCODED = 16  # as star.policy.ENCODED
+KEPT = 512  # as star.conditioning.KEPT
+SHEET_PROMPTS = 16  # as star.samples.SHEET_PROMPTS
+SCORED = 64  # as star.rewards.clip.BATCH
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. resident: by part; trajectories: what an epoch's rollouts keep for its updates; phases:
+    what each adds to the resident parts at its highest, trajectories included; alternatives: what decoding and update
+    add without them, with `model.vae_slicing` and `model.gradient_checkpointing` set and not."""
+
+    resident: dict[str, int]
+    trajectories: int
+    phases: dict[str, int]
+    alternatives: dict[str, int]
+
+    @property
+    def peak(self) -> str:
+        """The phase with the most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def total(self) -> int:
+        return sum(self.resident.values()) + self.phases[self.peak]
+
+
+def is_fused(device: str, tokens: int) -> bool:
+    """Whether `star.attention.choose_kernel` will take an attention that keeps no scores."""
+    return device == "cuda" or tokens > PLAIN_TOKENS
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What decides the size of one sequence's activations.
+
+    value: bytes of the compute type; norm: of layer norms; mixed: autocast; fused: an attention that keeps no scores.
+    """
+
+    transformer: Transformer
+    image: int
+    text: int
+    rank: int
+    value: int
+    norm: int
+    mixed: bool
+    fused: bool
+
+    @staticmethod
+    def of(params: Params, pipeline: Pipeline, device: str) -> "Sequence":
+        model, mixed = params.model, params.model.precision != "no"
+        image, text = pipeline.image_tokens(model.resolution), pipeline.clip_tokens + model.t5_tokens
+        value = 2 if mixed else FLOAT
+        return Sequence(
+            pipeline.transformer,
+            image,
+            text,
+            model.lora_rank,
+            value,
+            FLOAT if device == "cuda" else value,
+            mixed,
+            is_fused(device, image + text),
+        )
+
+    # -- kept for the backward pass ---------------------------------------------------------------------------------
+
+    def kept(self, index: int) -> int:
+        """Bytes of one sequence in one block."""
+        t, n, m, value = self.transformer, self.image, self.text, self.value
+        first, last, dual = index == 0, index == t.depth - 1, index in t.dual
+        ending = 0 if last else m  # text tokens behind the attention
+        kept = self._lora(n + m, 3) + self._lora(n + ending, 1)
+        kept += self._normalised(n + m) + self._attention(n + m)
+        kept += (n + ending) * (self._layer_norm() + 4 * t.width * value)  # before the MLP, inside its GELU
+        kept += 0 if first else (n + m) * self._layer_norm()
+        if dual and not first:
+            kept += self._normalised(n) + self._attention(n)
+        rows = (9 if dual else 6) + (0 if last else 6) + 4  # gates with what they were cut from, scales
+        return kept + rows * t.width * value
+
+    def copies(self, index: int) -> int:
+        """Bytes of the cast weights that one block's graph holds, whatever the batch."""
+        t = self.transformer
+        if not self.mixed:
+            return 0
+        first, last = index == 0, index == t.depth - 1
+        squares = (0 if first else 6) + (9 if last else 18) + (4 if index in t.dual and not first else 0)
+        return (squares * t.width + (7 if last else 8) * 2 * self.rank) * t.width * self.value
+
+    def _lora(self, tokens: int, layers: int) -> int:
+        inputs = layers if self.mixed else 1
+        return tokens * (inputs * self.transformer.width + layers * self.rank) * self.value
+
+    def _normalised(self, tokens: int) -> int:
+        t = self.transformer
+        each = t.width * (FLOAT + (self.value if self.mixed else 0)) + t.heads * FLOAT
+        return 2 * tokens * each if t.qk_norm else 0
+
+    def _attention(self, tokens: int) -> int:
+        t = self.transformer
+        if self.fused:
+            return tokens * (4 * t.width * self.value + t.heads * FLOAT)
+        return tokens * (3 * t.width + t.heads * tokens) * self.value
+
+    def _layer_norm(self) -> int:
+        return (self.transformer.width + 2) * self.norm
+
+    def graph(self, sequences: int, checkpointing: bool) -> int:
+        """Bytes that one forward pass leaves: of all blocks, or with checkpointing their inputs alone."""
+        t = self.transformer
+        inputs = t.depth * sequences * (self.image + self.text) * t.width * self.value
+        blocks = sum(self.block(i, sequences) for i in range(t.depth))
+        return sequences * self.image * self._layer_norm() + (inputs if checkpointing else blocks)
+
+    def block(self, index: int, sequences: int) -> int:
+        """Bytes that one block adds to the graph."""
+        return sequences * self.kept(index) + self.copies(index)
+
+    # -- in use for a moment ----------------------------------------------------------------------------------------
+
+    def forward(self) -> int:
+        """Bytes of one sequence at the fullest moment of a block without gradient, whichever it is: queries and keys
+        leave their norms in float32 and are cast; scores become probabilities; the MLP's GELU."""
+        d, value, tokens = self.transformer.width, self.value, self.image + self.text
+        streams = tokens * d * (value + self.norm)  # the residual streams and what entered the attention
+        normalised = 3 * tokens * d * value + (2 * tokens * d * FLOAT if self.mixed and self.transformer.qk_norm else 0)
+        scores = 0 if self.fused else 2 * self.transformer.heads * tokens**2 * value
+        attention = (4 if self.fused else 5) * tokens * d * value + scores
+        return streams + max(normalised, attention, self._mlp() + self.image * d * value)
+
+    def backward(self) -> int:
+        """Bytes of one sequence's gradients at the fullest moment of a block, beside the graph: in the MLP, or in the
+        attention (3 widths a token), by when what the MLPs kept inside their GELU (4) is gone."""
+        d, value, tokens = self.transformer.width, self.value, self.image + self.text
+        scores = 0 if self.fused else 2 * self.transformer.heads * tokens**2 * value
+        return 2 * tokens * d * value + max(self._mlp(), scores - tokens * d * value)
+
+    def _mlp(self) -> int:
+        return 8 * self.image * self.transformer.width * self.value  # before and after the GELU
+
+
+def estimate(
+    params: Params,
+    task: str,
+    allocation: AllocationParams,
+    pipeline: Pipeline,
+    scorer: tuple[Encoder, Encoder] | None,
+    processes: int,
+    device: str,
+) -> Memory:
+    """Of a training process.
+
+    Args:
+        scorer: the preference model where it is the task's reward.
+        device: ``cuda`` or ``cpu``; on the CPU pictures are counted, and short sequences meet the plain attention.
+    """
+    model, train, rollout = params.model, params.train, params.rollout
+    sequence = Sequence.of(params, pipeline, device)
+    transformer, encoder_value = pipeline.transformer, sequence.value if device == "cuda" else FLOAT
+    adapter = FLOAT * transformer.adapter(model.lora_rank)
+    encoders = encoder_value * sum(encoder.parameters for encoder in pipeline.encoders)
+    prompt = encoder_value * (sequence.text * transformer.text_width + transformer.pooled_width)
+    prompts = min(train.epochs * train.prompts_per_epoch, getattr(params.prompts, task).train)
+    cached = model.prompt_cache is not None
+    resident = {
+        "transformer, float32": FLOAT * (transformer.parameters() + transformer.positions),
+        "VAE, float32": FLOAT * pipeline.vae.parameters(),
+        "text encoders": 0 if cached else encoders,
+        "prompt embeddings": prompt * (min(KEPT, prompts) if cached else prompts),
+        "reward model": FLOAT * sum(half.parameters for half in scorer) if scorer else 0,
+        "LoRA": adapter,
+        "AdamW": 2 * adapter,
+        "EMA": adapter,
+    }
+    pictures = params.images_per_epoch // processes
+    trajectories = pictures * (_trajectory(params, allocation, sequence) + prompt)
+    trajectories += pictures * 3 * model.resolution**2 if device == "cpu" else 0
+    drawn = branches(params) * rollout.batch
+    few = ENCODED if cached else max(1, rollout.batch // train.group_size)
+    encoding = few * max(_stack(encoder, encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
+    gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
+
+    def decode(count: int, slicing: bool) -> int:
+        return decoding(pipeline.vae, model.resolution, count, slicing, copied=device == "cpu")
+
+    phases = {
+        "encoding prompts": encoding + (encoders if cached else trajectories),
+        "denoising": trajectories + drawn * sequence.forward(),
+        "decoding": trajectories + decode(rollout.batch, model.vae_slicing),
+        "sample grid": decode(max(rollout.batch, SHEET_PROMPTS), model.vae_slicing),
+        "update": trajectories + gradients + updating(params, sequence, model.gradient_checkpointing),
+    }
+    if scorer:
+        phases["scoring"] = trajectories + min(SCORED, rollout.batch) * max(_stack(half, FLOAT, 0) for half in scorer)
+    alternatives = {
+        "decoding, vae_slicing false": decode(rollout.batch, False),
+        "decoding, vae_slicing true": decode(rollout.batch, True),
+        "update, gradient_checkpointing false": updating(params, sequence, False),
+        "update, gradient_checkpointing true": updating(params, sequence, True),
+    }
+    return Memory(resident, trajectories, phases, alternatives)
+
+
+def updating(params: Params, sequence: Sequence, checkpointing: bool) -> int:
+    """Bytes that the fullest step of an update adds: its graph, with gradients or with the reference's pass.
+
+    With checkpointing each block comes back, one at a time, before its gradients.
+    """
+    rollout, train = params.rollout, params.train
+    first = branches(params) * rollout.batch // shared(params)  # sequences of the window's first step
+    steps = rollout.window[1] - rollout.window[0]
+    most = branches(params) * rollout.batch if steps > 1 else first
+    again = max(sequence.block(i, most) for i in range(sequence.transformer.depth)) if checkpointing else 0
+    full = sequence.graph(most, checkpointing) + again + most * sequence.backward()
+    if train.kl_form == "none":
+        return full
+    judged = most if train.kl_beta > 0 else first  # without a weight only the first step is, for the log
+    return max(full, sequence.graph(judged, checkpointing) + judged * sequence.forward())
+
+
+def decoding(vae: Vae, resolution: int, pictures: int, slicing: bool, copied: bool) -> int:
+    """Bytes that decoding adds, in float32: the fullest moment of its fullest level.
+
+    A resnet holds its input, the level's own input, and the most of: norm and activation; both sides of its first
+    convolution; the two branches, their sum and what is returned. Upsampling holds both sides of its convolution.
+
+    Args:
+        copied: whether convolutions work on a copy of their input in a layout of their own, as oneDNN's do on a CPU
+            (`benchmarks/memory.py`: without it 64 and 128 pictures differ by a fifth less than they do).
+    """
+    fullest = 0
+    for scale, resnets, upsampled in vae.decoder():
+        area, entered = (resolution // vae.factor * scale) ** 2, resnets[0].inner
+        for i, resnet in enumerate(resnets):
+            branches_and_sum = (4 if resnet.inner != resnet.outer else 3) * resnet.outer
+            held = resnet.inner + (entered if i else 0)
+            first = (2 if copied else 1) * resnet.inner + resnet.outer
+            fullest = max(fullest, area * (held + max(2 * resnet.inner, first, branches_and_sum)))
+        fullest = max(fullest, area * (entered + (1 + (3 if copied else 2) * 4) * upsampled))
+    finished = 2 * 3 * resolution**2  # decoded, and scaled to grey levels
+    return FLOAT * ((fullest if slicing else pictures * fullest) + pictures * finished)
+
+
+def _trajectory(params: Params, allocation: AllocationParams, sequence: Sequence) -> int:
+    """Bytes that the rollout of one picture keeps for the update: latents, means, relevance and allocation maps."""
+    t, steps = sequence.transformer, params.rollout.window[1] - params.rollout.window[0]
+    latent = sequence.image * t.patch**2 * t.channels
+    maps = 1 if allocation.source == "uniform" or allocation.lam == 0 else 2
+    return FLOAT * ((2 * steps + 1) * latent + maps * steps * sequence.image)
+
+
+def _stack(encoder: Encoder, value: int, t5_tokens: int) -> int:
+    """Bytes of one text or picture at the fullest moment of an encoder's layer: roughly, as it is never the most."""
+    tokens = encoder.tokens or t5_tokens
+    return tokens * (6 * encoder.width + 2 * encoder.mlp + 2 * encoder.heads * tokens) * value
