@@ -1,7 +1,5 @@
 """What the parameters alone say about an epoch: which steps are trained, and who can share the batches."""
 
-import math
-
 from star.errors import StarError
 from star.params import Params, RolloutParams
 
@@ -25,6 +23,5 @@ def check_processes(params: Params, count: int) -> None:
         fit = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
         raise StarError(
             f"{count} processes cannot share the {share} batches of an update evenly (train.prompts_per_epoch x "
-            f"train.group_size / rollout.batch / train.updates_per_epoch): launch {fit}, or lower rollout.batch "
-            f"to a divisor of {math.gcd(params.rollout.batch, params.images_per_epoch)}"
+            f"train.group_size / rollout.batch / train.updates_per_epoch): launch {fit}, or lower rollout.batch"
         )

@@ -4,6 +4,7 @@ Pictures are deterministic (ODE) samples with the EMA adapter that the training 
 bootstrap intervals over prompts; differences to the base model are paired by picture in the report.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -53,6 +54,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     processes = Processes.of(accelerator)
     records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
     policy = load_policy(params.model, accelerator.device, adapter)
+    accelerator.print(f"{checkpoint}: {processes}", flush=True)
     policy.compile()
     wanted = [record.prompt for tested in records.values() for record in tested]
     policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
@@ -231,9 +233,8 @@ def _run_benchmark(
     finally:
         reward.close()
     clock = time.perf_counter()
-    pictures, scored = np.stack([s.picture for s in samples]), [s.record for s in samples]
-    columns = picture_statistics(pictures)
-    columns["preference"] = np.array([d["score"] for d in judge.submit(pictures, scored).result().details])
+    by_batch = itertools.groupby(samples, key=lambda sample: sample.number // params.evaluate.batch)
+    qualities = [quality for _, batch in by_batch for quality in _qualities(list(batch), judge)]
     seconds["scoring"] += time.perf_counter() - clock
     clock = time.perf_counter()
     others = [(r, 0, seed_of(params.seed, "diversity", r.id)) for r in records[:DIVERSITY_PROMPTS]]
@@ -251,11 +252,19 @@ def _run_benchmark(
             "prompt": sample.record.prompt,
             "score": sample.score,
             "detail": sample.detail,
-            "quality": {name: round(float(column[i]), 6) for name, column in columns.items()},
+            "quality": quality,
             "picture": f"pictures/{_picture_name(sample.record, sample.index)}",
         }
-        for i, sample in enumerate(samples)
+        for sample, quality in zip(samples, qualities, strict=True)
     ]
+
+
+def _qualities(samples: Sequence[Sample], judge: PreferenceReward) -> list[dict[str, float]]:
+    """What `star.quality` says of each picture of a batch: judged together, however many processes there are."""
+    pictures = np.stack([sample.picture for sample in samples])
+    judged = judge.submit(pictures, [sample.record for sample in samples]).result()
+    columns = picture_statistics(pictures) | {"preference": np.array([detail["score"] for detail in judged.details])}
+    return [{name: round(float(column[i]), 6) for name, column in columns.items()} for i in range(len(samples))]
 
 
 def _as_dict(interval: Interval) -> dict[str, float]:

@@ -28,6 +28,9 @@ class Processes:
     def of(accelerator: Accelerator) -> "Processes":
         return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
 
+    def __str__(self) -> str:
+        return f"{self.count} process{'es' if self.count > 1 else ''}"
+
     @property
     def main(self) -> bool:
         """Whether this is the process that writes files and logs."""

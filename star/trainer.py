@@ -373,7 +373,7 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)
     policy = load_policy(params.model, accelerator.device)
-    accelerator.print(f"{task} {method}: attention kernel {policy.attention_kernel}", flush=True)
+    accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
     reward = build_reward(task, params.rewards)
     try:
         trainer = Trainer(params, allocation, records, reward, policy, processes)

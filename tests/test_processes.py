@@ -73,13 +73,13 @@ def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do(
 
 
 def launch(count: int, *arguments: object) -> None:
-    """`star` as ``count`` processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(count)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    """`star` as ``count`` processes on the CPU, which torchrun starts (`accelerate launch --cpu` starts one)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command += ["-m", "star.cli", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
+    assert f"{count} process{'es' if count > 1 else ''}" in run.stdout
 
 
 def write_params(folder: Path, values: dict) -> Path:
