@@ -7,6 +7,7 @@ import pytest
 
 from star.epoch import check_processes
 from star.params import load_params, read_values
+from star.plan import make_plan
 
 FILES = sorted(Path("presets").glob("*.yaml"))
 SCALES = {"1gpu": 1, "8gpu": 8, "32gpu": 32}
@@ -28,6 +29,9 @@ def test_preset_is_complete_consistent_and_says_what_it_costs(file):
     images, updates = params.images_per_epoch * params.train.epochs, 2 * params.train.epochs
     assert f"{params.images_per_epoch:,} images in {params.train.prompts_per_epoch} groups, 2 updates" in text
     assert f"All: {images:,} images, {updates:,} updates" in text
+    hours = make_plan(params, [task], SCALES[scale], tflops=300).tasks[task].hours
+    assert hours is not None
+    assert f"A training is {(hours['rollout'] + hours['update']) * SCALES[scale]:,.0f} GPU hours" in text
 
 
 def differing(a, b, key=""):
