@@ -36,13 +36,20 @@ class Conditioning:
 class PromptStore:
     """Conditioning by prompt.
 
+    What a prompt becomes does not depend on when it is asked for, nor beside which others, so that a resumed training
+    sees the same: the encoders always get ``batch`` prompts, filled up with empty ones, because the shape of a matrix
+    product decides its last bits.
+
     Args:
         encode: prompts to their conditioning, a batch of them.
         folder: of one model's prompts; None keeps all in memory.
+        batch: prompts that ``encode`` takes.
     """
 
-    def __init__(self, encode: Callable[[list[str]], Conditioning], folder: Path | None, device: torch.device) -> None:
-        self._encode, self.folder, self._device = encode, folder, device
+    def __init__(
+        self, encode: Callable[[list[str]], Conditioning], folder: Path | None, device: torch.device, batch: int
+    ) -> None:
+        self._encode, self.folder, self._device, self._batch = encode, folder, device, batch
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
 
     def get(self, prompts: Sequence[str]) -> Conditioning:
@@ -52,18 +59,18 @@ class PromptStore:
             StarError: a file of the folder that cannot be read.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept and not self._read(prompt)]
-        if new:
-            self._add(new)
+        for start in range(0, len(new), self._batch):
+            self._add(new[start : start + self._batch])
         known = [self._kept[prompt] for prompt in prompts]
         while self.folder is not None and len(self._kept) > max(KEPT, len(prompts)):
             self._kept.popitem(last=False)
         return Conditioning(torch.stack([c.embeds for c in known]), torch.stack([c.pooled for c in known]))
 
-    def fill(self, prompts: Sequence[str], batch: int) -> None:
-        """Encode to the folder what is not there yet, ``batch`` prompts at a time."""
+    def fill(self, prompts: Sequence[str]) -> None:
+        """Encode to the folder what is not there yet."""
         new = [prompt for prompt in dict.fromkeys(prompts) if not self._file(prompt).exists()]
-        for start in tqdm(range(0, len(new), batch), desc="prompts", unit="batch", disable=not new):
-            self._add(new[start : start + batch])
+        for start in tqdm(range(0, len(new), self._batch), desc="prompts", unit="batch", disable=not new):
+            self._add(new[start : start + self._batch])
             self._kept.clear()
 
     def keep(self, prompt: str, value: Conditioning) -> None:
@@ -73,7 +80,7 @@ class PromptStore:
             self._write(prompt, value)
 
     def _add(self, prompts: list[str]) -> None:
-        encoded = self._encode(prompts)
+        encoded = self._encode(prompts + [""] * (self._batch - len(prompts)))
         for row, prompt in enumerate(prompts):
             self.keep(prompt, Conditioning(encoded.embeds[row], encoded.pooled[row]))
 

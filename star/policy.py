@@ -65,7 +65,7 @@ class SD3Policy:
         if model.vae_slicing:
             pipe.vae.enable_slicing()
         folder = Path(model.prompt_cache) / encoder_key(model) if model.prompt_cache else None
-        self.prompts = PromptStore(self._encode, folder, self.device)
+        self.prompts = PromptStore(self._encode, folder, self.device, ENCODED)
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +93,7 @@ class SD3Policy:
         leave the device. Without a cache folder nothing happens: prompts are encoded as they come."""
         if self.prompts.folder is None:
             return
-        self.prompts.fill([*prompts, ""], ENCODED)
+        self.prompts.fill([*prompts, ""])
         for encoder in self._encoders():
             encoder.to("cpu")
 

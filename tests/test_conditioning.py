@@ -29,36 +29,36 @@ class Encoder:
 
 def test_prompts_are_encoded_once_and_given_in_the_order_asked():
     encode = Encoder()
-    store = PromptStore(encode, None, CPU)
+    store = PromptStore(encode, None, CPU, 2)
     found = store.get(["aaa", "b", "aaa"])
     assert found.pooled.flatten().tolist() == [3, 1, 3] and found.embeds.shape == (3, 3, 2)
     store.get(["b", "cc"])
-    assert encode.asked == [["aaa", "b"], ["cc"]]
+    assert encode.asked == [["aaa", "b"], ["cc", ""]], "filled up to the batch that the encoders always get"
 
 
 def test_a_folder_serves_another_process_that_never_encodes(tmp_path):
-    PromptStore(Encoder(), tmp_path / "made", CPU).fill(["aaa", "b", "aaa", ""], batch=2)
+    PromptStore(Encoder(), tmp_path / "made", CPU, 2).fill(["aaa", "b", "aaa", ""])
     encode = Encoder()
-    store = PromptStore(encode, tmp_path / "made", CPU)
+    store = PromptStore(encode, tmp_path / "made", CPU, 2)
     found = store.get(["b", "aaa"])
     assert found.pooled.flatten().tolist() == [1, 3] and found.pooled.dtype == torch.bfloat16 and encode.asked == []
-    store.fill(["aaa", "b"], batch=2)
+    store.fill(["aaa", "b"])
     assert encode.asked == [] and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_memory_beside_a_folder_is_bounded(tmp_path):
-    store = PromptStore(Encoder(), tmp_path, CPU)
+    store = PromptStore(Encoder(), tmp_path, CPU, 1)
     for i in range(0, 3 * KEPT, 64):
         store.get([f"prompt {j}" for j in range(i, i + 64)])
     assert len(store._kept) <= KEPT
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    PromptStore(Encoder(), tmp_path, CPU).fill(["aaa"], 1)
+    PromptStore(Encoder(), tmp_path, CPU, 1).fill(["aaa"])
     file = next(tmp_path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(StarError, match=f"{file.name}: not a readable prompt embedding .* delete it"):
-        PromptStore(Encoder(), tmp_path, CPU).get(["aaa"])
+        PromptStore(Encoder(), tmp_path, CPU, 1).get(["aaa"])
 
 
 def test_the_policy_reads_from_the_cache_what_it_would_encode(tmp_path):
@@ -72,6 +72,15 @@ def test_the_policy_reads_from_the_cache_what_it_would_encode(tmp_path):
     found = policy.encode(prompts)
     assert torch.equal(found.pooled, plain.pooled) and torch.equal(found.embeds, plain.embeds)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3, "the empty prompt of the guidance too"
+
+
+def test_what_a_prompt_becomes_does_not_depend_on_its_neighbours():
+    prompts = [f"a photo of {n} {thing}s" for n in range(3) for thing in ("car", "dog", "umbrella", "cup", "bus", "cat")]
+    together = load_policy(MODEL, CPU).encode(prompts)
+    store = load_policy(MODEL, CPU).prompts
+    found = [store.get([prompt]) for prompt in reversed(prompts)][::-1]
+    assert torch.equal(torch.cat([c.embeds for c in found]), together.embeds)
+    assert torch.equal(torch.cat([c.pooled for c in found]), together.pooled)
 
 
 def test_another_model_or_length_has_a_folder_of_its_own():

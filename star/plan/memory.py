@@ -204,8 +204,7 @@ def estimate(
     trajectories = pictures * (_trajectory(params, allocation, sequence) + prompt)
     trajectories += pictures * 3 * model.resolution**2 if device == "cpu" else 0
     drawn = branches(params) * rollout.batch
-    few = ENCODED if cached else max(1, rollout.batch // train.group_size)
-    encoding = few * max(_stack(encoder, encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
+    encoding = ENCODED * max(_stack(encoder, encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
     gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
 
     def decode(count: int, slicing: bool) -> int:
