@@ -1,12 +1,14 @@
 # The whole pipeline: prompts -> core spans -> training -> evaluation -> report. `make run` is the way to start it; the
 # study, which `rule all` leaves out, starts with `make study`.
 # Every knob is in params.yaml; a rule reruns when its sections of that file, its code or its inputs change.
+import os
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
 from star.errors import StarError
+from star.lock import take_lock
 from star.params import TASKS, load_params
 from workflow import support
 
@@ -55,7 +57,8 @@ include: "workflow/rules/study.smk"
 
 onstart:
     try:
-        support.take_lock(Path(".star/workflow.lock"))
+        # Snakemake's own lock lets a second `snakemake` train beside `dvc repro`, and survives a kill.
+        take_lock(Path(".star/workflow.lock"), "dvc repro" if "DVC_STAGE" in os.environ else "snakemake")
     except StarError as error:
         raise WorkflowError(str(error)) from error
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.maps import owned, pooled
 from star.core import extract_core
+from star.epoch import plan_epoch
 from star.miniature.detector import ExactDetector
 from star.params import Params, load_params
 from star.policy import load_policy
@@ -34,7 +35,7 @@ from star.records import PromptRecord
 from star.rewards.factory import build_reward
 from star.rollout import Trajectory, watched
 from star.runtime import keep_freed_memory, stay_offline
-from star.trainer import Trainer, plan_epoch
+from star.trainer import Trainer
 
 REFERENCE = "flow_grpo"
 PRECISE = {"star_precise": "star", "star_clauses_precise": "star_clauses"}  # maps of the finished picture
@@ -105,7 +106,7 @@ def gradients(params: Params, task: str, epochs: int) -> dict[str, np.ndarray]:
                         for t, b, seen in zip(plain, batches, maps, strict=True)
                     ]
                 drawn = [dataclasses.replace(t, relevance=m) for t, m in zip(plain, maps, strict=True)]
-            gathered.append(gradient(run, run.weigh(drawn, results, range(len(drawn)))))
+            gathered.append(gradient(run, run.weigh(batches, drawn, results)))
     reward.close()
     return {name: np.stack(rows) for name, rows in found.items()}
 

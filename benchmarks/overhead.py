@@ -27,11 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import Free, paired, seconds
 from star.conditioning import Conditioning
 from star.core import extract_core
+from star.epoch import plan_epoch
 from star.params import Params, load_params
 from star.policy import SD3Policy
 from star.prompts.prepare import prepare
 from star.runtime import keep_freed_memory, stay_offline
-from star.trainer import Trainer, plan_epoch
+from star.trainer import Trainer
 
 LAYERS, CLIP_TOKENS, T5_TOKENS = 24, 77, 128
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate

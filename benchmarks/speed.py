@@ -24,6 +24,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from star.core import extract_core
+from star.epoch import plan_epoch
 from star.params import Params, load_params
 from star.policy import SD3Policy, load_policy
 from star.prompts.prepare import prepare
@@ -31,7 +32,7 @@ from star.records import PromptRecord
 from star.rewards.base import Reward, RewardResult, finished
 from star.rewards.factory import build_reward
 from star.runtime import keep_freed_memory, stay_offline
-from star.trainer import Trainer, plan_epoch
+from star.trainer import Trainer
 
 
 class Free:

@@ -4,6 +4,8 @@ Heavy libraries are imported inside the stages that need them, so that ``star pr
 """
 
 import argparse
+import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -12,21 +14,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from star.errors import StarError
-from star.params import TASKS, AllocationParams, Params, fingerprint, load_params
+from star.params import TASKS, fingerprint, load_params
 from star.runtime import keep_freed_memory, stay_offline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns the exit status: 0, or 1 after a one-line error on standard error."""
+    """Run one stage; returns the exit status: 0, or another one after a one-line error on standard error (1; 75 if it
+    was asked to stop and its work is saved)."""
     options = _parser().parse_args(arguments)
     stay_offline()
     keep_freed_memory()
     try:
         options.run(options)
     except StarError as error:
-        print(f"star {options.stage}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _failed(options.stage, str(error), error.status)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS and "No space left" not in str(error):
+            raise
+        return _failed(options.stage, f"{error}; make room or give a folder that can be written, and run it again", 1)
     return 0
+
+
+# No room, no room for this user, too large for the file system, and folders that cannot be written.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+def _failed(stage: str, message: str, status: int) -> int:
+    print(f"star {stage}: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 class _Stages:
@@ -168,8 +183,6 @@ def _prompts(options: argparse.Namespace) -> None:
 
 
 def _core(options: argparse.Namespace) -> None:
-    import dataclasses
-
     from star.core import extract_core
     from star.records import read_records, write_records
 
@@ -184,10 +197,12 @@ def _train(options: argparse.Namespace) -> None:
     params = load_params(options.params)
     records = read_records(options.prompts)
     allocation = params.method(options.method)  # refused before the slow imports
-    from star.trainer import train
+    from star.identity import state_folder, training_identity
+    from star.training import train
 
-    key = _state_key(params, options.task, options.method, allocation, options.prompts)
-    train(params, options.task, options.method, records, options.state / key, options.output)
+    identity = training_identity(params, options.task, options.method, allocation, options.prompts)
+    work = state_folder(options.state, identity)
+    train(params, options.task, options.method, records, work, options.output, identity)
     print(f"adapter, log, samples and maps in {options.output}")
 
 
@@ -199,14 +214,18 @@ def _study_run(options: argparse.Namespace) -> None:
         known = ", ".join(params.study.methods)
         raise StarError(f"{options.params}: study.methods has no {options.method!r}; known: {known}")
     records, held_out = read_records(options.prompts), read_records(options.held_out)
+    from star.identity import state_folder, training_identity
     from star.study import run_study
 
-    study, held_out_text = params.study, options.held_out.read_text(encoding="utf-8")
-    looks = (study.methods[options.method], study.epochs, study.evaluate_every, params.evaluate, held_out_text)
-    chosen = (options.seed, options.rate, *looks)
-    key = _state_key(params, options.task, options.method, params.allocation, options.prompts, *chosen)
-    work, run = options.state / key, (options.task, options.method, options.seed, options.rate)
-    run_study(params, *run, records, held_out, work, options.output)
+    study, looks = params.study, dataclasses.asdict(params.evaluate)
+    looks |= {"prompts": hashlib.sha256(options.held_out.read_bytes()).hexdigest(), "every": study.evaluate_every}
+    changes = {"epochs": study.epochs, "seed": options.seed, "learning_rate": options.rate, "looks": looks}
+    run = (options.task, options.method)
+    identity = training_identity(
+        params, *run, params.allocation, options.prompts, changed=study.methods[options.method], study=changes
+    )
+    work = state_folder(options.state, identity)
+    run_study(params, *run, options.seed, options.rate, records, held_out, work, options.output, identity)
     print(f"{options.task} {options.method} seed {options.seed}: {options.output}")
 
 
@@ -217,30 +236,15 @@ def _study_report(options: argparse.Namespace) -> None:
     print(f"study in {options.output}")
 
 
-def _state_key(
-    params: Params, task: str, method: str, allocation: AllocationParams, prompts: Path, *more: object
-) -> str:
-    """Names a training by all that decides its result: parameters, prompts and the package's code."""
-    sections = (params.seed, params.model, params.core, params.rollout, allocation)
-    digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    key = fingerprint(*sections, params.train, getattr(params.rewards, task), task, digest, _code_digest(), *more)
-    return f"{task}-{method}-{key}"
-
-
-def _code_digest() -> str:
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        code.update(file.read_bytes())
-    return code.hexdigest()
-
-
 def _evaluate(options: argparse.Namespace) -> None:
     params = load_params(options.params)
     if (options.adapter is None) != (options.checkpoint == "base"):
         raise StarError("--adapter goes with every checkpoint but `base`")
     files = [*sorted(options.prompts_dir.glob("*/test.jsonl")), *sorted((options.adapter or Path("none")).glob("*"))]
+    from star.identity import code_digest
+
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    key = fingerprint(params.seed, params.model, params.evaluate, digests, _code_digest())
+    key = fingerprint(params.seed, params.model, params.evaluate, digests, code_digest())
     from star.evaluation import evaluate
 
     work = options.state / f"{options.checkpoint}-{key}"

@@ -1,7 +1,56 @@
-"""What the parameters alone say about an epoch: which steps are trained, and who can share the batches."""
+"""What an epoch is made of, before anything is drawn: its prompts, seeds and batches, which steps are trained, and who
+can share the batches. Every number follows from the parameters and the epoch, so nothing of it needs saving."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from star.errors import StarError
 from star.params import Params, RolloutParams
+from star.records import PromptRecord
+from star.seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass of rollouts: its number in the epoch's plan, records repeated group by group, and the seeds of
+    their noise."""
+
+    number: int
+    records: list[PromptRecord]
+    start_seeds: list[int]
+    step_seeds: list[int]
+
+    def facts(self) -> list[dict]:
+        """What it takes to draw each rollout again."""
+        rows = zip(self.records, self.start_seeds, self.step_seeds, strict=True)
+        return [{"id": r.id, "prompt": r.prompt, "start_seed": a, "step_seed": b} for r, a, b in rows]
+
+
+def epoch_prompts(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[PromptRecord]:
+    """The prompts of an epoch: the set is taken in a new seeded order at each pass."""
+    count = params.train.prompts_per_epoch
+    taken = []
+    for number, group in itertools.groupby(range(epoch * count, (epoch + 1) * count), lambda i: i // len(records)):
+        order = np.random.default_rng(seed_of(params.seed, "order", number)).permutation(len(records))
+        taken += [records[order[i % len(records)]] for i in group]
+    return taken
+
+
+def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[Batch]:
+    """The prompts and seeds of an epoch, cut into rollout batches; rollouts of a group lie side by side."""
+    train, seed = params.train, params.seed
+    entries = []
+    for slot, record in enumerate(epoch_prompts(records, params, epoch)):
+        group = epoch * train.prompts_per_epoch + slot
+        for rollout in range(train.group_size):
+            start = ("start", group) if params.rollout.same_latent else ("start", group, rollout)
+            entries.append((record, seed_of(seed, *start), seed_of(seed, "steps", group, rollout)))
+    size = params.rollout.batch
+    parts = [entries[i : i + size] for i in range(0, len(entries), size)]
+    return [Batch(number, *map(list, zip(*part, strict=True))) for number, part in enumerate(parts)]
 
 
 def window_start(rollout: RolloutParams, epoch: int) -> int:

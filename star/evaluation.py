@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from star.files import write_text_atomic
+from star.files import remove, write_text_atomic
 from star.params import TASKS, Params, fingerprint
 from star.policy import SD3Policy, load_policy
 from star.processes import ALONE, Processes
 from star.quality import feature_diversity, picture_statistics, pixel_diversity
 from star.records import PromptRecord, read_records
-from star.rewards.base import Reward
+from star.rewards.base import Reward, scores_of
 from star.rewards.factory import build_reward
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
@@ -69,7 +69,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     if processes.main:
         merged = {task: _merge(work, task, r, judge, processes.count) for task, r in records.items()}
         _write(params, checkpoint, adapter, merged, work, output, seconds)
-        shutil.rmtree(work)
+        remove(work)
     accelerator.wait_for_everyone()
 
 
@@ -171,7 +171,7 @@ def draw_and_score(
     clock = time.perf_counter()
     samples = []
     for batch, pictures, result in pending:
-        scored = result.result()
+        scored = scores_of(result, [record for _, (record, *_) in batch], params.rewards.timeout)
         for (number, entry), picture, score, detail in zip(batch, pictures, scored.scores, scored.details, strict=True):
             samples.append(Sample(number, *entry, picture, float(score), detail))
     seconds["scoring"] += time.perf_counter() - clock

@@ -1,6 +1,7 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and a power cut leaves the old one or the new one."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,27 @@ def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.writelines([text] if isinstance(text, str) else text)
-        file.flush()
-        os.fsync(file.fileno())
+    replace_durably(temporary, path)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Flush a whole file to the disk, give it its name, and flush that too."""
+    _flush(temporary)
     os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, under another name: one that has its own name is never half deleted."""
+    doomed = folder.with_name(folder.name + ".deleted")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a call that was killed
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

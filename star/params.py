@@ -112,6 +112,8 @@ class TrainParams:
     ema_decay: float
     ema_every: int
     save_every: int
+    keep_states: int
+    skip_updates: int
     sample_every: int
     tracker: str
 
@@ -146,6 +148,7 @@ class PreferenceParams:
 
 @dataclass(frozen=True)
 class RewardsParams:
+    timeout: float
     geneval: GenevalParams
     ocr: OcrParams
     preference: PreferenceParams

@@ -60,6 +60,13 @@ class Processes:
         """The row of every process, (count, len(row)), in the order of their ranks."""
         return row[None] if self.accelerator is None else self.accelerator.gather(row[None])
 
+    def any(self, value: bool) -> bool:
+        """Whether it is true of any process; all must ask."""
+        if self.accelerator is None or self.count == 1:
+            return value
+        found = self.accelerator.reduce(torch.tensor(float(value), device=self.accelerator.device), "sum")
+        return bool(found > 0)
+
     @torch.no_grad()
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one message."""

@@ -7,15 +7,18 @@ run takes one core, so that several can run side by side, and leaves one small J
 
 import dataclasses
 import json
-import shutil
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from star.checkpoint import States
 from star.evaluation import Sample, draw_and_score
-from star.files import write_text_atomic
+from star.files import remove, write_text_atomic
+from star.interruption import listening
+from star.lock import take_lock
 from star.miniature.reader import read_letters
 from star.params import Params
 from star.policy import load_policy
@@ -26,7 +29,8 @@ from star.rewards.ocr import text_reward
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
 from star.seeds import seed_of
-from star.trainer import Trainer, run_epochs
+from star.trainer import Trainer
+from star.training import run_epochs
 
 # Keys of a scored picture's detail: the graded score that is trained, and whether it is fully right.
 GRADED = {"geneval": "soft", "ocr": "score"}
@@ -45,8 +49,12 @@ def run_study(
     held_out: Sequence[PromptRecord],
     work: Path,
     output: Path,
+    identity: dict | None = None,
 ) -> None:
     """Train, resuming from ``work``, and write the run's curve, watch figures and log to ``output`` (JSON).
+
+    Args:
+        identity: what decides the result; see `star.checkpoint.States`.
 
     Raises:
         StarError: an unusable model, a reward that fails, or a non-finite loss.
@@ -75,7 +83,12 @@ def run_study(
                     point["watch"] = watch(trainer, params, task, samples)
             _append(curve, point)
 
-        run_epochs(trainer, work, f"{task} {method} seed {seed} rate {learning_rate:g}", study.evaluate_every, look)
+        title = f"{task} {method} seed {seed} rate {learning_rate:g}"
+        lock = take_lock(work / ".lock", f"star study-run {title}")
+        states = States(work, settings.keep_states, identity or {})
+        with listening() as trainer.interrupted:
+            run_epochs(trainer, states, title, study.evaluate_every, look)
+        os.close(lock)
     finally:
         reward.close()
     log = [json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -90,7 +103,7 @@ def run_study(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(output, json.dumps(run, sort_keys=True) + "\n")
-    shutil.rmtree(work)
+    remove(work)
 
 
 def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]) -> dict[str, float]:

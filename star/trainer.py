@@ -7,13 +7,10 @@ is seeded by what it is for (see `star.seeds`), so resuming needs no generator s
 data.
 """
 
-import dataclasses
-import itertools
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,26 +18,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from star.allocation import allocation_weights, controlled, normalised_entropy
 from star.attention import CoreKeys
-from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
+from star.checkpoint import optimizer_tensors, restore_optimizer
 from star.core import clause_records, core_token_weights, scattered
 from star.ema import Average
-from star.epoch import check_processes, window_start
-from star.errors import StarError
+from star.epoch import Batch, plan_epoch, window_start
+from star.errors import Interrupted, StarError
+from star.faults import Fault, memory_for
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params
-from star.policy import SD3Policy, load_policy
+from star.policy import SD3Policy
 from star.processes import ALONE, Processes
 from star.records import PromptRecord
-from star.rewards.base import Reward, RewardResult
-from star.rewards.factory import build_reward
+from star.rewards.base import Reward, RewardError, RewardResult, scores_of
 from star.rollout import Trajectory, roll_out
-from star.samples import SHEET_PROMPTS, draw_samples
 from star.sde import Transition, log_ratio
 from star.seeds import seed_of
 
@@ -49,25 +44,21 @@ MERGED = {"ratio_min": torch.min, "ratio_max": torch.max, "first_ratio_error": t
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One forward pass of rollouts: records repeated group by group, and the seeds of their noise."""
-
-    records: list[PromptRecord]
-    start_seeds: list[int]
-    step_seeds: list[int]
-
-
-@dataclass(frozen=True)
 class Scored:
     """A batch after sampling and scoring. advantages: (B, K); weights: allocation maps (B, T, K, P)."""
 
+    batch: Batch
     trajectory: Trajectory
     advantages: Tensor
     weights: Tensor
 
 
 class Trainer:
-    """One training run. `run` resumes from ``work`` if it holds a state, and fills ``output`` at the end."""
+    """The phases of an epoch, and the state between two epochs. `star.training` runs it.
+
+    ``interrupted`` is asked between two batches (of several processes: where all meet); if it is true, the epoch ends
+    with `Interrupted`. An epoch that ends early leaves adapter, average and optimizer anywhere: restore a state.
+    """
 
     def __init__(
         self,
@@ -86,7 +77,10 @@ class Trainer:
         policy.compile()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
         self.average = Average(self.parameters, train.ema_decay, train.ema_every)
-        self.epoch = self.updates = 0
+        # Half precision alone: bf16 and float32 have the range that gradients need.
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=policy.model.precision == "fp16")
+        self.epoch = self.updates = self.skipped = 0
+        self.interrupted: Callable[[], bool] = lambda: False
         self.allocate(allocation)
 
     def allocate(self, allocation: AllocationParams) -> None:
@@ -100,15 +94,53 @@ class Trainer:
     # -- one epoch: sample, score, weigh, update ----------------------------------------------------------------------
 
     def train_epoch(self) -> dict:
-        """Run one epoch and return its log line."""
-        seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
-        clock = time.perf_counter()
+        """Run one epoch and return its log line.
+
+        Raises:
+            Fault: a reward that fails, a score or gradient that is not finite; nothing has been learnt from it.
+            Interrupted: see the class.
+            StarError: memory ran out; names the phase.
+        """
         updates = self.params.train.updates_per_epoch
-        planned = list(enumerate(plan_epoch(self.records, self.params, self.epoch)))
-        numbers, batches = zip(*self.processes.own(planned, updates), strict=True)
+        batches = self.processes.own(plan_epoch(self.records, self.params, self.epoch), updates)
+        seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
+        with memory_for("rollout"):
+            trajectories, pending = self.draw(batches, seconds)
+        clock = time.perf_counter()
+        with memory_for("reward"):
+            results = [self.collect(*each) for each in zip(batches, trajectories, pending, strict=True)]
+        self.pause(together=True)
+        seconds["reward"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        with memory_for("update"):
+            scored = self.weigh(batches, trajectories, results)
+            scores = [torch.from_numpy(result.scores)[:, None].to(self.policy.device) for result in results]
+            rewards = torch.cat(self.processes.gather(scores, updates)).squeeze(1).cpu().numpy()
+            line = {"epoch": self.epoch + 1, **reward_facts(rewards, self.params.train.group_size)}
+            line |= self.update(scored)
+        seconds["update"] = time.perf_counter() - clock
+        self.epoch += 1
+        images = self.params.images_per_epoch
+        line |= {"images": images * self.epoch, "updates": self.updates, "skipped": self.skipped, "seconds": seconds}
+        return line | {"images_per_s": images / sum(seconds.values())}
+
+    def pause(self, together: bool = False) -> None:
+        """Where an epoch may end early.
+
+        Raises:
+            Interrupted: this process, or another, was asked to stop.
+        """
+        if (together or self.processes.count == 1) and self.processes.any(self.interrupted()):
+            raise Interrupted("asked to stop; the same command goes on from the state that is saved")
+
+    def draw(
+        self, batches: Sequence[Batch], seconds: dict[str, float]
+    ) -> tuple[list[Trajectory], list[Future[RewardResult]]]:
+        """Rollouts of all batches, and their scoring, begun."""
         # Beside a GPU the CPU scores while the next batch is drawn. On a CPU both would wait for the same cores: two
         # threads of one product, of which one is slowed, cost more than the scoring.
         overlap = self.policy.device.type != "cpu"
+        clock = time.perf_counter()
         trajectories: list[Trajectory] = []
         pending: list[Future[RewardResult]] = []
         for i, batch in enumerate(batches):
@@ -116,23 +148,35 @@ class Trainer:
             submitted = time.perf_counter()
             if overlap or i == len(batches) - 1:
                 for late in range(len(pending), i + 1):
-                    pending.append(self.reward.submit(trajectories[late].pictures, batches[late].records))
+                    pending.append(self.submit(batches[late], trajectories[late]))
             seconds["reward"] += time.perf_counter() - submitted
+            self.pause()
         seconds["rollout"] = time.perf_counter() - clock - seconds["reward"]
-        clock = time.perf_counter()
-        results = [scoring.result() for scoring in pending]
-        seconds["reward"] += time.perf_counter() - clock
-        clock = time.perf_counter()
-        scored = self.weigh(trajectories, results, numbers)
-        scores = [torch.from_numpy(result.scores)[:, None].to(self.policy.device) for result in results]
-        rewards = torch.cat(self.processes.gather(scores, updates)).squeeze(1).cpu().numpy()
-        line = {"epoch": self.epoch + 1, **reward_facts(rewards, self.params.train.group_size)}
-        line |= self.update(scored)
-        seconds["update"] = time.perf_counter() - clock
-        self.epoch += 1
-        images = self.params.images_per_epoch
-        line |= {"images": images * self.epoch, "updates": self.updates, "seconds": seconds}
-        return line | {"images_per_s": images / sum(seconds.values())}
+        return trajectories, pending
+
+    def submit(self, batch: Batch, trajectory: Trajectory) -> Future[RewardResult]:
+        try:
+            return self.reward.submit(trajectory.pictures, batch.records)
+        except RewardError as error:
+            raise self.reward_fault(error, batch, trajectory) from error
+
+    def collect(self, batch: Batch, trajectory: Trajectory, pending: Future[RewardResult]) -> RewardResult:
+        """The scores of a batch, all finite."""
+        try:
+            result = scores_of(pending, batch.records, self.params.rewards.timeout)
+            wrong = [r.id for r, score in zip(batch.records, result.scores, strict=True) if not np.isfinite(score)]
+            if wrong:
+                raise RewardError(f"{wrong[0]}: reward {self.reward.name}: a score is not finite")
+        except RewardError as error:
+            raise self.reward_fault(error, batch, trajectory) from error
+        return result
+
+    def reward_fault(self, error: RewardError, batch: Batch, trajectory: Trajectory) -> Fault:
+        """With the pictures of the record that the error begins with, or of the whole batch."""
+        named = str(error).split(":")[0]
+        rows = [i for i, record in enumerate(batch.records) if record.id == named] or range(len(batch.records))
+        facts = batch.facts()
+        return Fault(str(error), [facts[i] for i in rows], trajectory.pictures[list(rows)])
 
     def sample(self, batch: Batch) -> Trajectory:
         return roll_out(
@@ -147,22 +191,18 @@ class Trainer:
         )
 
     def weigh(
-        self, trajectories: Sequence[Trajectory], results: Sequence[RewardResult], numbers: Sequence[int]
+        self, batches: Sequence[Batch], trajectories: Sequence[Trajectory], results: Sequence[RewardResult]
     ) -> list[Scored]:
-        """Advantages of this process's rollouts among all of the epoch, and the maps that spread them.
-
-        Args:
-            numbers: of the batches, in the epoch's plan.
-        """
+        """Advantages of this process's rollouts among all of the epoch, and the maps that spread them."""
         train = self.params.train
         scored = []
-        for number, trajectory, advantage in zip(numbers, trajectories, self.advantages(results), strict=True):
+        for batch, trajectory, advantage in zip(batches, trajectories, self.advantages(results), strict=True):
             if trajectory.relevance is None:
                 steps, rollouts = trajectory.means.shape[:2]
                 locations = patch_mean(trajectory.means[0], self.policy.patch).shape[1]
                 weights = advantage.new_ones(rollouts, steps, 1, locations)
             else:
-                seed = seed_of(self.params.seed, "control", self.epoch, number)
+                seed = seed_of(self.params.seed, "control", self.epoch, batch.number)
                 relevance = controlled(trajectory.relevance, self.allocation.source, train.group_size, seed)
                 weights = allocation_weights(relevance, self.allocation)
                 advantage = advantage[:, : weights.shape[2]]  # the batch may lack the epoch's longest prompt
@@ -171,7 +211,7 @@ class Trainer:
                         f"allocation.clause_wise: the reward {self.reward.name} gives clauses no shares of its own; "
                         "set it to false"
                     )
-            scored.append(Scored(trajectory, advantage, weights))
+            scored.append(Scored(batch, trajectory, advantage, weights))
         return scored
 
     def advantages(self, results: Sequence[RewardResult]) -> list[Tensor]:
@@ -190,7 +230,7 @@ class Trainer:
         train = self.params.train
         share = len(scored) // train.updates_per_epoch
         steps = len(scored[0].trajectory.means)
-        ratios, clipped, norms = [], [], []
+        ratios, clipped, norms, losses = [], [], [], []
         penalties: list[Tensor] = []
         for start in range(0, len(scored), share):
             for item in scored[start : start + share]:
@@ -203,15 +243,12 @@ class Trainer:
                         penalty = self.penalty(item, row, transition)
                         penalties.append(penalty.detach())
                         loss = loss + train.kl_beta * penalty
-                    (loss / (share * steps)).backward()
+                    self.scaler.scale(loss / (share * steps)).backward()
+                    losses.append(loss.detach())
                     ratios.append(surrogate.ratio.flatten())
                     clipped.append(surrogate.clipped)
-            self.processes.average(p.grad for p in self.parameters if p.grad is not None)
-            norms.append(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.updates += 1
-            self.average.update(self.parameters, self.updates)
+                    self.pause()
+            norms.append(self.step(scored[start : start + share], losses[-share * steps :]))
         every = torch.cat(ratios)
         fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
         facts = {
@@ -230,6 +267,43 @@ class Trainer:
         }
         unknown = {"kl": math.isnan(line["kl"]), "map_entropy": not self.uses_maps}
         return {name: None if unknown.get(name) else value for name, value in line.items()}
+
+    def step(self, items: Sequence[Scored], losses: Sequence[Tensor]) -> Tensor:
+        """One optimizer step with the gradients that ``items`` left; returns their norm.
+
+        Gradients that are not finite are never trained on. Half precision's overflows are skipped until the scale of
+        the loss fits; others as often as `TrainParams.skip_updates` allows.
+        """
+        train = self.params.train
+        self.processes.average(p.grad for p in self.parameters if p.grad is not None)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+        self.pause(together=True)
+        if norm.isfinite():
+            self.scaler.step(self.optimizer)
+        else:
+            overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            if not overflow and self.skipped >= train.skip_updates:
+                raise self.update_fault(items, losses)
+            self.skipped += 1
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        self.average.update(self.parameters, self.updates)
+        return norm
+
+    def update_fault(self, items: Sequence[Scored], losses: Sequence[Tensor]) -> Fault:
+        """With the batches whose loss is not finite, or all where only the gradient is not."""
+        steps = len(losses) // len(items)
+        values = torch.stack(list(losses)).view(len(items), steps).tolist()
+        bad = [i for i, row in enumerate(values) if not np.isfinite(row).all()] or range(len(items))
+        rollouts = [fact | {"losses": [str(x) for x in values[i]]} for i in bad for fact in items[i].batch.facts()]
+        return Fault(
+            f"epoch {self.epoch + 1}, update {self.updates + 1}: the loss or a gradient is not finite; nothing was "
+            "learnt from it. A lower train.learning_rate or model.precision: bf16 may help; train.skip_updates allows "
+            "some",
+            rollouts,
+        )
 
     def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
         """The clipped surrogate of one trained step of one batch, and the current policy's transition."""
@@ -272,20 +346,28 @@ class Trainer:
 
     # -- what the run leaves behind -----------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """Copies, on the CPU, of all tensors that the next epochs depend on, and the counters.
+
+        There is no generator among them: all noise is seeded by what it is for.
+        """
         tensors: dict[str, Tensor] = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
         tensors |= optimizer_tensors(self.optimizer, "optimizer.")
-        save_state(path, tensors, {"epoch": self.epoch, "updates": self.updates})
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        facts = {"epoch": self.epoch, "updates": self.updates, "skipped": self.skipped}
+        return copies, facts | {"scaler": self.scaler.state_dict()}
 
     @torch.no_grad()
-    def restore(self, path: Path) -> None:
-        tensors, facts = load_state(path)
+    def restore(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
+        """Go back to a `state`."""
         for i, (parameter, value) in enumerate(zip(self.parameters, self.average.values, strict=True)):
             parameter.copy_(tensors[f"adapter.{i}"])
             value.copy_(tensors[f"ema.{i}"])
         restore_optimizer(self.optimizer, tensors, "optimizer.")
-        self.epoch, self.updates = facts["epoch"], facts["updates"]
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(facts["scaler"])
+        self.epoch, self.updates, self.skipped = facts["epoch"], facts["updates"], facts["skipped"]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -311,29 +393,6 @@ class Trainer:
                 shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
 
 
-def epoch_prompts(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[PromptRecord]:
-    """The prompts of an epoch: the set is taken in a new seeded order at each pass."""
-    count = params.train.prompts_per_epoch
-    taken = []
-    for number, group in itertools.groupby(range(epoch * count, (epoch + 1) * count), lambda i: i // len(records)):
-        order = np.random.default_rng(seed_of(params.seed, "order", number)).permutation(len(records))
-        taken += [records[order[i % len(records)]] for i in group]
-    return taken
-
-
-def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[Batch]:
-    """The prompts and seeds of an epoch, cut into rollout batches; rollouts of a group lie side by side."""
-    train, seed = params.train, params.seed
-    entries = []
-    for slot, record in enumerate(epoch_prompts(records, params, epoch)):
-        group = epoch * train.prompts_per_epoch + slot
-        for rollout in range(train.group_size):
-            start = ("start", group) if params.rollout.same_latent else ("start", group, rollout)
-            entries.append((record, seed_of(seed, *start), seed_of(seed, "steps", group, rollout)))
-    size = params.rollout.batch
-    return [Batch(*map(list, zip(*entries[i : i + size], strict=True))) for i in range(0, len(entries), size)]
-
-
 def _clause_shares(result: RewardResult, clause_wise: bool) -> list[Tensor]:
     """Shares of each picture's score, (K,): of its clauses, or the score alone."""
     if clause_wise and result.shares is not None:
@@ -354,109 +413,3 @@ def reward_facts(rewards: np.ndarray, group_size: int) -> dict:
         "reward_std": float(rewards.std()),
         "groups_without_variance": float((groups.std(1) < 1e-6).mean()),
     }
-
-
-def train(params: Params, task: str, method: str, records: Sequence[PromptRecord], work: Path, output: Path) -> None:
-    """Train ``method`` on ``task``, resuming from ``work``; ``output`` is filled only when the training is complete.
-
-    Raises:
-        StarError: an unknown method, records of another task, an unusable model, a reward that fails, or a
-            non-finite loss.
-    """
-    allocation = params.method(method)
-    wrong = next((record for record in records if record.task != task), None)
-    if wrong is not None:
-        raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
-    accelerator = Accelerator(
-        log_with="wandb" if params.train.tracker == "wandb" else None, project_dir=str(work), cpu=not _has_gpu()
-    )
-    processes = Processes.of(accelerator)
-    check_processes(params, processes.count)
-    policy = load_policy(params.model, accelerator.device)
-    accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
-    reward = build_reward(task, params.rewards)
-    try:
-        trainer = Trainer(params, allocation, records, reward, policy, processes)
-        if params.train.tracker == "wandb":
-            accelerator.init_trackers(
-                "star", config=dataclasses.asdict(params), init_kwargs={"wandb": {"name": f"{task}-{method}"}}
-            )
-
-        def log(line: dict) -> None:
-            flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
-            accelerator.log(flat, step=line["epoch"])
-
-        ahead = [r.prompt for e in range(params.train.epochs) for r in epoch_prompts(records, params, e)]
-        ahead += [record.prompt for record in records[:SHEET_PROMPTS]]
-        policy.prepare_prompts(processes.own(list(dict.fromkeys(ahead)), 1))
-        accelerator.wait_for_everyone()
-        title = f"{task} {method}"
-        run_epochs(trainer, work, title, params.train.sample_every, lambda: _draw(trainer, work), log)
-        if processes.main:
-            trainer.export(work, output)
-            shutil.rmtree(work)
-        accelerator.end_training()
-    finally:
-        reward.close()
-
-
-def run_epochs(
-    trainer: Trainer,
-    work: Path,
-    title: str,
-    look_every: int,
-    look: Callable[[], None],
-    log: Callable[[dict], None] = lambda line: None,
-) -> None:
-    """Train to the last epoch, from the state in ``work`` if there is one; ``work/log.jsonl`` gets a line an epoch.
-
-    Of several processes the main one writes, looks and logs; all read the state.
-
-    Args:
-        look: called before the first epoch, every ``look_every`` epochs and after the last one.
-        log: called with each new line.
-
-    Raises:
-        StarError: a loss or gradient that is not finite.
-    """
-    settings, state, lines = trainer.params.train, work / "state.safetensors", work / "log.jsonl"
-    main = trainer.processes.main
-    if state.exists():
-        trainer.restore(state)
-    if main:
-        work.mkdir(parents=True, exist_ok=True)
-        kept = lines.read_text(encoding="utf-8").splitlines()[: trainer.epoch] if lines.exists() else []
-        lines.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        if trainer.epoch == 0:
-            look()
-    bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1, disable=not main)
-    while trainer.epoch < settings.epochs:
-        line = trainer.train_epoch()
-        if not np.isfinite([line["reward_mean"], line["grad_norm"], line["ratio_mean"]]).all():
-            raise StarError(
-                f"{title}: epoch {line['epoch']}: the loss or a gradient is not finite; state kept in {work}"
-            )
-        if not main:
-            continue
-        with open(lines, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        log(line)
-        bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
-        bar.update()
-        if trainer.epoch % look_every == 0 or trainer.epoch == settings.epochs:
-            look()
-        if trainer.epoch % settings.save_every == 0 or trainer.epoch == settings.epochs:
-            trainer.save(state)
-    bar.close()
-
-
-def _draw(trainer: Trainer, folder: Path) -> None:
-    records = trainer.records[:SHEET_PROMPTS]
-    core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
-    draw_samples(
-        trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
-    )
-
-
-def _has_gpu() -> bool:
-    return torch.cuda.is_available()

@@ -75,7 +75,8 @@ def test_the_policy_reads_from_the_cache_what_it_would_encode(tmp_path):
 
 
 def test_what_a_prompt_becomes_does_not_depend_on_its_neighbours():
-    prompts = [f"a photo of {n} {thing}s" for n in range(3) for thing in ("car", "dog", "umbrella", "cup", "bus", "cat")]
+    things = ("car", "dog", "umbrella", "cup", "bus", "cat")
+    prompts = [f"a photo of {count} {thing}s" for count in range(3) for thing in things]
     together = load_policy(MODEL, CPU).encode(prompts)
     store = load_policy(MODEL, CPU).prompts
     found = [store.get([prompt]) for prompt in reversed(prompts)][::-1]

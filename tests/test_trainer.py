@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from star.checkpoint import load_state, save_state
 from star.core import extract_core
-from star.epoch import window_start
+from star.epoch import epoch_prompts, plan_epoch, window_start
 from star.errors import StarError
 from star.params import load_params
 from star.policy import load_policy
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
-from star.trainer import Trainer, epoch_prompts, plan_epoch, train
+from star.trainer import Trainer
+from star.training import train
 
 BASE = load_params(Path("params.yaml"))
 
@@ -135,7 +137,7 @@ def test_clause_wise_maps_and_advantages_of_a_batch(records):
         batches = plan_epoch(records, each.params, 0)
         trajectories = [each.sample(batch) for batch in batches]
         results = [Clauses().submit(t.pictures, b.records).result() for t, b in zip(trajectories, batches, strict=True)]
-        both.append(each.weigh(trajectories, results, range(len(results))))
+        both.append(each.weigh(batches, trajectories, results))
     for clauses, one in zip(*both, strict=True):
         assert clauses.weights.shape[2] == clauses.advantages.shape[1] <= 2
         assert torch.allclose(clauses.advantages.sum(1), one.advantages[:, 0], atol=1e-4)
@@ -191,9 +193,9 @@ def test_resumed_equals_uninterrupted(tmp_path, records):
     lines = [straight.train_epoch() for _ in range(3)]
     first = trainer(small(), "star", records)
     first.train_epoch()
-    first.save(tmp_path / "state.safetensors")
+    save_state(tmp_path / "state.safetensors", *first.state())
     second = trainer(small(), "star", records)
-    second.restore(tmp_path / "state.safetensors")
+    second.restore(*load_state(tmp_path / "state.safetensors"))
     resumed = [second.train_epoch() for _ in range(2)]
     assert adapter_bytes(second) == adapter_bytes(straight)
     assert all(torch.equal(a, b) for a, b in zip(second.average.values, straight.average.values, strict=True))

@@ -1,13 +1,9 @@
 """What the rules share: which code a rule runs, one run at a time, and where two parameter values differ."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from star.errors import StarError
 from workflow import support
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,33 +49,3 @@ def test_models_of_a_reward_are_inputs_where_they_are_directories(tmp_path: Path
     assert folders("geneval", "preference") == ["detector", "colors", "taste"]
     rewards["geneval"] |= {"path": "owner/hub-id", "color_path": None}
     assert folders("geneval") == []
-
-
-def test_one_run_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
-    lock = tmp_path / "folder" / "lock"
-    program = (
-        "import sys; from pathlib import Path; from workflow import support\n"
-        f"support.take_lock(Path({str(lock)!r})); print('taken', flush=True); sys.stdin.read()"
-    )
-    environment = {**os.environ, "DVC_STAGE": "train"}
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as owner:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "taken\n"
-        with pytest.raises(StarError, match=rf"dvc repro \(process {owner.pid}\) is at work"):
-            support.take_lock(lock)
-        owner.kill()
-        owner.wait()
-    os.close(support.take_lock(lock))
-
-
-def test_differing_keys_are_dotted() -> None:
-    left = {"a": {"b": 1, "c": [1]}, "d": None}
-    assert list(support.differing_keys(left, {"a": {"b": 1, "c": [1]}, "d": None})) == []
-    assert list(support.differing_keys(left, {"a": {"b": 2, "c": [1]}, "e": 0})) == ["a.b", "d", "e"]

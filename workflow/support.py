@@ -5,14 +5,13 @@
 """
 
 import ast
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from star.differences import differences
 from star.errors import StarError
 from star.params import TASKS, load_params, read_values
 from star.prompts.fetch import FETCHED
@@ -31,6 +30,7 @@ SECTIONS = {
         "allocation",
         "methods.{method}",
         "train",
+        "rewards.timeout",
         "rewards.{task}",
     ),
     "evaluate_checkpoint": ("seed", "model", "rewards", "evaluate"),
@@ -98,7 +98,7 @@ def checked_values(config: dict, path: Path) -> dict:
     from snakemake.common.configfile import load_configfile
 
     load_params(path)
-    for key in differing_keys(config, load_configfile(path)):
+    for key, *_ in differences(config, load_configfile(path)):
         raise StarError(
             f"--config {key}: disagrees with {path}, from which every stage reads; edit the file, or use "
             f"`dvc exp run -S {key}=...`"
@@ -107,16 +107,6 @@ def checked_values(config: dict, path: Path) -> dict:
     for task in TASKS:
         prompt_files(values, task)
     return values
-
-
-def differing_keys(left: Any, right: Any, where: str = "") -> Iterator[str]:
-    """Dotted keys at which two parsed YAML values differ."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        for key in sorted(left.keys() | right.keys(), key=str):
-            missing = object()
-            yield from differing_keys(left.get(key, missing), right.get(key, missing), f"{where}.{key}".lstrip("."))
-    elif left != right:
-        yield where
 
 
 def sections(values: dict, rule: str, **wildcards: str) -> str:
@@ -212,28 +202,6 @@ def prompt_files(values: dict, task: str) -> list[str]:
 def visible_gpus() -> int:
     """Number of NVIDIA devices of this machine (torch would take seconds to say it)."""
     return len([file for file in Path("/dev").glob("nvidia[0-9]*") if file.name[6:].isdigit()])
-
-
-def take_lock(path: Path) -> int:
-    """Lock the working directory until the process ends, however it ends, or the returned descriptor is closed.
-
-    Snakemake's own lock lets a second `snakemake` train beside `dvc repro`, and survives a kill.
-
-    Raises:
-        StarError: another run holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # no file object, which would unlock when collected
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(descriptor, 200).decode() or "another process"
-        os.close(descriptor)
-        raise StarError(f"{path}: {owner} is at work in this folder; wait for it, or stop it first") from error
-    os.truncate(descriptor, 0)
-    tool = "dvc repro" if "DVC_STAGE" in os.environ else "snakemake"
-    os.write(descriptor, f"{tool} (process {os.getpid()})".encode())
-    return descriptor
 
 
 def _module_file(name: str, root: Path) -> str:

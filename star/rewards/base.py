@@ -64,6 +64,24 @@ def finished(result: RewardResult) -> "Future[RewardResult]":
     return future
 
 
+def scores_of(pending: "Future[RewardResult]", records: Sequence[PromptRecord], timeout: float) -> RewardResult:
+    """The result of a batch, waited for.
+
+    Args:
+        timeout: seconds.
+
+    Raises:
+        RewardError: no result in time, or the reward's own.
+    """
+    try:
+        return pending.result(timeout)
+    except TimeoutError as error:
+        raise RewardError(
+            f"{records[0].id} and {len(records) - 1} more: no scores after {timeout:g} s; is a reward's worker stuck? "
+            "rewards.timeout allows more"
+        ) from error
+
+
 def check_batch(name: str, images: np.ndarray, records: Sequence[PromptRecord]) -> None:
     """Refuse pictures and records that cannot belong together.
 

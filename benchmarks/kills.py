@@ -1,0 +1,231 @@
+"""Kills trainings and evaluations, lets them go on, and compares: ``python -m benchmarks.kills --kills 200``.
+
+A training of a few small epochs and an evaluation, both of the smoke test's size, are run once without interruption.
+Then they run again and again; each run is killed (SIGKILL) at a random moment, or in the middle of a named phase, and
+started again until it ends by itself. What it leaves must be the same to the byte: adapter, log lines but for times,
+grids, maps, scores, pictures. With ``--stop`` some are asked to stop (SIGTERM, SIGUSR1) and must say so by status 75.
+Prints a JSON object: kills by phase. Ends with an error at the first difference.
+
+The stages run in children of a process that has the libraries in memory, so that a start takes no time.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+import star.checkpoint
+import star.evaluation
+import star.training
+from star import cli
+from star.errors import Interrupted
+from star.policy import SD3Policy
+from star.trainer import Trainer
+
+SMOKE = Path("tests/smoke/params.yaml")
+TIMES = ("seconds", "images_per_s")
+# Where -> what is called there, and its owner.
+PHASES: dict[str, tuple[Any, str]] = {
+    "rollout": (Trainer, "sample"),
+    "reward": (Trainer, "collect"),
+    "update": (Trainer, "surrogate"),
+    "step": (Trainer, "step"),
+    "log": (star.training, "_append"),
+    "state": (star.checkpoint, "save_file"),
+    "look": (star.training, "_draw"),
+    "export": (SD3Policy, "save_adapter"),
+    "draw": (star.evaluation, "sample_pictures"),
+    "picture": (star.evaluation, "_save_pictures"),
+    "scores": (star.evaluation, "_write"),
+}
+TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "export")
+
+
+def write_params(folder: Path) -> Path:
+    values = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    values["model"] |= {"path": "models/miniature", "prompt_cache": str(folder / "prompts")}
+    values["rewards"]["preference"]["path"] = "models/miniature-preference"
+    values["rewards"]["ocr"]["workers"] = 1
+    values["train"] |= {"epochs": 5, "save_every": 2, "updates_per_epoch": 2, "sample_every": 2, "kl_beta": 0.04}
+    values["evaluate"] |= {"batch": 2, "steps": 2}
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def child(arguments: list[str], log: Path, prepare: Callable[[], None]) -> int:
+    """Start a stage in a process of its own; returns the process."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        prepare()
+        status = cli.main(arguments)
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def ended(process: int) -> int:
+    """Exit status of a child, below zero for the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def quietly(arguments: list[str], log: Path) -> None:
+    """Run a stage to its end."""
+    assert ended(child(arguments, log, lambda: None)) == 0, log.read_text(encoding="utf-8")
+
+
+def kill_in(phase: str, call: int) -> None:
+    """Have this process die in a phase's ``call``-th call: half of the times before it, half after it, files half
+    written."""
+    owner, name = PHASES[phase]
+    work, calls = getattr(owner, name), 0
+
+    def inner(*arguments: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < call:
+            return work(*arguments, **more)
+        if call % 2:
+            work(*arguments, **more)
+            if phase == "state":
+                Path(arguments[1]).write_bytes(Path(arguments[1]).read_bytes()[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, inner)
+
+
+def left(output: Path) -> dict[str, bytes]:
+    """What a stage wrote, times left out."""
+    found = {}
+    for file in sorted(output.rglob("*")):
+        if not file.is_file():
+            continue
+        content = file.read_bytes()
+        if file.name == "log.jsonl":
+            lines = [json.loads(line) for line in content.splitlines()]
+            content = json.dumps([{k: v for k, v in line.items() if k not in TIMES} for line in lines]).encode()
+        if file.name == "scores.json":
+            facts = json.loads(content)
+            content = json.dumps({k: v for k, v in facts.items() if k not in TIMES}).encode()
+        found[file.relative_to(output).as_posix()] = content
+    return found
+
+
+class Stage:
+    """A training or an evaluation with folders of its own, and what it leaves uninterrupted."""
+
+    def __init__(self, name: str, arguments: list[str], folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.output, self.state, self.log = folder / "output", folder / "state", folder / "log"
+        self.arguments = [*arguments, "--output", str(self.output), "--state", str(self.state)]
+        folder.mkdir()
+        start = time.monotonic()
+        assert self.run() == 0, self.log.read_text(encoding="utf-8")
+        self.seconds, self.expected = time.monotonic() - start, left(self.output)
+        assert self.expected
+
+    def run(self, prepare: Callable[[], None] = lambda: None) -> int:
+        return ended(child(self.arguments, self.log, prepare))
+
+    def forget(self) -> None:
+        for folder in (self.output, self.state):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def signalled(self, number: int, after: float) -> int:
+        """Send a signal some seconds after the start; returns the exit status."""
+        process = child(self.arguments, self.log, lambda: None)
+        time.sleep(after)
+        os.kill(process, number)
+        return ended(process)
+
+    def check(self) -> None:
+        """Go on to the end, and compare."""
+        assert self.run() == 0, self.log.read_text(encoding="utf-8")[-3000:]
+        found = left(self.output)
+        differing = [name for name in self.expected.keys() | found.keys() if self.expected.get(name) != found.get(name)]
+        if differing:
+            raise SystemExit(f"{self.name}: {sorted(differing)} differ after a kill; see {self.folder}")
+        self.forget()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--stop", type=int, default=4, help="how many are asked to stop instead; default: 4")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = random.Random(options.seed)
+    folder = Path(tempfile.mkdtemp())
+    params = write_params(folder)
+    for task in ("geneval", "ocr", "preference"):
+        made = {split: folder / "prompts" / task / f"{split}.jsonl" for split in ("train", "test")}
+        command = ["prompts", "--task", task, "--train", str(made["train"]), "--test", str(made["test"])]
+        quietly([*command, "--params", str(params)], folder / "log")
+        for split, file in made.items():
+            core = folder / "core" / task / f"{split}.jsonl"
+            quietly(["core", "--prompts", str(file), "--output", str(core)], folder / "log")
+    prompts = str(folder / "core" / "geneval" / "train.jsonl")
+    trained = ["train", "--params", str(params), "--task", "geneval", "--method", "star", "--prompts", prompts]
+    tested = ["evaluate", "--params", str(params), "--checkpoint", "base", "--prompts-dir", str(folder / "core")]
+    stages = {
+        "train": Stage("train", trained, folder / "train"),
+        "evaluate": Stage("evaluate", tested, folder / "evaluate"),
+    }
+    for stage in stages.values():
+        stage.forget()
+    print(json.dumps(torment(stages, options.kills, options.stop, rng), indent=1))
+    shutil.rmtree(folder)
+
+
+def torment(stages: dict[str, Stage], kills: int, stops: int, rng: random.Random) -> dict[str, int]:
+    """Kill and compare; returns how often in which phase (``train at random``: at a random moment)."""
+    counts: collections.Counter[str] = collections.Counter()
+    plan = [*PHASES, "train at random", "evaluate at random"]
+    bar = tqdm(total=kills, unit="kill")
+    while (done := sum(counts.values())) < kills:
+        bar.n = done
+        bar.set_description(plan[done % len(plan)])
+        where = plan[done % len(plan)]
+        stage = stages["train" if where.startswith("train") or where in TRAINING else "evaluate"]
+        if where in PHASES:
+            call = rng.randint(1, 4)
+            status = stage.run(lambda where=where, call=call: kill_in(where, call))  # type: ignore[misc]
+        else:
+            status = stage.signalled(signal.SIGKILL, rng.random() * stage.seconds)
+        if status == -signal.SIGKILL:
+            counts[where] += 1
+        if status != -signal.SIGKILL or rng.random() < 0.5:  # the others are killed again before they end
+            stage.check()
+    bar.close()
+    for stage in stages.values():
+        stage.check()
+    for number in ([signal.SIGTERM, signal.SIGUSR1] * stops)[:stops]:
+        status = stages["train"].signalled(number, (0.3 + 0.6 * rng.random()) * stages["train"].seconds)
+        assert status in (0, Interrupted.status, -number), status
+        counts[f"{number.name}: status {status}"] += 1
+        stages["train"].check()
+    return dict(counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a training leaves when something is wrong: the rollouts, their pictures, and a line that says the mend."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from star.errors import StarError
+from star.files import write_text_atomic
+
+MENDS = {
+    "rollout": "lower rollout.batch, or set model.vae_slicing: true",
+    "reward": "lower rollout.batch or rewards.geneval.batch",
+    "update": "set model.gradient_checkpointing: true, or lower rollout.batch",
+}
+
+
+class Fault(StarError):
+    """Something that must not be trained on.
+
+    Attributes:
+        rollouts: JSON-able facts of those concerned (record, prompt, seeds).
+        pictures: one each, uint8 (n, height, width, 3), or None where they do not matter.
+    """
+
+    def __init__(self, message: str, rollouts: Sequence[dict], pictures: np.ndarray | None = None) -> None:
+        super().__init__(message)
+        self.rollouts, self.pictures = list(rollouts), pictures
+
+
+def save_fault(folder: Path, fault: Fault) -> Path:
+    """Write ``rollouts.json`` and a PNG of each picture to look at; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(() if fault.pictures is None else fault.pictures):
+        Image.fromarray(picture).save(folder / f"{number:03d}.png")
+    facts = {"error": str(fault), "rollouts": fault.rollouts}
+    write_text_atomic(folder / "rollouts.json", json.dumps(facts, indent=1) + "\n")
+    return folder
+
+
+@contextmanager
+def memory_for(phase: str) -> Iterator[None]:
+    """Say which phase of an epoch ran out of memory, and which parameter to lower.
+
+    Raises:
+        StarError: in place of the library's error.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        by_torch = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # GPU, CPU
+        if isinstance(error, RuntimeError) and not by_torch:
+            raise
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise StarError(f"out of memory in the {phase} phase: {MENDS[phase]} ({reason})") from error

@@ -1,0 +1,190 @@
+"""A training from its first epoch to its last: opened, resumed, logged, saved and exported.
+
+An epoch begins from a state that is a copy in memory. Whatever ends it early (a signal, a fault, a full disk, Ctrl-C),
+that state is on disk afterwards, and the same command goes on from it. Only a SIGKILL or a power cut costs more: the
+epochs since the last `TrainParams.save_every`.
+"""
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from star.checkpoint import States
+from star.epoch import check_processes, epoch_prompts
+from star.errors import StarError
+from star.faults import Fault, save_fault
+from star.files import remove, write_text_atomic
+from star.interruption import listening
+from star.lock import take_lock
+from star.params import Params
+from star.policy import load_policy
+from star.processes import Processes
+from star.records import PromptRecord
+from star.rewards.factory import build_reward
+from star.samples import SHEET_PROMPTS, draw_samples
+from star.trainer import Trainer
+
+
+def train(
+    params: Params,
+    task: str,
+    method: str,
+    records: Sequence[PromptRecord],
+    work: Path,
+    output: Path,
+    identity: dict | None = None,
+) -> None:
+    """Train ``method`` on ``task``, resuming from ``work``; ``output`` is filled only when the training is complete.
+
+    Args:
+        identity: what decides the result; see `star.checkpoint.States`.
+
+    Raises:
+        StarError: an unknown method, records of another task, an unusable model, a reward that fails, a loss that is
+            not finite, or a training that has these folders already.
+        Interrupted: the process was asked to stop, and the state is saved.
+    """
+    allocation = params.method(method)
+    wrong = next((record for record in records if record.task != task), None)
+    if wrong is not None:
+        raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
+    wandb = params.train.tracker == "wandb"
+    accelerator = Accelerator(
+        log_with="wandb" if wandb else None, project_dir=str(work), cpu=not torch.cuda.is_available()
+    )
+    processes = Processes.of(accelerator)
+    check_processes(params, processes.count)
+    with ExitStack() as stack:
+        if processes.main:
+            for folder in (work, output):
+                stack.callback(os.close, take_lock(folder / ".lock", f"star train {task} {method}"))
+        interrupted = stack.enter_context(listening())
+        policy = load_policy(params.model, accelerator.device)
+        accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
+        reward = build_reward(task, params.rewards)
+        stack.callback(reward.close)
+        trainer = Trainer(params, allocation, records, reward, policy, processes)
+        trainer.interrupted = interrupted
+        if wandb:
+            settings = {"name": f"{task}-{method}", "id": _run_id(work) if processes.main else None, "resume": "allow"}
+            accelerator.init_trackers("star", config=dataclasses.asdict(params), init_kwargs={"wandb": settings})
+
+        def log(line: dict) -> None:
+            flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
+            accelerator.log(flat, step=line["epoch"])
+
+        ahead = [r.prompt for e in range(params.train.epochs) for r in epoch_prompts(records, params, e)]
+        ahead += [record.prompt for record in records[:SHEET_PROMPTS]]
+        policy.prepare_prompts(processes.own(list(dict.fromkeys(ahead)), 1))
+        accelerator.wait_for_everyone()
+        states = States(work, params.train.keep_states, identity or {})
+        run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, lambda: _draw(trainer, work), log)
+        if processes.main:
+            trainer.export(work, output)
+            (output / ".lock").unlink()
+            remove(work)
+        accelerator.end_training()
+
+
+def run_epochs(
+    trainer: Trainer,
+    states: States,
+    title: str,
+    look_every: int,
+    look: Callable[[], None],
+    log: Callable[[dict], None] = lambda line: None,
+) -> None:
+    """Train to the last epoch, from the newest of ``states``; ``log.jsonl`` beside them gets a line an epoch.
+
+    Of several processes the main one writes, looks and logs; all read the state.
+
+    Args:
+        look: called before the first epoch, every ``look_every`` epochs and after the last one.
+        log: called with each new line.
+
+    Raises:
+        StarError: states or log that cannot be read, and whatever `Trainer.train_epoch` raises.
+    """
+    settings, lines, main = trainer.params.train, states.folder / "log.jsonl", trainer.processes.main
+    found = states.newest()
+    if found is not None:
+        trainer.restore(*found)
+    if main:
+        _cut_log(lines, trainer.epoch)
+        if trainer.epoch == 0:
+            look()
+    bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1, disable=not main)
+    with bar:
+        while trainer.epoch < settings.epochs:
+            before = trainer.state()
+            try:
+                line = trainer.train_epoch()
+                if not main:
+                    continue
+                _append(lines, line)
+                log(line)
+                bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
+                bar.update()
+                last = trainer.epoch == settings.epochs
+                if last or trainer.epoch % look_every == 0:
+                    look()
+                if last or trainer.epoch % settings.save_every == 0:
+                    states.save(trainer.epoch, *trainer.state())
+            except BaseException as error:
+                if main:
+                    states.save(before[1]["epoch"], *before)
+                if isinstance(error, Fault):
+                    folder = states.folder / "faults" / f"epoch-{trainer.epoch + 1:06d}-rank-{trainer.processes.rank}"
+                    raise StarError(f"{error} (rollouts in {save_fault(folder, error)})") from error
+                raise
+
+
+def _cut_log(log: Path, epochs: int) -> None:
+    """Leave the lines of the first ``epochs`` epochs: a run that was killed may have logged more than it saved.
+
+    Raises:
+        StarError: fewer lines, or others.
+    """
+    lines = log.read_text(encoding="utf-8").splitlines()[:epochs] if log.exists() else []
+    try:
+        found = [json.loads(line)["epoch"] for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StarError(f"{log}: not a training log ({error}); delete {log.parent} to start over") from error
+    if found != list(range(1, epochs + 1)):
+        raise StarError(
+            f"{log}: has epochs {found[:1]} to {found[-1:]} in {len(found)} lines, not 1 to {epochs} as the state "
+            f"beside it; delete {log.parent} to start over"
+        )
+    write_text_atomic(log, "".join(line + "\n" for line in lines))
+
+
+def _append(log: Path, line: dict) -> None:
+    """Flushed to the disk, so that no state is newer than its log."""
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _run_id(work: Path) -> str:
+    """The tracker's name for this training: drawn when it starts, the same when it goes on."""
+    file = work / "tracker"
+    if not file.exists():
+        write_text_atomic(file, uuid.uuid4().hex)
+    return file.read_text(encoding="utf-8")
+
+
+def _draw(trainer: Trainer, folder: Path) -> None:
+    records = trainer.records[:SHEET_PROMPTS]
+    core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
+    draw_samples(
+        trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
+    )
