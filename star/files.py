@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one, and a power cut leaves the old one or the new one."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -20,6 +21,17 @@ def replace_durably(temporary: Path, path: Path) -> None:
     _flush(temporary)
     os.replace(temporary, path)
     _flush(path.parent)
+
+
+def sort_header(path: Path) -> None:
+    """Order the names in a safetensors file's header, which its library writes in another order each time. Atomic."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+    replace_durably(temporary, path)
 
 
 def remove(folder: Path) -> None:

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from star.attention import choose_kernel, use_joint_processor
 from star.conditioning import Conditioning, PromptStore
 from star.errors import StarError
-from star.files import write_text_atomic
+from star.files import sort_header, write_text_atomic
 from star.params import ModelParams, fingerprint
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
@@ -33,6 +33,7 @@ LORA_TARGETS = [
     f"attn.{layer}"
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 ]
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 BASE_FILE = "base.json"  # beside an adapter: what it was trained on
 ENCODED = 16  # prompts that the text encoders take at a time
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -208,12 +209,16 @@ class SD3Policy:
             self.transformer.enable_adapters()
 
     def save_adapter(self, folder: Path) -> None:
-        """Write diffusers LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` accepts, alpha included."""
+        """Write diffusers LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` accepts, alpha included.
+
+        The same adapter gives the same bytes.
+        """
+        config = self.transformer.peft_config["default"].to_dict()
+        config["target_modules"] = sorted(config["target_modules"])  # a set
         self.pipe.save_lora_weights(
-            folder,
-            transformer_lora_layers=self.adapter_state(),
-            transformer_lora_adapter_metadata=self.transformer.peft_config["default"].to_dict(),
+            folder, transformer_lora_layers=self.adapter_state(), transformer_lora_adapter_metadata=config
         )
+        sort_header(folder / ADAPTER_FILE)
         found = base_fingerprint(self.transformer)
         base = {"path": self.model.path, "revision": self.model.revision, "fingerprint": found}
         write_text_atomic(folder / BASE_FILE, json.dumps(base, indent=1) + "\n")
@@ -247,7 +252,7 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     if adapter is not None:
         _check_base(adapter, pipe.transformer, model)
         try:
-            pipe.load_lora_weights(adapter, weight_name="pytorch_lora_weights.safetensors")
+            pipe.load_lora_weights(adapter, weight_name=ADAPTER_FILE)
         except (OSError, ValueError, RuntimeError) as error:
             raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
     return SD3Policy(pipe.to(device), model)

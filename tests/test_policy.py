@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +150,16 @@ def test_a_broken_model_directory_is_named(tmp_path, damage, message):
     damage(model)
     with pytest.raises(StarError, match=message):
         load_policy(dataclasses.replace(EXACT, path=str(model)), CPU)
+
+
+def test_the_same_adapter_gives_the_same_bytes_in_another_process(tmp_path):
+    program = (
+        "import sys, torch; from pathlib import Path; from star.params import load_params; "
+        "from star.policy import load_policy\n"
+        "policy = load_policy(load_params(Path('params.yaml')).model, torch.device('cpu'))\n"
+        "policy.add_adapter(0); policy.save_adapter(Path(sys.argv[1]))"
+    )
+    for name in ("one", "two"):
+        subprocess.run([sys.executable, "-c", program, tmp_path / name], check=True)
+    files = [tmp_path / name / "pytorch_lora_weights.safetensors" for name in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
