@@ -1,9 +1,11 @@
 """Every preset is complete and consistent, its counts are those that it says, and presets differ where they should."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from star.epoch import check_processes
 from star.params import load_params, read_values
@@ -59,3 +61,20 @@ def test_scales_of_a_task_differ_in_counts_alone():
     assert differing(eight, many) == []
     counts = {"rollout.batch", "train.epochs", "train.prompts_per_epoch", "train.group_size"}
     assert set(differing(one, eight)) == counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_copied_preset_is_a_pipeline_for_snakemake_and_dvc(file, snakemake, tmp_path):
+    """Both see the same trainings, and nothing of the miniature's that an earlier run left in their place."""
+    task = file.stem.split("-")[-1]
+    wanted = {f"results/train/{task}-{method}/adapter" for method in ("star", "flow_grpo")}
+    shutil.copy(file, tmp_path / "params.yaml")
+    run = snakemake("--dry-run", "--forceall")
+    assert run.returncode == 0, run.stderr
+    assert set(re.findall(r"results/train/[\w-]+/adapter", run.stdout + run.stderr)) == wanted
+    shutil.copy("dvc.yaml", tmp_path)
+    Repo.init(str(tmp_path), no_scm=True).close()
+    with Repo(str(tmp_path)) as repo:
+        outputs = {out.def_path for stage in repo.index.stages for out in stage.outs}
+    assert {path for path in outputs if path.endswith("/adapter")} == wanted
