@@ -5,6 +5,7 @@ file and the line, because these files are the ones a user edits or brings along
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from star.errors import StarError
 from star.files import write_text_atomic
 from star.params import TASKS
 
+ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 KINDS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
 
 
@@ -119,6 +121,8 @@ def _parse_record(line: str, where: str) -> PromptRecord:
             raise StarError(f"{where}: key {key!r} is missing")
         if not isinstance(value[key], kind) or (kind is str and not value[key].strip()):
             raise StarError(f"{where}: {key!r} must be a non-empty {'string' if kind is str else 'object'}")
+    if not re.fullmatch(ID, value["id"]):
+        raise StarError(f"{where}: id {value['id']!r} names files: letters, digits, '.', '_' and '-', at most 100")
     unknown = sorted(set(value) - {"id", "task", "prompt", "metadata", "core"})
     if unknown:
         raise StarError(f"{where}: unknown key {unknown[0]!r}")

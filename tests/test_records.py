@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from star.errors import StarError
 from star.params import TASKS
-from star.records import KINDS, CoreSpan, PromptRecord, read_records, write_records
+from star.records import ID, KINDS, CoreSpan, PromptRecord, read_records, write_records
 
 GOOD = {"id": "a", "task": "ocr", "prompt": 'a sign that says "HI"', "metadata": {"text": "HI"}}
 
 texts = st.text(max_size=20).map(lambda text: text + "x")  # any character, line ends of all kinds among them
+ids = st.from_regex(ID, fullmatch=True)
 
 
 @st.composite
@@ -23,7 +24,7 @@ def records(draw) -> PromptRecord:
     span = CoreSpan(start, end, draw(st.sampled_from(KINDS)), draw(st.none() | st.integers(0, 5)))
     metadata = draw(st.dictionaries(texts, texts | st.integers() | st.lists(texts), max_size=3))
     return PromptRecord(
-        draw(texts), draw(st.sampled_from(TASKS)), prompt, metadata, draw(st.sampled_from([None, (span,)]))
+        draw(ids), draw(st.sampled_from(TASKS)), prompt, metadata, draw(st.sampled_from([None, (span,)]))
     )
 
 
@@ -70,6 +71,7 @@ def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
         (json.dumps(GOOD), "id 'a' appears twice, first on line 1"),
         (json.dumps({**GOOD, "id": "b", "prompt": "  "}), "'prompt' must be a non-empty string"),
         (json.dumps({**GOOD, "id": 3}), "'id' must be a non-empty string"),
+        *((json.dumps({**GOOD, "id": i}), "names files") for i in ("../b", "a/b", ".b", "a b", "é", "a\n", "a" * 101)),
         (json.dumps({**GOOD, "id": "b", "metadata": []}), "'metadata' must be a non-empty object"),
         (json.dumps({**GOOD, "id": "b", "task": "sing"}), "task 'sing' is not one of geneval, ocr, preference"),
         (json.dumps({**GOOD, "id": "b", "spans": []}), "unknown key 'spans'"),

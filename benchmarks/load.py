@@ -1,0 +1,160 @@
+"""What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make run`.
+
+- prompts: 50,000 GenEval prompts of COCO's classes prepared and their core content marked;
+- plan: a dry run of 500 trainings and their evaluations;
+- report: a page over 200 checkpoints, copies of those of `make run`;
+- leak: memory of the smallest training over 400 epochs; it is flat after the first 200.
+
+Each in processes of its own; seconds of wall time, bytes of the largest resident set.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from star.params import TASKS, load_params
+
+DEFAULT = Path("params.yaml")
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(*command: object) -> dict[str, float]:
+    """Wall time and largest resident set of a command that must succeed."""
+    start = time.monotonic()
+    process = subprocess.Popen([*map(str, command)], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    status, usage = os.wait4(process.pid, 0)[1:]
+    if status:
+        raise SystemExit(f"{command}: status {os.waitstatus_to_exitcode(status)}")
+    return {"seconds": round(time.monotonic() - start, 2), "bytes": usage.ru_maxrss * 1024}
+
+
+def star(*arguments: object) -> dict[str, float]:
+    return run(sys.executable, "-m", "star.cli", *arguments)
+
+
+def written(values: dict[str, Any], folder: Path) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def variants(values: dict[str, Any], count: int) -> dict[str, Any]:
+    """Parameters with ``count`` methods for each task, and paths that hold anywhere."""
+    values = copy.deepcopy(values)
+    names = [f"variant_{i:03d}" for i in range(count)]
+    values["methods"] |= {name: {"lam": 0.01 * i} for i, name in enumerate(names)}
+    values["runs"] = dict.fromkeys(TASKS, names)
+    for section in (values["model"], values["rewards"]["preference"]):
+        section["path"] = str(Path(section["path"]).resolve())
+    return values
+
+
+def prompts(folder: Path) -> dict[str, dict[str, float]]:
+    """Of a preset, with a test set that is drawn and not fetched."""
+    values = yaml.safe_load(Path("presets/sd35m-1gpu-geneval.yaml").read_text(encoding="utf-8"))
+    values["prompts"]["geneval"] |= {"train": 50_000, "test": 553, "test_file": None}
+    made, marked = folder / "train.jsonl", folder / "core.jsonl"
+    files = ("--train", made, "--test", folder / "test.jsonl")
+    prepared = star("prompts", "--task", "geneval", "--params", written(values, folder), *files)
+    return {"prepared": prepared, "core": star("core", "--prompts", made, "--output", marked)}
+
+
+def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
+    """A dry run with ``jobs`` trainings and evaluations in all."""
+    written(variants(values, jobs // 2 // len(TASKS) + 1), folder)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", Path("Snakefile").resolve(), "--directory", folder]
+    return run(*command, "--profile", Path("workflow/profiles/default").resolve(), "--cores", 2, "--dry-run", "--quiet")
+
+
+def report(values: dict[str, Any], folder: Path, checkpoints: int) -> dict[str, float]:
+    """A page over ``checkpoints`` copies of what `make run` trained."""
+    values = variants(values, checkpoints // len(TASKS) + 1)
+    results = folder / "results"
+    shutil.copytree("results/evaluate/base", results / "evaluate/base")
+    for task in TASKS:
+        for name in values["runs"][task]:
+            for stage in ("train", "evaluate"):
+                shutil.copytree(f"results/{stage}/{task}-star", results / stage / f"{task}-{name}")
+            scores = results / "evaluate" / f"{task}-{name}" / "scores.json"
+            facts = json.loads(scores.read_text(encoding="utf-8"))
+            facts |= {"checkpoint": f"{task}-{name}", "method": name}
+            scores.write_text(json.dumps(facts), encoding="utf-8")
+    page = results / "report/index.html"
+    figures = star("report", "--params", written(values, folder), "--results", results, "--output", page)
+    return figures | {"page_bytes": page.stat().st_size}
+
+
+def leak(epochs: int) -> dict[str, Any]:
+    """Resident set after each tenth of the epochs, in bytes; the trainer as it is, saving as it does.
+
+    Of 20 prompts, so that the embeddings that are kept of each, 95 kB, are all there early.
+    """
+    import torch
+
+    from star.checkpoint import States
+    from star.core import extract_core
+    from star.policy import load_policy
+    from star.prompts.prepare import prepare
+    from star.rewards.factory import build_reward
+    from star.runtime import keep_freed_memory
+    from star.trainer import Trainer
+    from star.training import run_epochs
+
+    keep_freed_memory()
+    params = load_params(DEFAULT)
+    params = dataclasses.replace(
+        params,
+        rollout=dataclasses.replace(params.rollout, steps=2, window=[0, 1], batch=4),
+        train=dataclasses.replace(
+            params.train, epochs=epochs, prompts_per_epoch=2, group_size=2, updates_per_epoch=1, save_every=10
+        ),
+    )
+    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:20]]
+    policy, reward = load_policy(params.model, torch.device("cpu")), build_reward("geneval", params.rewards)
+    trainer = Trainer(params, params.method("star"), records, reward, policy)
+    seen = []
+    with tempfile.TemporaryDirectory() as folder:
+        states = States(Path(folder), 2, {})
+        run_epochs(trainer, states, "leak", epochs // 10, lambda: seen.append(resident()))
+    return {"epochs": epochs, "bytes": seen}
+
+
+def resident() -> float:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return float(pages) * resource.getpagesize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--checkpoints", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=400)
+    options = parser.parse_args()
+    values = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+    figures: dict[str, Any] = {}
+    for name, work in {
+        "prompts": lambda folder: prompts(folder),
+        "plan": lambda folder: plan(values, folder, options.jobs) | {"jobs": options.jobs},
+        "report": lambda folder: report(values, folder, options.checkpoints) | {"checkpoints": options.checkpoints},
+        "leak": lambda folder: leak(options.epochs),
+    }.items():
+        with tempfile.TemporaryDirectory() as folder:
+            figures[name] = work(Path(folder))
+        print(name, figures[name], file=sys.stderr)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
