@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter
 from star.miniature.world import LETTERS, WORD_LENGTHS, Scene, render
 from star.params import load_params
 from star.rewards import ocr
+from star.rewards.reading import read_pictures
 from star.runtime import keep_freed_memory
 
 STOCK_WIDTH = 320  # pixels, least width of the recogniser's input in rapidocr's configuration
@@ -49,9 +50,10 @@ def main() -> None:
 
 def measure(images: np.ndarray, words: list[str], side: int) -> tuple[list[str], dict[str, float]]:
     """What is read, normalised; milliseconds a picture, share read exactly and mean reward."""
-    ocr.read_pictures(images[:5], words[:5], side)  # the first calls allocate
+    reader = ocr.ppocrv4(side)
+    read_pictures(reader, images[:5], words[:5])  # the first calls allocate
     start = time.process_time()
-    reads = ocr.read_pictures(images, words, side)
+    reads = read_pictures(reader, images, words)
     milliseconds = 1000 * (time.process_time() - start) / len(words)
     scores = [ocr.text_reward(read, word, substring=False) for read, word in zip(reads, words, strict=True)]
     facts = {

@@ -169,16 +169,16 @@ def test_submit_does_not_wait_and_workers_have_no_torch(pooled: OcrReward) -> No
     future = pooled.submit(pictures, records)
     assert not future.done()
     assert future.result().scores.tolist() == [1.0] * 64
-    assert pooled._pool is not None
-    loaded = pooled._pool.submit(eval, "sorted(__import__('sys').modules)").result()
+    assert pooled._pool._pool is not None
+    loaded = pooled._pool._pool.submit(eval, "sorted(__import__('sys').modules)").result()
     assert "rapidocr_onnxruntime" in loaded
     assert not {"torch", "diffusers", "transformers", "torchvision"} & set(loaded)
 
 
 def test_dead_worker_is_an_error_that_names_a_record() -> None:
     reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
-    assert reward._pool is not None
-    reward._pool.submit(eval, "__import__('os')._exit(3)")
+    assert reward._pool._pool is not None
+    reward._pool._pool.submit(eval, "__import__('os')._exit(3)")
     pictures, records = signs(("STAR", "CAT"))
     with pytest.raises(RewardError, match="ocr-test-00000: .*died"):
         reward.submit(pictures, records).result()
@@ -192,7 +192,7 @@ from star.rewards.ocr import OcrReward
 
 if __name__ == "__main__":
     reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
-    print(reward._pool.submit(eval, "__import__('os').getpid()").result(), flush=True)
+    print(reward._pool._pool.submit(eval, "__import__('os').getpid()").result(), flush=True)
     input()
 """
 
