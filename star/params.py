@@ -143,6 +143,7 @@ class PreferenceParams:
     revision: str | None
     scale: float
 
+    precision: str
 
 @dataclass(frozen=True)
 class RewardsParams:

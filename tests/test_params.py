@@ -165,6 +165,7 @@ WRONG = {  # a value that each key refuses
     "rewards.ocr.workers": [0],
     "rewards.ocr.substring": ["no", 0],
     "rewards.preference.scale": [0],
+    "rewards.preference.precision": ["no", "fp16", "fp32", 32, None],
     "evaluate.bootstrap": [10],
     "evaluate.images_per_prompt": [1, {"geneval": 4}],
     "evaluate.images_per_prompt.ocr": [0, 1.5],
