@@ -167,6 +167,7 @@ WRONG = {  # a value that each key refuses
     "rewards.preference.scale": [0],
     "rewards.preference.precision": ["no", "fp16", "fp32", 32, None],
     "evaluate.bootstrap": [10],
+    "evaluate.second_reader": ["ppocrv4", True, None],
     "evaluate.images_per_prompt": [1, {"geneval": 4}],
     "evaluate.images_per_prompt.ocr": [0, 1.5],
     "report.title": ["", "x" * 201, 3],
@@ -179,6 +180,7 @@ WRONG = {  # a value that each key refuses
     "study.learning_rate": [0, 2, float("nan"), "fast", 1.0e-3],
     "study.other_rates": [[0], [1.0e-3, 1.0e-3], [1.5e-3], 1.0e-3, ["fast"]],
     "study.rate_seeds": [0, 6, 1.5],
+    "study.second_reader": ["none", "ppocrv4", None],
     "study.methods": [{}, {"star": {}}, [], {"Bad Name": {}}],
     "study.methods.star": [{"lamb": 1}, {"objective": "scalar"}, None],
     "study.methods.shuffled.source": ["random", None],
@@ -280,6 +282,11 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Callabl
             r"geneval\.color_path: mask2former wants .*openai/clip",
         ),
         ({"rewards.geneval.revision": "abc"}, r"geneval\.revision 'abc': the detector exact opens no model"),
+        (
+            {"model.resolution": 128, "evaluate.second_reader": "template"},
+            r"evaluate\.second_reader template .* 64 pixels, model\.resolution is 128; use ppocrv6",
+        ),
+        ({"model.resolution": 128}, r"study\.second_reader template .* use ppocrv6"),
         ({"prompts.world": "coco"}, r"geneval\.detector exact knows only .* not of coco; use mask2former"),
     ],
 )
