@@ -29,6 +29,7 @@ from star.rewards.base import Reward, scores_of
 from star.rewards.factory import build_reward
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
+from star.second_reader import read_again
 from star.seeds import seed_of
 from star.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
 
@@ -242,7 +243,7 @@ def _run_benchmark(
     for batch in processes.own(batches, 1):
         _draw(policy, batch, params.evaluate.steps, work / "others")
     seconds["sampling"] += time.perf_counter() - clock
-    return [
+    lines = [
         {
             "number": sample.number,
             "id": sample.record.id,
@@ -257,6 +258,21 @@ def _run_benchmark(
         }
         for sample, quality in zip(samples, qualities, strict=True)
     ]
+    if task == "ocr" and params.evaluate.second_reader != "none":
+        clock = time.perf_counter()
+        _add_second_readings(lines, samples, params)
+        seconds["scoring"] += time.perf_counter() - clock
+    return lines
+
+
+def _add_second_readings(lines: Sequence[dict], samples: Sequence[Sample], params: Params) -> None:
+    """Add to each line what the second reader reads in its picture, and the figure ``second_reader``."""
+    pictures, records = [sample.picture for sample in samples], [sample.record for sample in samples]
+    rewards = params.rewards
+    readings = read_again(params.evaluate.second_reader, pictures, records, rewards.ocr.workers, rewards.timeout)
+    for line, reading in zip(lines, readings, strict=True):
+        line["second_read"] = reading.text
+        line["quality"]["second_reader"] = round(reading.reward, 6)
 
 
 def _qualities(samples: Sequence[Sample], judge: PreferenceReward) -> list[dict[str, float]]:

@@ -31,6 +31,7 @@ def listening() -> Iterator[Callable[[], bool]]:
 
 
 def ignore_in_worker() -> None:
-    """In a process that ends with its parent: a scheduler signals all, and the parent decides when to end."""
-    for number in (*SIGNALS, signal.SIGINT):
+    """In a worker process: a scheduler signals all, and the parent decides when to end. SIGTERM still ends a worker,
+    because that is how its pool ends it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -21,6 +21,7 @@ import yaml
 from star.errors import StarError
 
 TASKS = ("geneval", "ocr", "preference")
+TEMPLATE_SIDE = 64  # pixels, the only pictures that the second reader `template` reads
 STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
 
 
@@ -144,6 +145,7 @@ class PreferenceParams:
     path: str
     revision: str | None
     scale: float
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class EvaluateParams:
     images_per_prompt: dict[str, int]
     batch: int
     bootstrap: int
+    second_reader: str
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,7 @@ class StudyParams:
     learning_rate: float
     other_rates: list[float]
     rate_seeds: int
+    second_reader: str
     methods: dict[str, dict[str, Any]]
 
     @property
@@ -362,6 +366,7 @@ def _check_consistency(params: Params, where: str) -> None:
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         raise StarError(f"{where}: train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact")
     _check_geneval(params.rewards.geneval, params.prompts.world, where)
+    _check_second_readers(params, where)
     for key, changes in (
         ("allocation", {}),
         *((f"methods.{name}", section) for name, section in params.methods.items()),
@@ -405,6 +410,15 @@ def _check_geneval(geneval: GenevalParams, world: str, where: str) -> None:
             f"{where}: {key}.detector exact knows only the classes of prompts.world miniature, not of {world}; "
             "use mask2former"
         )
+
+
+def _check_second_readers(params: Params, where: str) -> None:
+    for section, reader in (("evaluate", params.evaluate.second_reader), ("study", params.study.second_reader)):
+        if reader == "template" and params.model.resolution != TEMPLATE_SIDE:
+            raise StarError(
+                f"{where}: {section}.second_reader template reads the miniature's signs of {TEMPLATE_SIDE} pixels, "
+                f"model.resolution is {params.model.resolution}; use ppocrv6"
+            )
 
 
 def _fitting_batches(images: int, group: int) -> str:

@@ -2,7 +2,8 @@
 
 ``preference``: the preference model's score, a judge of pictures that were not trained on it. ``edges``, ``dark``:
 shares of pixels. ``diversity``: mean absolute difference, of 255, between two pictures of a prompt from different
-noise; ``feature_diversity``: one minus the cosine of their features in the preference model.
+noise; ``feature_diversity``: one minus the cosine of their features in the preference model. The OCR benchmark's
+pictures have one more figure, ``second_reader``, from `star.second_reader`.
 """
 
 import numpy as np

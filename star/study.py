@@ -19,15 +19,14 @@ from star.evaluation import Sample, draw_and_score
 from star.files import remove, write_text_atomic
 from star.interruption import listening
 from star.lock import take_lock
-from star.miniature.reader import read_letters
 from star.params import Params
 from star.policy import load_policy
 from star.quality import picture_statistics, pixel_diversity
 from star.records import PromptRecord
 from star.rewards.factory import build_reward
-from star.rewards.ocr import text_reward
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
+from star.second_reader import read_again
 from star.seeds import seed_of
 from star.trainer import Trainer
 from star.training import run_epochs
@@ -109,14 +108,14 @@ def run_study(
 def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]) -> dict[str, float]:
     """What a policy that games its reward would change, means over held-out pictures.
 
-    Those of `star.quality`, and for OCR ``second_reader``: the OCR reward by a template reader.
+    Those of `star.quality`, and for OCR ``second_reader``: the OCR reward by `study.second_reader`.
     """
     records, pictures = [sample.record for sample in samples], np.stack([sample.picture for sample in samples])
     judged = PreferenceReward(params.rewards.preference).submit(pictures, records).result()
     figures = {"preference": float(np.mean([detail["score"] for detail in judged.details]))}
     if task == "ocr":
-        reads = zip(read_letters(pictures), records, strict=True)
-        figures["second_reader"] = float(np.mean([text_reward(r, c.metadata["text"], False) for r, c in reads]))
+        readings = read_again(params.study.second_reader, list(pictures), records, workers=1)
+        figures["second_reader"] = float(np.mean([reading.reward for reading in readings]))
     some = records[:DIVERSITY_PROMPTS]
     seeds = [seed_of(params.seed, "diversity", record.id) for record in some]
     others = sample_pictures(trainer.policy, [record.prompt for record in some], seeds, params.evaluate.steps)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from star.evaluation import evaluate
 from star.params import load_params
 from star.prompts.prepare import prepare
-from star.records import write_records
+from star.records import PromptRecord, write_records
 from star.rollout import sample_pictures
+from star.second_reader import read_again
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +67,32 @@ def test_quality_of_every_picture_and_diversity_of_every_prompt(evaluated):
     quality = json.loads((evaluated / "base" / "scores.json").read_text())["quality"]
     for task, figures in quality.items():
         mine = [line for line in lines if line["task"] == task]
-        assert set(figures) == {"edges", "dark", "preference", "diversity", "feature_diversity"}
+        second = {"second_reader"} if task == "ocr" else set()
+        assert set(figures) == {"edges", "dark", "preference", "diversity", "feature_diversity"} | second
         for name in ("edges", "dark", "preference"):
             assert figures[name]["mean"] == pytest.approx(np.mean([line["quality"][name] for line in mine]))
         assert [("diversity" in line["quality"]) for line in mine] == [line["index"] == 0 for line in mine]
         assert figures["diversity"]["mean"] > 1 and 0 < figures["feature_diversity"]["mean"] < 2
     scored = [line for line in lines if line["task"] == "preference"]
     assert all(line["quality"]["preference"] == pytest.approx(line["detail"]["score"], abs=1e-4) for line in scored)
+
+
+def test_the_second_reader_reads_every_ocr_picture_and_changes_nothing_else(evaluated, params):
+    without = dataclasses.replace(params, evaluate=dataclasses.replace(params.evaluate, second_reader="none"))
+    evaluate(without, "base", None, evaluated / "core", evaluated / "work-none", evaluated / "none")
+    lines, plain = (
+        [json.loads(line) for line in (evaluated / name / "images.jsonl").read_text().splitlines()]
+        for name in ("base", "none")
+    )
+    read = [line for line in lines if line["task"] == "ocr"]
+    pictures = [np.asarray(Image.open(evaluated / "base" / line["picture"])) for line in read]
+    records = [PromptRecord(line["id"], "ocr", line["prompt"], {"text": line["detail"]["target"]}) for line in read]
+    found = [(line.pop("second_read"), line["quality"].pop("second_reader")) for line in read]
+    assert found == [(r.text, round(r.reward, 6)) for r in read_again("ppocrv6", pictures, records, workers=0)]
+    quality = json.loads((evaluated / "base" / "scores.json").read_text())["quality"]["ocr"]["second_reader"]
+    assert quality["mean"] == pytest.approx(np.mean([reward for _, reward in found]), abs=1e-6)
+    assert quality["low"] <= quality["mean"] <= quality["high"]
+    assert lines == plain
 
 
 def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(evaluated, params, monkeypatch):

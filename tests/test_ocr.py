@@ -18,6 +18,7 @@ from star.params import OcrParams
 from star.records import PromptRecord
 from star.rewards.base import RewardError
 from star.rewards.ocr import OcrReward, letter_shares, text_reward
+from star.rewards.reading import ReadingPool, TextReader
 
 WORDS = ("STAR", "HELLO", "CAT", "BY", "GRPO")
 TEXTS = st.text(alphabet="abcAB ", max_size=8)
@@ -169,21 +170,49 @@ def test_submit_does_not_wait_and_workers_have_no_torch(pooled: OcrReward) -> No
     future = pooled.submit(pictures, records)
     assert not future.done()
     assert future.result().scores.tolist() == [1.0] * 64
-    assert pooled._pool is not None
-    loaded = pooled._pool.submit(eval, "sorted(__import__('sys').modules)").result()
+    assert pooled._pool._pool is not None
+    loaded = pooled._pool._pool.submit(eval, "sorted(__import__('sys').modules)").result()
     assert "rapidocr_onnxruntime" in loaded
     assert not {"torch", "diffusers", "transformers", "torchvision"} & set(loaded)
 
 
-def test_dead_worker_is_an_error_that_names_a_record() -> None:
+def test_a_worker_that_dies_is_replaced_once(caplog: pytest.LogCaptureFixture) -> None:
     reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
-    assert reward._pool is not None
-    reward._pool.submit(eval, "__import__('os')._exit(3)")
     pictures, records = signs(("STAR", "CAT"))
-    with pytest.raises(RewardError, match="ocr-test-00000: .*died"):
-        reward.submit(pictures, records).result()
+    for _ in range(2):  # once in each batch
+        assert reward._pool._pool is not None
+        reward._pool._pool.submit(eval, "__import__('os')._exit(3)")
+        assert reward.submit(pictures, records).result().scores.tolist() == [1.0, 1.0]
+    assert caplog.text.count("an OCR worker died") == 2
     reward.close()
     reward.close()
+
+
+def reads_until_it_meets(image: np.ndarray) -> list[str]:
+    """A reader that a red picture kills and that a blue one keeps for ever."""
+    red, _, blue = image.reshape(-1, 3).mean(0)
+    if red > blue + 50:
+        os._exit(3)
+    if blue > red + 50:
+        time.sleep(600)
+    return ["read"]
+
+
+@pytest.mark.parametrize(
+    ("color", "message"), [(0, "b: OCR workers died twice"), (2, "b: the OCR reader hangs at .* 3 s")]
+)
+def test_a_picture_that_kills_or_stops_its_reader_is_named(color: int, message: str) -> None:
+    reader = TextReader(load=os.getpid, lines=reads_until_it_meets, side=8)
+    pool = ReadingPool(reader, workers=1, timeout=60.0 if color == 0 else 3.0)
+    pictures = np.full((20, 8, 8, 3), 100, np.uint8)
+    assert pool.read(pictures[:1], ["a"]) == ["read"]
+    pictures[17, ..., color] = 255
+    ids = [*"acdefghijklmnopq", "b", *"rst"]  # the second chunk begins with b
+    with pytest.raises(RewardError, match=message):
+        pool.read(pictures, ids)
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 60
 
 
 PARENT = """
@@ -192,7 +221,7 @@ from star.rewards.ocr import OcrReward
 
 if __name__ == "__main__":
     reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
-    print(reward._pool.submit(eval, "__import__('os').getpid()").result(), flush=True)
+    print(reward._pool._pool.submit(eval, "__import__('os').getpid()").result(), flush=True)
     input()
 """
 

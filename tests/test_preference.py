@@ -66,10 +66,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stand_in() -> PreferenceReward:
-    return PreferenceReward(PreferenceParams(str(STAND_IN), None, 26.0), device="cpu")
+    return PreferenceReward(PreferenceParams(str(STAND_IN), None, 26.0, "float32"), device="cpu")
+
+
+BF16_TOLERANCE = 2**-8  # of a cosine: half a step of bfloat16 at 1
 
 
 # ---------------------------------------------------------------- formula
+
+
+def naive_scores(folder: Path, pictures: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """transformers' own logits in float32, one pair at a time."""
+    model, processor = CLIPModel.from_pretrained(folder).float(), CLIPProcessor.from_pretrained(folder)
+    pairs = [processor(text=[t], images=[p], return_tensors="pt") for p, t in zip(pictures, prompts, strict=True)]
+    return np.array([model(**pair).logits_per_image.item() for pair in pairs], np.float32)
 
 
 def test_score_is_the_models_own_logit_divided_by_the_scale(tiny: Path) -> None:
@@ -77,16 +87,13 @@ def test_score_is_the_models_own_logit_divided_by_the_scale(tiny: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (5, 48, 80, 3), dtype=np.uint8)
     prompts = ["a photo of a cat", "a red car", "a photo of a cat", "two dogs", 'a sign that says "HI"']
     result = (
-        PreferenceReward(PreferenceParams(str(tiny), None, 13.0), "cpu").submit(pictures, records(prompts)).result()
+        PreferenceReward(PreferenceParams(str(tiny), None, 13.0, "float32"), "cpu")
+        .submit(pictures, records(prompts))
+        .result()
     )
-    model = CLIPModel.from_pretrained(tiny).float()
-    processor = CLIPProcessor.from_pretrained(tiny)
-    expected = [
-        model(**processor(text=[prompt], images=[picture], return_tensors="pt")).logits_per_image.item()
-        for picture, prompt in zip(pictures, prompts, strict=True)
-    ]
+    expected = naive_scores(tiny, pictures, prompts)
     assert result.scores.dtype == np.float32
-    np.testing.assert_allclose(result.scores, np.array(expected) / 13.0, rtol=1e-4)
+    np.testing.assert_allclose(result.scores, expected / 13.0, rtol=1e-4)
     np.testing.assert_allclose([detail["score"] for detail in result.details], expected, rtol=1e-4)
     json.dumps(result.details)
 
@@ -104,13 +111,55 @@ def test_long_prompt_is_cut_at_the_text_models_positions(tiny: Path) -> None:
     assert clip_scores(model, processor, picture, long) == clip_scores(model, processor, picture, longer)
 
 
-def test_score_does_not_depend_on_the_batch(tiny: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bf16", BF16_TOLERANCE)])
+def test_score_does_not_depend_on_the_batch(tiny: Path, precision: str, tolerance: float) -> None:
     model, processor = open_clip(str(tiny))
     pictures = np.random.default_rng(2).integers(0, 256, (70, 64, 64, 3), dtype=np.uint8)  # more than one part
     prompts = [["a cat", 'a sign that says "LONGER"', "two red dogs"][i % 3] for i in range(70)]
-    together = clip_scores(model, processor, pictures, prompts)
-    alone = [clip_scores(model, processor, pictures[i : i + 1], prompts[i : i + 1])[0] for i in (0, 1, 65, 69)]
-    np.testing.assert_allclose(together[[0, 1, 65, 69]], alone, rtol=1e-4, atol=1e-5)
+    together = clip_scores(model, processor, pictures, prompts, precision)
+    some = (0, 1, 65, 69)
+    alone = [clip_scores(model, processor, pictures[i : i + 1], prompts[i : i + 1], precision)[0] for i in some]
+    atol = tolerance * model.logit_scale.exp().item()
+    np.testing.assert_allclose(together[list(some)], alone, rtol=0, atol=atol)
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_bf16_is_near_the_naive_float32_and_not_it(tiny: Path) -> None:
+    pictures = np.random.default_rng(3).integers(0, 256, (70, 48, 80, 3), dtype=np.uint8)  # more than one part
+    prompts = [["a cat", 'a sign that says "HI"', "two red dogs"][i % 3] for i in range(70)]
+    expected, scale = naive_scores(tiny, pictures, prompts), open_clip(str(tiny))[0].logit_scale.exp().item()
+    found = {}
+    for precision, tolerance in (("float32", 1e-6), ("bf16", BF16_TOLERANCE)):
+        reward = PreferenceReward(PreferenceParams(str(tiny), None, 13.0, precision), "cpu")
+        result = reward.submit(pictures, records(prompts)).result()
+        scores = np.array([detail["score"] for detail in result.details], np.float32)
+        assert result.scores.dtype == np.float32
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance * scale)
+        np.testing.assert_allclose(result.scores, scores / 13.0, rtol=1e-6)
+        found[precision] = scores
+        features = reward.image_features(pictures)  # what the judge of evaluation compares
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+    error = np.abs(found["bf16"] - found["float32"]).max() / scale
+    assert error > 1e-5  # seen: 6e-4; what float32 differs from the naive by is 2e-8
+
+
+def test_bf16_multiplies_in_bfloat16_and_sums_in_float32(tiny: Path) -> None:
+    model, processor = open_clip(str(tiny))
+    seen: dict[str, torch.dtype] = {}
+    for name in ("vision_model.encoder.layers.0", "vision_model.encoder.layers.0.mlp.fc1", "visual_projection"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, __, output, name=name: seen.update({name: (output[0] if type(output) is tuple else output).dtype})
+        )
+    picture = np.zeros((1, 64, 64, 3), np.uint8)
+    clip_scores(model, processor, picture, ["a cat"], "bf16")
+    assert list(seen.values()) == [torch.bfloat16, torch.float32, torch.bfloat16]
+    with torch.autocast("cpu", torch.bfloat16):  # a caller's own autocast does not reach the reward
+        within = clip_scores(model, processor, picture, ["a cat"], "float32")
+    assert set(seen.values()) == {torch.float32}
+    assert within == clip_scores(model, processor, picture, ["a cat"])
 
 
 # ---------------------------------------------------------------- bad input
@@ -126,7 +175,7 @@ def test_pictures_of_another_kind_are_refused_with_the_record(stand_in: Preferen
 
 
 def test_score_that_is_not_finite_raises_with_the_record(tiny: Path) -> None:
-    reward = PreferenceReward(PreferenceParams(str(tiny), None, 26.0), "cpu")
+    reward = PreferenceReward(PreferenceParams(str(tiny), None, 26.0, "float32"), "cpu")
     with torch.no_grad():
         reward._model.visual_projection.weight.fill_(float("nan"))
     with pytest.raises(RewardError, match="preference-test-00000.*nan"):
@@ -135,7 +184,7 @@ def test_score_that_is_not_finite_raises_with_the_record(tiny: Path) -> None:
 
 def test_folder_without_a_model_names_the_parameter(tmp_path: Path) -> None:
     with pytest.raises(StarError, match="rewards.preference.path") as caught:
-        PreferenceReward(PreferenceParams(str(tmp_path), None, 26.0))
+        PreferenceReward(PreferenceParams(str(tmp_path), None, 26.0, "float32"))
     assert "\n" not in str(caught.value)
 
 

@@ -104,6 +104,7 @@ def write_checkpoint(results: Path, name: str, levels: dict[str, float], prompt:
             benchmarks.setdefault(metric.task, {})[metric.key] = values
     figure = {"mean": 0.125, "low": 0.1, "high": 0.15}
     quality = {task: dict.fromkeys(QUALITY_LABELS, figure) for task in levels}
+    quality["ocr"] |= {"second_reader": {"mean": 0.625, "low": 0.5, "high": 0.75}}
     scores = {"checkpoint": name, "benchmarks": benchmarks, "quality": quality, "seconds": {"sample": 2.5}}
     scores["params_fingerprint"] = "0f0f"
     (folder / "scores.json").write_text(json.dumps(scores))
@@ -173,6 +174,18 @@ def test_table_shows_means_paired_differences_and_their_marks(results):
     assert "18.50 [18.38, 18.60] ▲ +0.500 [+0.500, +0.500]" in text
     assert "≈ +0.000 [+0.000, +0.000]" in text
     assert "No clear winner: star minus flow_grpo is +0.000 [+0.000, +0.000]" in text  # strict: both all right
+
+
+@pytest.mark.parametrize(
+    ("reader", "name"), [("ppocrv6", "by PP-OCRv6"), ("template", "by a template reader"), ("none", None)]
+)
+def test_the_second_reader_has_a_column_that_only_ocr_prompts_fill(results, reader, name):
+    params = make_params()
+    evaluate = dataclasses.replace(params.evaluate, second_reader=reader)
+    text = re.sub(r"\s+", " ", Outline(report(results, dataclasses.replace(params, evaluate=evaluate))).text)
+    assert text.count("0.625 [0.500, 0.750]") == (2 if name else 0)  # base and star
+    assert (f"Second reader OCR reward {name}" in text) if name else ("econd reader" not in text)
+    assert text.count("0.125 [0.100, 0.150] –") == (5 if name else 0)  # the rows of the other prompts
 
 
 def test_published_row_and_the_stand_in_are_marked_as_what_they_are(results):

@@ -42,6 +42,7 @@ def make_params(**changes: object) -> Params:
         learning_rate=1.5e-3,
         other_rates=[1e-3],
         rate_seeds=2,
+        second_reader="template",
         methods={name: {} for name in METHODS},
     )
     evaluate = dataclasses.replace(params.evaluate, bootstrap=200)
@@ -254,6 +255,11 @@ def test_one_seed_a_rate_and_no_other_rate(tmp_path: Path) -> None:
     params = make_params(other_rates=[])
     text = written(params, write_runs(params, tmp_path / "runs"))
     assert "own best rate" not in text
+
+
+@pytest.mark.parametrize(("reader", "name"), [("template", "a template reader"), ("ppocrv6", "PP-OCRv6")])
+def test_page_names_the_second_reader(reader: str, name: str, runs: Path) -> None:
+    assert f"Second reader OCR reward by {name}" in written(make_params(second_reader=reader), runs)
 
 
 def test_tables_are_sorted_rounded_and_the_same_again(runs: Path) -> None:

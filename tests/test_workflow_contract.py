@@ -229,7 +229,12 @@ def test_the_rules_call_the_command_line_as_it_is(jobs: list[Job]) -> None:
 
 STUDY = {
     **{"tasks": ["ocr"], "aim": "star", "seeds": 2, "epochs": 2, "evaluate_every": 1, "learning_rate": 1.5e-3},
-    **{"other_rates": [1e-5], "rate_seeds": 1, "methods": {"flow_grpo": {}, "star": {}, "shuffled": {}}},
+    **{
+        "other_rates": [1e-5],
+        "rate_seeds": 1,
+        "second_reader": "template",
+        "methods": {"flow_grpo": {}, "star": {}, "shuffled": {}},
+    },
 }
 
 

@@ -34,7 +34,7 @@ SECTIONS = {
         "rewards.{task}",
     ),
     "evaluate_checkpoint": ("seed", "model", "rewards", "evaluate"),
-    "write_report": ("seed", "runs", "evaluate.bootstrap", "report"),
+    "write_report": ("seed", "runs", "evaluate.bootstrap", "evaluate.second_reader", "report"),
     "study_run": (
         "seed",
         "model",
@@ -44,11 +44,12 @@ SECTIONS = {
         "study.methods.{method}",
         "study.epochs",
         "study.evaluate_every",
+        "study.second_reader",
         "train",
         "rewards",
         "evaluate",
     ),
-    # `runs` is of the main report, with which the study's shares modules.
+    # `runs` and `evaluate.second_reader` are of the main report, with which the study's shares modules.
     "study_report": (
         "seed",
         "runs",
@@ -57,6 +58,7 @@ SECTIONS = {
         "train.prompts_per_epoch",
         "train.group_size",
         "evaluate.bootstrap",
+        "evaluate.second_reader",
         "report",
         "study",
     ),

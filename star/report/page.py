@@ -41,6 +41,7 @@ QUALITY_LABELS = {
     "diversity": ("diversity", "mean difference of two pictures, of 255"),
     "feature_diversity": ("feature diversity", "1 minus cosine of two pictures"),
 }
+SECOND_READERS = {"ppocrv6": "PP-OCRv6", "template": "a template reader"}  # as tables name them
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,19 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
         statistics=training_statistics(run),
         unlogged=[training.name for training in run.trainings if not training.log],
         tags=tag_panel(run, resamples, seed),
-        quality_labels=QUALITY_LABELS,
+        quality_labels=quality_labels(params),
         galleries=[gallery for gallery in galleries if gallery.pairs],
         strips=[strip for strip in strips if strip.rows],
         seconds=seconds_panels(run),
         provenance=provenance(params, params_path),
         fingerprints=[(checkpoint.name, checkpoint.params_fingerprint) for checkpoint in run.checkpoints],
     )
+
+
+def quality_labels(params: Params) -> dict[str, tuple[str, str]]:
+    """Figure of the pictures -> its name and what it is; with the second reader's, which only OCR prompts have."""
+    reader = SECOND_READERS.get(params.evaluate.second_reader)
+    return QUALITY_LABELS | ({"second_reader": ("second reader", f"OCR reward by {reader}")} if reader else {})
 
 
 def number(value: float, signed: bool = False) -> str:

@@ -57,6 +57,9 @@ class Reward(Protocol):
         ...
 
 
+_GRACE = 20.0  # seconds
+
+
 def finished(result: RewardResult) -> "Future[RewardResult]":
     """A future that already holds ``result``."""
     future: Future[RewardResult] = Future()
@@ -68,13 +71,13 @@ def scores_of(pending: "Future[RewardResult]", records: Sequence[PromptRecord], 
     """The result of a batch, waited for.
 
     Args:
-        timeout: seconds.
+        timeout: seconds; a reward that watches itself has a little more, because it can say where it hangs.
 
     Raises:
         RewardError: no result in time, or the reward's own.
     """
     try:
-        return pending.result(timeout)
+        return pending.result(timeout + _GRACE)
     except TimeoutError as error:
         raise RewardError(
             f"{records[0].id} and {len(records) - 1} more: no scores after {timeout:g} s; is a reward's worker stuck? "

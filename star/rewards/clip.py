@@ -1,4 +1,8 @@
-"""CLIP models for the rewards: opened with their processor, features in float32 with unit norm."""
+"""CLIP models for the rewards: opened with their processor, features in float32 with unit norm.
+
+Weights are float32. With the precision ``bf16`` the network runs under autocast: products of matrices in bfloat16,
+norms and the sum that runs through the blocks in float32; bfloat16 weights would round that sum in every block.
+"""
 
 from collections.abc import Sequence
 
@@ -34,31 +38,47 @@ def open_clip(
 
 
 @torch.no_grad()
-def image_features(model: CLIPModel, processor: ProcessorMixin, images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+def image_features(
+    model: CLIPModel,
+    processor: ProcessorMixin,
+    images: Sequence[np.ndarray] | np.ndarray,
+    precision: str = "float32",
+) -> Tensor:
     """Unit features float32 (n, d) of uint8 pictures (height, width, 3), which may differ in size."""
-    return torch.cat([_image_features(model, processor, part) for part in _parts(images)])
+    return torch.cat([_image_features(model, processor, part, precision) for part in _parts(images)])
 
 
 @torch.no_grad()
-def text_features(model: CLIPModel, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+def text_features(
+    model: CLIPModel, processor: ProcessorMixin, texts: Sequence[str], precision: str = "float32"
+) -> Tensor:
     """Unit features float32 (n, d); texts longer than the text model's positions are cut."""
-    return torch.cat([_text_features(model, processor, part) for part in _parts(texts)])
+    return torch.cat([_text_features(model, processor, part, precision) for part in _parts(texts)])
 
 
 def _parts(items: Sequence | np.ndarray) -> list:
     return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
 
-def _image_features(model: CLIPModel, processor: ProcessorMixin, images: Sequence[np.ndarray]) -> Tensor:
+def _computing(model: CLIPModel, precision: str) -> torch.autocast:
+    """Autocast to bfloat16, or none, whatever the caller runs in."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _image_features(
+    model: CLIPModel, processor: ProcessorMixin, images: Sequence[np.ndarray], precision: str
+) -> Tensor:
     # The layout is said, because of a picture three pixels high it would be guessed wrong.
     inputs = processor.image_processor(images=list(images), input_data_format="channels_last", return_tensors="pt")
-    features = model.get_image_features(pixel_values=inputs["pixel_values"].to(model.device, torch.float32))
+    with _computing(model, precision):
+        features = model.get_image_features(pixel_values=inputs["pixel_values"].to(model.device, torch.float32))
     return torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)
 
 
-def _text_features(model: CLIPModel, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+def _text_features(model: CLIPModel, processor: ProcessorMixin, texts: Sequence[str], precision: str) -> Tensor:
     length = model.text_model.config.max_position_embeddings
     inputs = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
     inputs = inputs.to(model.device)
-    features = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    with _computing(model, precision):
+        features = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     return torch.nn.functional.normalize(features.pooler_output.float(), dim=-1)

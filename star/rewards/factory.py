@@ -15,7 +15,7 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
     if task == "ocr":
         from star.rewards.ocr import OcrReward
 
-        return OcrReward(params.ocr)
+        return OcrReward(params.ocr, params.timeout)
     if task == "preference":
         from star.rewards.preference import PreferenceReward
 

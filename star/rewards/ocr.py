@@ -1,7 +1,7 @@
 """OCR reward: does the picture show the word that the prompt quotes?
 
-PP-OCRv4 (`rapidocr-onnxruntime`, whose wheel carries the models) reads on the CPU, one thread a process, in spawned
-workers that never import torch; the trainer goes on meanwhile.
+PP-OCRv4 (`rapidocr-onnxruntime`, whose wheel carries the models) reads on the CPU, in the worker processes of
+`star.rewards.reading`; the trainer goes on meanwhile.
 
 Both networks are bound by arithmetic: their cost is linear in pixels, and batches or mosaics of pictures gain nothing.
 So small pictures are enlarged no more than reading mostly needs (`read_side`; only where that shows no text, to twice
@@ -9,14 +9,8 @@ that), and the recogniser's input is as wide as the text instead of at least 320
 """
 
 import logging
-import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -26,14 +20,12 @@ from rapidfuzz.distance import Levenshtein
 from star.params import OcrParams
 from star.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch
-from star.runtime import keep_freed_memory
+from star.rewards.reading import TIMEOUT, ReadingPool, TextReader
 
 if TYPE_CHECKING:
     from rapidocr_onnxruntime import RapidOCR
 
-_CHUNK = 16  # pictures a task of the pool: small enough that the workers finish together
 _TEXT_HEIGHT = 48  # pixels, the recogniser's input height
-_SECOND_LOOK = 2.0  # times `read_side`: detection misses some pairs of letters in pictures enlarged less
 
 
 def normalized(text: str) -> str:
@@ -87,16 +79,14 @@ class OcrReward:
 
     name = "ocr"
 
-    def __init__(self, params: OcrParams) -> None:
-        """Start ``params.workers`` processes, which load their readers in the background; 0 reads in a thread here."""
+    def __init__(self, params: OcrParams, timeout: float = TIMEOUT) -> None:
+        """Start ``params.workers`` processes, which load their readers in the background; 0 reads in a thread here.
+
+        A batch may take ``timeout`` seconds.
+        """
         self._params = params
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="ocr")
-        self._pool: ProcessPoolExecutor | None = None
-        if params.workers:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(params.workers, context, initializer=_start_worker)
-            for _ in range(params.workers):  # what fails here fails again, and is reported, with the first picture
-                self._pool.submit(_load_reader)
+        self._pool = ReadingPool(ppocrv4(params.read_side), params.workers, timeout)
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
         """Start scoring and return at once; ``images`` must stay unchanged until the future is done.
@@ -110,45 +100,30 @@ class OcrReward:
                 ``result()``); the message names the record's id.
         """
         check_batch(self.name, images, records)
-        targets = [_target(record) for record in records]
+        targets = [target_text(record) for record in records]
         return self._collector.submit(self._score, images, [record.id for record in records], targets)
 
     def close(self) -> None:
         """Stop the workers; futures that have not begun are cancelled. Idempotent."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
         self._collector.shutdown(cancel_futures=True)
 
     def _score(self, images: np.ndarray, ids: list[str], targets: list[str]) -> RewardResult:
         details, shares = [], []
-        for read, target in zip(self._read(images, ids), targets, strict=True):
+        for read, target in zip(self._pool.read(images, ids), targets, strict=True):
             shares.append(letter_shares(read, target, self._params.substring))
             score = text_reward(read, target, self._params.substring)
             exact = normalized(read) == normalized(target)
             details.append({"target": target, "read": read, "exact": exact, "score": score})
         return RewardResult(np.array([detail["score"] for detail in details], np.float32), details, shares)
 
-    def _read(self, images: np.ndarray, ids: list[str]) -> list[str]:
-        side = self._params.read_side
-        if self._pool is None:
-            return read_pictures(images, ids, side)
-        size = max(1, min(_CHUNK, math.ceil(len(ids) / self._params.workers)))
-        chunks = [slice(start, start + size) for start in range(0, len(ids), size)]
-        reads: list[str] = []
-        try:
-            tasks = [self._pool.submit(read_pictures, images[chunk], ids[chunk], side) for chunk in chunks]
-            for task in tasks:
-                reads += task.result()
-        except BrokenProcessPool as error:
-            first = ids[len(reads)]
-            raise RewardError(
-                f"{first}: an OCR worker died before this picture was read (out of memory?); "
-                f"lower rewards.ocr.workers and resume"
-            ) from error
-        return reads
 
+def target_text(record: PromptRecord) -> str:
+    """The word that the record's prompt quotes.
 
-def _target(record: PromptRecord) -> str:
+    Raises:
+        RewardError: it has none; names the record's id.
+    """
     text = record.metadata.get("text")
     if not isinstance(text, str) or not normalized(text):
         raise RewardError(
@@ -157,44 +132,14 @@ def _target(record: PromptRecord) -> str:
     return text
 
 
-def read_pictures(images: np.ndarray, ids: list[str], side: int) -> list[str]:
-    """The text of each picture, its lines from top to bottom joined by blanks, read in this process.
-
-    Args:
-        images: uint8 (n, height, width, 3), RGB.
-        ids: n record ids, for error messages.
-        side: pixels; a picture whose longer side is shorter is enlarged to it (and to twice that if no text is found).
-
-    Raises:
-        RewardError: the reader cannot be loaded or fails; the message names the record's id.
-    """
-    reads = []
-    for image, record_id in zip(images, ids, strict=True):
-        try:
-            lines = _lines(image, side)
-            if not lines and max(image.shape) < _SECOND_LOOK * side:
-                lines = _lines(image, round(_SECOND_LOOK * side))
-        except Exception as error:  # whatever it is, it must reach the user with the record's id, never as a zero
-            reason = (str(error).strip() or "no message").splitlines()[-1]  # onnxruntime's is a whole traceback
-            raise RewardError(f"{record_id}: the OCR reader failed: {type(error).__name__}: {reason}") from error
-        reads.append(" ".join(lines))
-    return reads
+def ppocrv4(side: int) -> TextReader:
+    """The reward's reader; ``side`` is `rewards.ocr.read_side`."""
+    return TextReader(reader, _lines, side)
 
 
-def _lines(image: np.ndarray, side: int) -> list[str]:
-    found, _ = reader()(_enlarged(image, side)[..., ::-1], use_cls=False)  # PP-OCR wants BGR
+def _lines(image: np.ndarray) -> list[str]:
+    found, _ = reader()(image[..., ::-1], use_cls=False)  # PP-OCR wants BGR
     return [text for _, text, _ in found or ()]
-
-
-def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """The picture with its longer side at least ``side`` pixels: bicubic; a larger one stays as it is."""
-    import cv2
-
-    scale = side / max(image.shape[:2])
-    if scale <= 1:
-        return image
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 @cache
@@ -215,23 +160,3 @@ def reader() -> "RapidOCR":
         rec_img_shape=[3, _TEXT_HEIGHT, _TEXT_HEIGHT],  # the last is the least width; the text's own if larger
         rec_batch_num=1,  # a batch is padded to its widest text, which changes what is read in the others
     )
-
-
-def _load_reader() -> None:
-    reader()  # not returned: it cannot be pickled
-
-
-def _start_worker() -> None:
-    """Runs once in each worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and closes the pool
-    os.environ["OMP_NUM_THREADS"] = "1"
-    keep_freed_memory()
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    """End this process when its parent is gone: after a SIGKILL nobody else would."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -1,6 +1,8 @@
 """Preference reward: PickScore's formula (Kirstain et al., arXiv 2305.01569) over any CLIP model.
 
-    score(picture, prompt) = exp(logit_scale) * cos(image features, text features)          features in float32
+    score(picture, prompt) = exp(logit_scale) * cos(image features, text features)
+
+Features are brought to unit length, and compared, in float32; `params.precision` says how the networks compute them.
 
 The reward is ``score / scale`` (26 for PickScore_v1, whose scores lie around 15 to 26). The same code opens
 ``yuvalkirstain/PickScore_v1`` and the miniature's synthetic stand-in, which is a plain `CLIPModel` directory.
@@ -30,7 +32,7 @@ class PreferenceReward:
         Raises:
             StarError: the model or its processor cannot be opened.
         """
-        self._scale = params.scale
+        self._scale, self._precision = params.scale, params.precision
         self._model, self._processor = open_clip(params.path, params.revision)
         torch.nn.Module.to(self._model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -41,7 +43,8 @@ class PreferenceReward:
             RewardError: pictures of another type or shape, or a score that is not finite; names the record's id.
         """
         check_batch(self.name, images, records)
-        undivided = clip_scores(self._model, self._processor, images, [record.prompt for record in records])
+        prompts = [record.prompt for record in records]
+        undivided = clip_scores(self._model, self._processor, images, prompts, self._precision)
         for score, record in zip(undivided, records, strict=True):
             if not np.isfinite(score):
                 raise RewardError(f"{record.id}: reward preference: the score is {score}; check the model's weights")
@@ -50,14 +53,20 @@ class PreferenceReward:
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """Features of uint8 pictures (n, height, width, 3), of length 1: float32 (n, d)."""
-        return image_features(self._model, self._processor, images).cpu().numpy()
+        return image_features(self._model, self._processor, images, self._precision).cpu().numpy()
 
     def close(self) -> None:
         """Nothing to give back: the model goes with the object."""
 
 
 @torch.no_grad()
-def clip_scores(model: CLIPModel, processor: ProcessorMixin, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+def clip_scores(
+    model: CLIPModel,
+    processor: ProcessorMixin,
+    images: np.ndarray,
+    prompts: Sequence[str],
+    precision: str = "float32",
+) -> np.ndarray:
     """``exp(logit_scale) * cos`` of picture i and prompt i: float32 (n,).
 
     Each different prompt is encoded once; prompts longer than the text model's positions are cut.
@@ -67,10 +76,11 @@ def clip_scores(model: CLIPModel, processor: ProcessorMixin, images: np.ndarray,
         processor: its CLIP processor.
         images: uint8 (n, height, width, 3).
         prompts: n texts.
+        precision: float32, or bf16 for autocast.
     """
     distinct = list(dict.fromkeys(prompts))
-    texts = text_features(model, processor, distinct)  # (distinct, d)
-    pictures = image_features(model, processor, images)  # (n, d)
+    texts = text_features(model, processor, distinct, precision)  # (distinct, d)
+    pictures = image_features(model, processor, images, precision)  # (n, d)
     row = {prompt: index for index, prompt in enumerate(distinct)}
     paired = texts[[row[prompt] for prompt in prompts]]  # (n, d)
     scores = model.logit_scale.float().exp() * (pictures * paired).sum(-1)  # (n,)

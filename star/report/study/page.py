@@ -11,7 +11,7 @@ from markupsafe import Markup
 from star.files import write_text_atomic
 from star.params import Params, fingerprint
 from star.report.figures import TASK_NAMES
-from star.report.page import interval, number, verdict
+from star.report.page import SECOND_READERS, interval, number, verdict
 from star.report.provenance import git_commit, package_versions
 from star.report.study.comparison import (
     AIM_RATIO,
@@ -30,7 +30,6 @@ from star.statistics import Interval
 
 WATCH_LABELS = {
     "preference": ("preference stand-in", "logit; not trained against"),
-    "second_reader": ("second reader", "OCR reward by a template reader"),
     "edges": ("edges", "share of pixels"),
     "dark": ("dark", "share of pixels"),
     "diversity": ("diversity", "mean difference of two pictures, of 255"),
@@ -67,6 +66,7 @@ def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
     template = _environment().from_string(_asset("star.report.study", "page.html.j2"))
     differences = [d for task in study.tasks for m in task.methods for d in (m.to_flow_grpo, m.to_control)]
     twice = len(study.tasks)  # flow_grpo with its control, and that with flow_grpo
+    reader = SECOND_READERS[params.study.second_reader]
     return template.render(
         css=Markup(_asset("star.report", "page.css") + _asset("star.report.study", "page.css")),
         params=params,
@@ -78,7 +78,7 @@ def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
         aim_ratio=AIM_RATIO,
         answers={task.task: list(answer(task)) for task in study.tasks},
         curves={task.task: learning_curves(task) for task in study.tasks},
-        watch_labels=WATCH_LABELS,
+        watch_labels=WATCH_LABELS | {"second_reader": ("second reader", f"OCR reward by {reader}")},
         log_labels=LOG_LABELS,
         quantile=t_quantile(params.study.seeds),
         half_width=t_quantile(params.study.seeds) / math.sqrt(params.study.seeds),
