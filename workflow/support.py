@@ -68,7 +68,7 @@ SECTIONS = {
 ENTRY = {
     "prepare_prompts": "star.prompts.prepare",
     "extract_core": "star.core",
-    "train_policy": "star.trainer",
+    "train_policy": "star.training",
     "evaluate_checkpoint": "star.evaluation",
     "write_report": "star.report.page",
     "study_run": "star.study",
@@ -79,8 +79,18 @@ ENTRY = {
 # each of a (task, method, seed, rate), would make `dvc repro` and `dvc status` ask for those days too.
 NOT_IN_DVC = ("study_run", "study_report")
 
-# They carry parameters and messages, not results: what matters of them reaches a rule through SECTIONS.
-NOT_RESULTS = ("star/cli.py", "star/errors.py", "star/params.py", "star/params.schema.yaml", "star/runtime.py")
+# They carry parameters, messages and locks, not results: what matters of them reaches a rule through SECTIONS.
+NOT_RESULTS = (
+    "star/cli.py",
+    "star/differences.py",
+    "star/errors.py",
+    "star/faults.py",
+    "star/interruption.py",
+    "star/lock.py",
+    "star/params.py",
+    "star/params.schema.yaml",
+    "star/runtime.py",
+)
 
 # Files of a model directory that decide what it draws; its card and training log do not.
 MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")

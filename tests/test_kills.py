@@ -1,0 +1,23 @@
+"""Killed at any moment, nothing is lost and nothing differs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.kills import PHASES
+
+
+@pytest.mark.slow
+def test_twenty_kills_in_every_phase_leave_no_trace():
+    """The same script runs longer by hand; it ends with an error at the first difference."""
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "20", "--stop", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert run.returncode == 0, run.stderr[-3000:]
+    counts = json.loads(run.stdout)
+    assert PHASES.keys() <= counts.keys()
+    assert sum(count for phase, count in counts.items() if "status" not in phase) >= 20
+    assert {"SIGTERM: status 75", "SIGUSR1: status 75"} <= counts.keys()
