@@ -4,6 +4,7 @@
 (sigma, timestep) pair is passed explicitly, never looked up.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,7 +27,9 @@ from star.attention import choose_kernel, use_joint_processor
 from star.conditioning import Conditioning, PromptStore
 from star.errors import StarError
 from star.files import sort_header, write_text_atomic
+from star.opening import OPENING_ERRORS
 from star.params import ModelParams, fingerprint
+from star.pipeline import find_pipeline, open_pipeline
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
 LORA_TARGETS = [
@@ -231,29 +234,22 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     autocast type.
 
     Raises:
-        StarError: a directory that lacks a part or is no SD3 pipeline, an unreadable model, an adapter that is
-            unreadable or of another base.
+        StarError: what `star.pipeline` refuses of the model, an adapter that is unreadable or of another base.
     """
-    _check_directory(Path(model.path))
+    folder = find_pipeline(model)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if model.tf32 else "highest")
     small = AUTOCAST_DTYPES.get(model.precision, torch.float32) if device.type == "cuda" else torch.float32
-    try:
-        pipe = StableDiffusion3Pipeline.from_pretrained(
-            model.path,
-            revision=model.revision,
-            dtype={"transformer": torch.float32, "vae": torch.float32, "default": small},
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise StarError(f"model.path {model.path}: cannot be opened as a StableDiffusion3Pipeline: {error}") from error
+    pipe = open_pipeline(folder, model, small)
+    if folder != Path(model.path):  # a hub id: what it stands for today is its commit, by which the cache has named it
+        model = dataclasses.replace(model, revision=folder.name)
     if adapter is not None:
         _check_base(adapter, pipe.transformer, model)
         try:
             pipe.load_lora_weights(adapter, weight_name=ADAPTER_FILE)
-        except (OSError, ValueError, RuntimeError) as error:
+        except OPENING_ERRORS as error:
             raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
     return SD3Policy(pipe.to(device), model)
 
@@ -286,26 +282,3 @@ def encoder_key(model: ModelParams) -> str:
     files = sorted(Path(model.path).glob("t*encoder*/*")) + sorted(Path(model.path).glob("tokenizer*/*"))
     listed = [(file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return fingerprint(model.path, model.revision, model.t5_tokens, model.precision, listed)
-
-
-def _check_directory(path: Path) -> None:
-    """For a local directory: the index and every part that it names are there. Hub ids pass."""
-    if not path.exists():
-        if path.is_absolute() or str(path).startswith((".", "models/")):
-            raise StarError(f"model.path {path}: no such directory; give a pipeline directory or a hub id")
-        return
-    index_file = path / "model_index.json"
-    if not index_file.is_file():
-        raise StarError(f"model.path {path}: model_index.json is missing; it is not a diffusers pipeline directory")
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    if index.get("_class_name") != "StableDiffusion3Pipeline":
-        raise StarError(f"model.path {path}: a {index.get('_class_name')}, not a StableDiffusion3Pipeline")
-    for part, value in index.items():
-        if part.startswith("_") or not isinstance(value, list) or value[0] is None:
-            continue
-        folder = path / part
-        if not folder.is_dir():
-            raise StarError(f"model.path {path}: the part {part}/ is missing; copy the whole pipeline directory")
-        is_model = not part.startswith(("tokenizer", "scheduler"))
-        if is_model and not list(folder.glob("*.safetensors")):
-            raise StarError(f"model.path {path}: {part}/ has no .safetensors weights (pickled weights are not loaded)")

@@ -27,7 +27,11 @@ def keep_freed_memory() -> bool:
 
 
 def stay_offline() -> None:
-    """Switch off telemetry, online tracking and chatter unless asked for; runs before the libraries load."""
+    """Switch off telemetry, online tracking and chatter unless asked for; runs before the libraries load.
+
+    Models that are directories need no network then, and nothing is sent; the hub is asked for hub ids alone, by
+    `star.hub`, unless HF_HUB_OFFLINE is set.
+    """
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DISABLE_TELEMETRY": "1",
@@ -36,5 +40,6 @@ def stay_offline() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_VERBOSITY": "error",
     }.items():
         os.environ.setdefault(name, value)

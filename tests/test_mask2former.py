@@ -386,22 +386,23 @@ def test_models_that_are_not_what_they_should_be(models: Path, tmp_path: Path) -
     assert "wants a path" in refusal(params_for(models, path=None))
     (tmp_path / "empty").mkdir()
     message = refusal(params_for(models, path=str(tmp_path / "empty")))
-    assert message.startswith("rewards.geneval.path") and "download it beforehand" in message
+    assert message.startswith("rewards.geneval.path") and "config.json is missing" in message
     assert "it is a clip" in refusal(params_for(models, path=str(models / "clip")))
     assert refusal(params_for(models, color_path=str(models / "detector"))).startswith("rewards.geneval.color_path")
 
 
 def test_model_with_missing_weights_or_classes_is_refused(models: Path, tmp_path: Path) -> None:
-    model = random_detector(133)
-    model.save_pretrained(tmp_path)
+    random_detector(133).save_pretrained(tmp_path)
     assert "the model has 133 classes" in refusal(params_for(models, path=str(tmp_path)))
+    model = random_detector(80)
+    model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["class_predictor.bias"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     assert "weights are missing, the first is class_predictor.bias" in refusal(params_for(models, path=str(tmp_path)))
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    assert "safetensors" in refusal(params_for(models, path=str(tmp_path)))
+    assert "no .safetensors weights" in refusal(params_for(models, path=str(tmp_path)))
 
 
 def test_hub_id_without_network_says_what_to_do(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

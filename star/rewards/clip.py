@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, CLIPModel, ProcessorMixin
 
-from star.rewards.pretrained import OPENING_ERRORS, cannot_open, open_model
+from star.hub import DESCRIPTIONS, model_folder
+from star.opening import OPENING_ERRORS, cannot_open
+from star.rewards.pretrained import find_model, open_model
 
 # Models published without a processor of their own -> where the processor lies.
 PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
@@ -26,15 +28,22 @@ def open_clip(
     Raises:
         StarError: either cannot be opened; begins with ``key``.
     """
-    model = open_model(CLIPModel, path, revision, key)
+    return open_model(CLIPModel, path, revision, key), _open_processor(path, revision, key)
+
+
+def find_clip(path: str, revision: str | None, key: str) -> None:
+    """Have all of a CLIP model on this machine, without reading its weights; raises as `open_clip`."""
+    find_model(CLIPModel, path, revision, key)
+    _open_processor(path, revision, key)
+
+
+def _open_processor(path: str, revision: str | None, key: str) -> ProcessorMixin:
     source = PROCESSORS.get(path, path)
+    folder = model_folder(source, revision if source == path else None, key, DESCRIPTIONS)
     try:
-        processor = AutoProcessor.from_pretrained(
-            source, revision=revision if source == path else None, trust_remote_code=False, backend="pil"
-        )
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True, backend="pil")
     except OPENING_ERRORS as error:
         raise cannot_open("CLIP processor", source, key, error) from error
-    return model, processor
 
 
 @torch.no_grad()

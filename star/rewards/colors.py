@@ -13,6 +13,7 @@ from star.prompts.geneval import COLORS
 from star.rewards.clip import image_features, open_clip, text_features
 from star.rewards.detection import Detection
 
+KEY = "rewards.geneval.color_path"
 BACKGROUND = 0x99  # grey level of what is not the object
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 
@@ -26,7 +27,7 @@ class ColorClassifier:
         Raises:
             StarError: it cannot be opened.
         """
-        self._model, self._processor = open_clip(path, revision, "rewards.geneval.color_path")
+        self._model, self._processor = open_clip(path, revision, KEY)
         torch.nn.Module.to(self._model, device)
         self._texts: dict[str, torch.Tensor] = {}
 

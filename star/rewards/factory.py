@@ -1,5 +1,7 @@
 """The reward of a task, ready to use."""
 
+from collections.abc import Collection
+
 from star.errors import StarError
 from star.params import GenevalParams, RewardsParams
 from star.rewards.base import Reward
@@ -21,6 +23,23 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
 
         return PreferenceReward(params.preference)
     raise ValueError(f"no reward for task {task!r}")
+
+
+def find_models(tasks: Collection[str], params: RewardsParams) -> None:
+    """Have on this machine, and known for what they are, all models that judge the tasks: no surprise hours later.
+
+    Raises:
+        StarError: a model that is not to be had or is of another kind; weights are read only when it is opened.
+    """
+    if "geneval" in tasks and params.geneval.detector == "mask2former":
+        from star.rewards import mask2former
+
+        mask2former.find_models(params.geneval)
+    if "preference" in tasks:
+        from star.rewards import preference
+        from star.rewards.clip import find_clip
+
+        find_clip(params.preference.path, params.preference.revision, preference.KEY)
 
 
 def build_detector(params: GenevalParams) -> Detector:

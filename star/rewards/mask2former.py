@@ -21,13 +21,16 @@ from transformers import Mask2FormerForUniversalSegmentation
 from star.errors import StarError
 from star.params import GenevalParams
 from star.prompts.geneval import COCO_CLASSES, COLORS
+from star.rewards.clip import find_clip
+from star.rewards.colors import KEY as COLOR_KEY
 from star.rewards.colors import ColorClassifier, object_crop
 from star.rewards.detection import Detection, DetectionError
 from star.rewards.geneval import keep_detections
-from star.rewards.pretrained import open_model
+from star.rewards.pretrained import find_model, open_model
 
 Size = tuple[int, int]
 
+KEY = "rewards.geneval.path"
 LONG_SIDE, SHORT_SIDE = 1333, 800  # a picture is scaled to the largest size within
 STRIDE = 32  # the network's input is a multiple of it
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 8-bit red, green, blue
@@ -59,19 +62,12 @@ class Mask2FormerDetector:
         Raises:
             StarError: a model is not named, cannot be opened, or has not COCO's 80 classes.
         """
-        if params.path is None or params.color_path is None:
-            raise StarError("rewards.geneval: the detector mask2former wants a path and a color_path")
+        path, color_path = find_models(params)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._params = params
         self._threshold = min(params.score_threshold, params.counting_threshold)
-        key = "rewards.geneval.path"
-        self._model = open_model(Mask2FormerForUniversalSegmentation, params.path, params.revision, key).to(device)
-        if self._model.config.num_labels != len(COCO_CLASSES):
-            raise StarError(
-                f"{key} {params.path!r}: the model has {self._model.config.num_labels} classes; give one for COCO "
-                f"instances, which has {len(COCO_CLASSES)}"
-            )
-        self._colors = ColorClassifier(params.color_path, params.color_revision, device)
+        self._model = open_model(Mask2FormerForUniversalSegmentation, path, params.revision, KEY).to(device)
+        self._colors = ColorClassifier(color_path, params.color_revision, device)
 
     def detect(self, images: np.ndarray) -> list[list[Detection]]:
         """Detections of pictures, best first.
@@ -114,6 +110,24 @@ class Mask2FormerDetector:
                 raise DetectionError(picture, "the colour model's output is not finite; check its weights")
             colored[picture].append(replace(detection, color=COLORS[int(row.argmax())]))
         return colored
+
+
+def find_models(params: GenevalParams) -> tuple[str, str]:
+    """Have both models on this machine, without reading their weights; returns what names them.
+
+    Raises:
+        StarError: a model is not named, is not to be had, or has not COCO's 80 classes.
+    """
+    if params.path is None or params.color_path is None:
+        raise StarError("rewards.geneval: the detector mask2former wants a path and a color_path")
+    _, config = find_model(Mask2FormerForUniversalSegmentation, params.path, params.revision, KEY)
+    if config.num_labels != len(COCO_CLASSES):
+        raise StarError(
+            f"{KEY} {params.path!r}: the model has {config.num_labels} classes; give one for COCO instances, which has "
+            f"{len(COCO_CLASSES)}"
+        )
+    find_clip(params.color_path, params.color_revision, COLOR_KEY)
+    return params.path, params.color_path
 
 
 def network_input(images: Tensor) -> tuple[Tensor, Sizes]:

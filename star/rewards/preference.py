@@ -20,6 +20,8 @@ from star.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch, finished
 from star.rewards.clip import image_features, open_clip, text_features
 
+KEY = "rewards.preference.path"
+
 
 class PreferenceReward:
     """Scores in about [0, 1.2]: `clip_scores` divided by ``params.scale``; details hold the undivided ``score``."""
@@ -33,7 +35,7 @@ class PreferenceReward:
             StarError: the model or its processor cannot be opened.
         """
         self._scale, self._precision = params.scale, params.precision
-        self._model, self._processor = open_clip(params.path, params.revision)
+        self._model, self._processor = open_clip(params.path, params.revision, KEY)
         torch.nn.Module.to(self._model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
