@@ -34,7 +34,7 @@ from star.epoch import check_processes, window_start
 from star.errors import StarError
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params
-from star.policy import SD3Policy, load_policy
+from star.policy import SD3Policy, base_fingerprint, load_policy
 from star.processes import ALONE, Processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardResult
@@ -276,11 +276,19 @@ class Trainer:
         tensors: dict[str, Tensor] = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
         tensors |= optimizer_tensors(self.optimizer, "optimizer.")
-        save_state(path, tensors, {"epoch": self.epoch, "updates": self.updates})
+        base = base_fingerprint(self.policy.transformer)
+        save_state(path, tensors, {"epoch": self.epoch, "updates": self.updates, "base": base})
 
     @torch.no_grad()
     def restore(self, path: Path) -> None:
+        """Go on from a state that `save` has written.
+
+        Raises:
+            StarError: an unreadable state, or that of a training on another base model.
+        """
         tensors, facts = load_state(path)
+        if facts["base"] != base_fingerprint(self.policy.transformer):
+            raise StarError(f"{path}: the state of a training on another base model; delete it to start over")
         for i, (parameter, value) in enumerate(zip(self.parameters, self.average.values, strict=True)):
             parameter.copy_(tensors[f"adapter.{i}"])
             value.copy_(tensors[f"ema.{i}"])

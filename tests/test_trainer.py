@@ -204,6 +204,15 @@ def test_resumed_equals_uninterrupted(tmp_path, records):
         }
 
 
+def test_the_state_of_a_training_on_another_base_is_refused(tmp_path, records):
+    run = trainer(small(), "star", records)
+    run.save(tmp_path / "state.safetensors")
+    other = trainer(small(), "star", records)
+    other.policy.transformer.transformer_blocks[2].norm1.linear.weight.data += 1e-3
+    with pytest.raises(StarError, match="state.safetensors: the state of a training on another base model; delete it"):
+        other.restore(tmp_path / "state.safetensors")
+
+
 def test_a_training_raises_its_reward(records):
     run = trainer(small(learning_rate=3e-3, group_size=8, prompts_per_epoch=2), "star", records[:2])
     rewards = [run.train_epoch()["reward_mean"] for _ in range(8)]
