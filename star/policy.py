@@ -250,6 +250,12 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     return SD3Policy(pipe.to(device), model)
 
 
+def check_adapter(adapter: Path) -> None:
+    """Refuse a folder that holds no adapter, before a model is opened for it."""
+    if not (adapter / ADAPTER_FILE).is_file():
+        raise StarError(f"{adapter}: no {ADAPTER_FILE} in it; give the adapter folder of a finished training")
+
+
 def base_fingerprint(transformer: SD3Transformer2DModel) -> str:
     """Tells a base from others by its configuration and the beginning of each weight, wherever it lies; adapters do not
     count."""

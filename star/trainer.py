@@ -28,10 +28,12 @@ from tqdm import tqdm
 from star.allocation import allocation_weights, controlled, normalised_entropy
 from star.attention import CoreKeys
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
+from star.checks import check_folders, find_all_models
 from star.core import clause_records, core_token_weights, scattered
 from star.ema import Average
 from star.epoch import check_processes, window_start
 from star.errors import StarError
+from star.fit import check_core
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params
 from star.policy import SD3Policy, base_fingerprint, load_policy
@@ -92,8 +94,8 @@ class Trainer:
     def allocate(self, allocation: AllocationParams) -> None:
         """Spread advantages by ``allocation`` from now on."""
         self.allocation = allocation
-        self.uses_maps = allocation.source != "uniform" and allocation.lam > 0
-        flat = allocation.source != "uniform" and not self.uses_maps  # strength 0 is Flow-GRPO, bit for bit
+        self.uses_maps = allocation.uses_maps
+        flat = allocation.source != "uniform" and not self.uses_maps
         self.compute_surrogate = SURROGATES["scalar" if flat else allocation.objective]
         self._core: dict[tuple[str, bool], Tensor] = {}
 
@@ -249,7 +251,7 @@ class Trainer:
         return item.trajectory.transition(self.policy, row, self.schedule, self.params.rollout)
 
     def core_keys(self, records: Sequence[PromptRecord], clause_wise: bool) -> CoreKeys:
-        """Core tokens of a batch as keys of the joint attention; spans cut off by the text length are reported."""
+        """Core tokens of a batch as keys of the joint attention."""
         for record in records:
             if (record.id, clause_wise) not in self._core:
                 self._core[record.id, clause_wise] = self._core_weights(record, clause_wise)
@@ -261,9 +263,6 @@ class Trainer:
         for part in clause_records(record) if clause_wise else [record]:
             policy, kinds = self.policy, self.params.core.weights
             tokens = core_token_weights(part, policy.tokenizers, policy.text_lengths, kinds, self.allocation.encoders)
-            for span in tokens.dropped:
-                text = record.prompt[span.start : span.end]
-                tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")
             weights.append(tokens.weights)
         stacked = np.stack(weights)
         if self.allocation.source == "random_tokens":
@@ -319,6 +318,12 @@ class Trainer:
                 shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
 
 
+def records_ahead(records: Sequence[PromptRecord], params: Params) -> list[PromptRecord]:
+    """The records that a training will draw, each once: those of its epochs and those of its sample sheets."""
+    ahead = [record for epoch in range(params.train.epochs) for record in epoch_prompts(records, params, epoch)]
+    return list({record.id: record for record in [*ahead, *records[:SHEET_PROMPTS]]}.values())
+
+
 def epoch_prompts(records: Sequence[PromptRecord], params: Params, epoch: int) -> list[PromptRecord]:
     """The prompts of an epoch: the set is taken in a new seeded order at each pass."""
     count = params.train.prompts_per_epoch
@@ -368,22 +373,25 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
     """Train ``method`` on ``task``, resuming from ``work``; ``output`` is filled only when the training is complete.
 
     Raises:
-        StarError: an unknown method, records of another task, an unusable model, a reward that fails, or a
-            non-finite loss.
+        StarError: an unknown method, records of another task, a folder that cannot be written, an unusable model or
+            prompt (all of these before a model is opened), a reward that fails, or a non-finite loss.
     """
     allocation = params.method(method)
     wrong = next((record for record in records if record.task != task), None)
     if wrong is not None:
         raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
+    check_folders(params, work, output)
     accelerator = Accelerator(
         log_with="wandb" if params.train.tracker == "wandb" else None, project_dir=str(work), cpu=not _has_gpu()
     )
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)
-    policy = load_policy(params.model, accelerator.device)
-    accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
+    ahead = records_ahead(records, params)
+    check_core(params, find_all_models(params, [task]), allocation, ahead, accelerator.print)
     reward = build_reward(task, params.rewards)
     try:
+        policy = load_policy(params.model, accelerator.device)
+        accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
         trainer = Trainer(params, allocation, records, reward, policy, processes)
         if params.train.tracker == "wandb":
             accelerator.init_trackers(
@@ -394,9 +402,7 @@ def train(params: Params, task: str, method: str, records: Sequence[PromptRecord
             flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
             accelerator.log(flat, step=line["epoch"])
 
-        ahead = [r.prompt for e in range(params.train.epochs) for r in epoch_prompts(records, params, e)]
-        ahead += [record.prompt for record in records[:SHEET_PROMPTS]]
-        policy.prepare_prompts(processes.own(list(dict.fromkeys(ahead)), 1))
+        policy.prepare_prompts(processes.own(list(dict.fromkeys(record.prompt for record in ahead)), 1))
         accelerator.wait_for_everyone()
         title = f"{task} {method}"
         run_epochs(trainer, work, title, params.train.sample_every, lambda: _draw(trainer, work), log)
