@@ -104,23 +104,10 @@ class Trainer:
     def train_epoch(self) -> dict:
         """Run one epoch and return its log line."""
         seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
-        clock = time.perf_counter()
         updates = self.params.train.updates_per_epoch
         planned = list(enumerate(plan_epoch(self.records, self.params, self.epoch)))
         numbers, batches = zip(*self.processes.own(planned, updates), strict=True)
-        # Beside a GPU the CPU scores while the next batch is drawn. On a CPU both would wait for the same cores: two
-        # threads of one product, of which one is slowed, cost more than the scoring.
-        overlap = self.policy.device.type != "cpu"
-        trajectories: list[Trajectory] = []
-        pending: list[Future[RewardResult]] = []
-        for i, batch in enumerate(batches):
-            trajectories.append(self.sample(batch))
-            submitted = time.perf_counter()
-            if overlap or i == len(batches) - 1:
-                for late in range(len(pending), i + 1):
-                    pending.append(self.reward.submit(trajectories[late].pictures, batches[late].records))
-            seconds["reward"] += time.perf_counter() - submitted
-        seconds["rollout"] = time.perf_counter() - clock - seconds["reward"]
+        trajectories, pending = self.draw(batches, seconds)
         clock = time.perf_counter()
         results = [scoring.result() for scoring in pending]
         seconds["reward"] += time.perf_counter() - clock
@@ -135,6 +122,27 @@ class Trainer:
         images = self.params.images_per_epoch
         line |= {"images": images * self.epoch, "updates": self.updates, "seconds": seconds}
         return line | {"images_per_s": images / sum(seconds.values())}
+
+    def draw(
+        self, batches: Sequence[Batch], seconds: dict[str, float]
+    ) -> tuple[list[Trajectory], list[Future[RewardResult]]]:
+        """Sample batches and hand them to the reward, each at once or all after the last one (see `overlaps`).
+
+        Args:
+            seconds: what it takes is added to ``rollout`` and, as far as the reward did not return at once, ``reward``.
+        """
+        trajectories: list[Trajectory] = []
+        pending: list[Future[RewardResult]] = []
+        for i, batch in enumerate(batches):
+            clock = time.perf_counter()
+            trajectories.append(self.sample(batch))
+            submitted = time.perf_counter()
+            if overlaps(self.policy.device) or i == len(batches) - 1:
+                for late in range(len(pending), i + 1):
+                    pending.append(self.reward.submit(trajectories[late].pictures, batches[late].records))
+            seconds["rollout"] += submitted - clock
+            seconds["reward"] += time.perf_counter() - submitted
+        return trajectories, pending
 
     def sample(self, batch: Batch) -> Trajectory:
         return roll_out(
@@ -316,6 +324,15 @@ class Trainer:
             (output / folder).mkdir(exist_ok=True)
             if (work / folder).exists():
                 shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether pictures are scored while the next batch is drawn.
+
+    Beside a GPU, the CPU scores meanwhile. On a CPU both would wait for the same cores: two threads of one product, of
+    which one is slowed, cost more than the scoring.
+    """
+    return device.type != "cpu"
 
 
 def records_ahead(records: Sequence[PromptRecord], params: Params) -> list[PromptRecord]:
