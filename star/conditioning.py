@@ -91,10 +91,14 @@ class PromptStore:
     def _write(self, prompt: str, value: Conditioning) -> None:
         """Atomic, by a name of this process's own: others may write the same prompt."""
         path = self._file(prompt)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file({"embeds": value.embeds.contiguous(), "pooled": value.pooled.contiguous()}, temporary)
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"embeds": value.embeds.contiguous(), "pooled": value.pooled.contiguous()}, temporary)
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StarError(f"model.prompt_cache: {path.parent} cannot be written ({reason})") from error
 
     def _read(self, prompt: str) -> bool:
         """Whether the folder has the prompt, which then is in memory."""

@@ -6,7 +6,7 @@ attention are the positions of the two CLIP encoders, joined feature by feature,
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+REPORTED = 10  # prompts named in a report
 EVERY_ENCODER: Mapping[str, float] = {"clip": 1.0, "t5": 1.0}
 
 
@@ -31,11 +32,13 @@ class CoreTokens:
     """Weights of the text sequence's positions, and the spans that they do not cover in full.
 
     ``weights`` is float32 (clip_length + t5_length,), zero for what is no core token; ``dropped`` holds each weighted
-    span of which some character has no token in a part that counts: cut by its length, or unknown to it.
+    span of which some character has no token in a part that counts: cut by its length, or unknown to it. ``unseen`` has
+    these characters, word by word, for each part (``clip``, ``t5``) that counts.
     """
 
     weights: np.ndarray
     dropped: tuple[CoreSpan, ...]
+    unseen: Mapping[str, tuple[str, ...]]
 
 
 def extract_core(record: PromptRecord) -> tuple[CoreSpan, ...]:
@@ -83,6 +86,24 @@ def core_token_weights(
     Raises:
         StarError: no core yet, or no position with a weight above zero.
     """
+    tokens = core_tokens(record, tokenizers, lengths, kind_weights, encoder_weights)
+    if not tokens.weights.any():
+        raise StarError(nothing_seen([record], lengths, kind_weights))
+    return tokens
+
+
+def core_tokens(
+    record: PromptRecord,
+    tokenizers: "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]",
+    lengths: tuple[int, int],
+    kind_weights: Mapping[str, float],
+    encoder_weights: Mapping[str, float] = EVERY_ENCODER,
+) -> CoreTokens:
+    """As `core_token_weights`, which explains the arguments, for prompts that may have no position left.
+
+    Raises:
+        StarError: no core yet, or none that counts.
+    """
     if record.core is None:
         raise StarError(f"prompt {record.id}: no core spans; run `star core` on its file first")
     spans = [span for span in record.core if kind_weights.get(span.kind, 0.0) > 0]
@@ -97,14 +118,25 @@ def core_token_weights(
     clip_weights = np.maximum(_weigh(clip, spans, kind_weights), _weigh(clip2, spans, kind_weights))
     t5_weights = _weigh(t5, spans, kind_weights)
     weights = np.concatenate([encoder_weights["clip"] * clip_weights, encoder_weights["t5"] * t5_weights])
-    if not weights.any():
-        raise StarError(
-            f"prompt {record.id}: no core content within {clip_length} CLIP and {t5_length} T5 tokens; shorten the "
-            f"prompt or raise model.t5_tokens"
-        )
-    parts = [_covered(ranges) for name, ranges in (("clip", clip + clip2), ("t5", t5)) if encoder_weights[name] > 0]
-    dropped = (span for span in spans if not all(_inked(record.prompt, span) <= part for part in parts))
-    return CoreTokens(weights, tuple(dropped))
+    parts = {
+        name: _covered(ranges) for name, ranges in (("clip", clip + clip2), ("t5", t5)) if encoder_weights[name] > 0
+    }
+    dropped = (span for span in spans if not all(_inked(record.prompt, span) <= part for part in parts.values()))
+    unseen = {name: tuple(_unseen_words(record.prompt, spans, part)) for name, part in parts.items()}
+    return CoreTokens(weights, tuple(dropped), unseen)
+
+
+def nothing_seen(records: Sequence[PromptRecord], lengths: tuple[int, int], kind_weights: Mapping[str, float]) -> str:
+    """The error for prompts without a core token: their ids and what was to be found."""
+    first = records[0]
+    counting = [span for span in first.core or () if kind_weights.get(span.kind, 0.0) > 0]
+    content = ", ".join(repr(first.prompt[span.start : span.end]) for span in counting)
+    others = list(dict.fromkeys(record.id for record in records[1:] if record.id != first.id))
+    also = f" (so do {', '.join(others[:REPORTED])}{' and more' if len(others) > REPORTED else ''})" if others else ""
+    return (
+        f"prompt {first.id}: no core content ({content}) within {lengths[0]} CLIP and {lengths[1]} T5 tokens{also}; "
+        "shorten or remove the prompt, or raise model.t5_tokens"
+    )
 
 
 def clause_records(record: PromptRecord) -> list[PromptRecord]:
@@ -223,6 +255,15 @@ def _weigh(
 
 def _covered(ranges: Iterable[tuple[int, int]]) -> set[int]:
     return {index for start, end in ranges for index in range(start, end)}
+
+
+def _unseen_words(prompt: str, spans: Iterable[CoreSpan], covered: set[int]) -> Iterator[str]:
+    """The characters of the spans that no token covers, those of a word together."""
+    for span in spans:
+        for word in re.finditer(r"\S+", prompt[span.start : span.end]):
+            places = range(span.start + word.start(), span.start + word.end())
+            if unseen := "".join(prompt[place] for place in places if place not in covered):
+                yield unseen
 
 
 def _inked(prompt: str, span: CoreSpan) -> set[int]:

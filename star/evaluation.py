@@ -19,9 +19,10 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from star.checks import check_folders, find_all_models
 from star.files import remove, write_text_atomic
 from star.params import TASKS, Params, fingerprint
-from star.policy import SD3Policy, load_policy
+from star.policy import SD3Policy, check_adapter, load_policy
 from star.processes import ALONE, Processes
 from star.quality import feature_diversity, picture_statistics, pixel_diversity
 from star.records import PromptRecord, read_records
@@ -49,11 +50,17 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         output: folder; scores.json is written last.
 
     Raises:
-        StarError: unreadable prompts, model or adapter, or a reward that fails.
+        StarError: unreadable prompts, a folder that cannot be written, an unusable model or adapter (all of these
+            before a picture is drawn), or a reward that fails.
     """
+    records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
+    check_folders(params, work, output)
+    if adapter is not None:
+        check_adapter(adapter)
+    find_all_models(params, TASKS)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     processes = Processes.of(accelerator)
-    records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
+    judge = PreferenceReward(params.rewards.preference)
     policy = load_policy(params.model, accelerator.device, adapter)
     accelerator.print(f"{checkpoint}: {processes}", flush=True)
     policy.compile()
@@ -61,7 +68,6 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
     accelerator.wait_for_everyone()
     seconds = {"sampling": 0.0, "scoring": 0.0}
-    judge = PreferenceReward(params.rewards.preference)
     for task, tested in records.items():
         lines = _run_benchmark(policy, params, task, tested, judge, work, processes, seconds)
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)

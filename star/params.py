@@ -95,6 +95,11 @@ class AllocationParams:
     smoothing: float
     temporal: str
 
+    @property
+    def uses_maps(self) -> bool:
+        """Whether attention decides anything; strength 0 is Flow-GRPO, bit for bit."""
+        return self.source != "uniform" and self.lam > 0
+
 
 @dataclass(frozen=True)
 class TrainParams:

@@ -254,12 +254,21 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     return SD3Policy(pipe.to(device), model)
 
 
+def check_adapter(adapter: Path) -> None:
+    """Refuse a folder that holds no adapter, before a model is opened for it."""
+    if not (adapter / ADAPTER_FILE).is_file():
+        raise StarError(f"{adapter}: no {ADAPTER_FILE} in it; give the adapter folder of a finished training")
+
+
 def base_fingerprint(transformer: SD3Transformer2DModel) -> str:
-    """Tells a base from others by its configuration and the weights of its first and last layer, wherever it lies."""
+    """Tells a base from others by its configuration and the beginning of each weight, wherever it lies; adapters do not
+    count."""
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for layer in (transformer.pos_embed.proj, transformer.proj_out):
-        digest.update(layer.weight.detach().float().cpu().numpy().tobytes())
+    weights = {name: weight for name, weight in transformer.named_parameters() if ".lora_" not in name}
+    beginnings = {name.replace(".base_layer", ""): w.detach().flatten()[:64] for name, w in weights.items()}
+    for name in sorted(beginnings):
+        digest.update(beginnings[name].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -268,12 +277,18 @@ def _check_base(adapter: Path, transformer: SD3Transformer2DModel, model: ModelP
     file = adapter / BASE_FILE
     if not file.exists():
         return
-    base = json.loads(file.read_text(encoding="utf-8"))
-    if base["fingerprint"] != base_fingerprint(transformer):
-        revision = f" at {base['revision']}" if base["revision"] else ""
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))
+        path, revision, known = base["path"], base["revision"], base["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StarError(
-            f"{adapter}: trained on another base, {base['path']}{revision}, and not on {model.path}; set model.path "
-            "and model.revision to that base"
+            f"{file}: does not say what the adapter was trained on ({error!r}); delete it if you know"
+        ) from error
+    if known != base_fingerprint(transformer):
+        pinned = f" at {revision}" if revision else ""
+        raise StarError(
+            f"{adapter}: trained on another base, {path}{pinned}, and not on {model.path}; set model.path and "
+            "model.revision to that base"
         )
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from star.checkpoint import States
+from star.checks import check_folders, find_all_models
 from star.evaluation import Sample, draw_and_score
 from star.files import remove, write_text_atomic
+from star.fit import check_core
 from star.interruption import listening
 from star.lock import take_lock
 from star.params import Params
@@ -29,7 +31,7 @@ from star.rollout import sample_pictures
 from star.second_reader import read_again
 from star.seeds import seed_of
 from star.trainer import Trainer
-from star.training import run_epochs
+from star.training import records_ahead, run_epochs
 
 # Keys of a scored picture's detail: the graded score that is trained, and whether it is fully right.
 GRADED = {"geneval": "soft", "ocr": "score"}
@@ -66,10 +68,13 @@ def run_study(
     rewards = dataclasses.replace(params.rewards, ocr=ocr)
     trained = dataclasses.replace(params, seed=seed, train=settings, rewards=rewards)
     allocation = dataclasses.replace(params.allocation, **study.methods[method])
-    policy = load_policy(params.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    check_folders(params, work, output.parent)
+    folder = find_all_models(params, {task, "preference"})
+    check_core(params, folder, allocation, records_ahead(records, trained))
     reward = build_reward(task, rewards)
     curve = work / "curve.jsonl"
     try:
+        policy = load_policy(params.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         trainer = Trainer(trained, allocation, records, reward, policy)
 
         def look() -> None:

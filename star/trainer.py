@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from star.allocation import allocation_weights, controlled, normalised_entropy
 from star.attention import CoreKeys
@@ -31,7 +30,7 @@ from star.errors import Interrupted, StarError
 from star.faults import Fault, memory_for
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params
-from star.policy import SD3Policy
+from star.policy import SD3Policy, base_fingerprint
 from star.processes import ALONE, Processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
@@ -73,6 +72,7 @@ class Trainer:
         self.processes = processes
         train = params.train
         self.schedule = policy.schedule(params.rollout.steps)
+        self.base = base_fingerprint(policy.transformer)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
         policy.compile()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
@@ -86,8 +86,8 @@ class Trainer:
     def allocate(self, allocation: AllocationParams) -> None:
         """Spread advantages by ``allocation`` from now on."""
         self.allocation = allocation
-        self.uses_maps = allocation.source != "uniform" and allocation.lam > 0
-        flat = allocation.source != "uniform" and not self.uses_maps  # strength 0 is Flow-GRPO, bit for bit
+        self.uses_maps = allocation.uses_maps
+        flat = allocation.source != "uniform" and not self.uses_maps
         self.compute_surrogate = SURROGATES["scalar" if flat else allocation.objective]
         self._core: dict[tuple[str, bool], Tensor] = {}
 
@@ -136,22 +136,23 @@ class Trainer:
     def draw(
         self, batches: Sequence[Batch], seconds: dict[str, float]
     ) -> tuple[list[Trajectory], list[Future[RewardResult]]]:
-        """Rollouts of all batches, and their scoring, begun."""
-        # Beside a GPU the CPU scores while the next batch is drawn. On a CPU both would wait for the same cores: two
-        # threads of one product, of which one is slowed, cost more than the scoring.
-        overlap = self.policy.device.type != "cpu"
-        clock = time.perf_counter()
+        """Sample batches and hand them to the reward, each at once or all after the last one (see `overlaps`).
+
+        Args:
+            seconds: what it takes is added to ``rollout`` and, as far as the reward did not return at once, ``reward``.
+        """
         trajectories: list[Trajectory] = []
         pending: list[Future[RewardResult]] = []
         for i, batch in enumerate(batches):
+            clock = time.perf_counter()
             trajectories.append(self.sample(batch))
             submitted = time.perf_counter()
-            if overlap or i == len(batches) - 1:
+            if overlaps(self.policy.device) or i == len(batches) - 1:
                 for late in range(len(pending), i + 1):
                     pending.append(self.submit(batches[late], trajectories[late]))
+            seconds["rollout"] += submitted - clock
             seconds["reward"] += time.perf_counter() - submitted
             self.pause()
-        seconds["rollout"] = time.perf_counter() - clock - seconds["reward"]
         return trajectories, pending
 
     def submit(self, batch: Batch, trajectory: Trajectory) -> Future[RewardResult]:
@@ -323,7 +324,7 @@ class Trainer:
         return item.trajectory.transition(self.policy, row, self.schedule, self.params.rollout)
 
     def core_keys(self, records: Sequence[PromptRecord], clause_wise: bool) -> CoreKeys:
-        """Core tokens of a batch as keys of the joint attention; spans cut off by the text length are reported."""
+        """Core tokens of a batch as keys of the joint attention."""
         for record in records:
             if (record.id, clause_wise) not in self._core:
                 self._core[record.id, clause_wise] = self._core_weights(record, clause_wise)
@@ -335,9 +336,6 @@ class Trainer:
         for part in clause_records(record) if clause_wise else [record]:
             policy, kinds = self.policy, self.params.core.weights
             tokens = core_token_weights(part, policy.tokenizers, policy.text_lengths, kinds, self.allocation.encoders)
-            for span in tokens.dropped:
-                text = record.prompt[span.start : span.end]
-                tqdm.write(f"warning: {record.id}: core {span.kind} {text!r} falls off the text encoders' length")
             weights.append(tokens.weights)
         stacked = np.stack(weights)
         if self.allocation.source == "random_tokens":
@@ -355,12 +353,18 @@ class Trainer:
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
         tensors |= optimizer_tensors(self.optimizer, "optimizer.")
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        facts = {"epoch": self.epoch, "updates": self.updates, "skipped": self.skipped}
+        facts = {"epoch": self.epoch, "updates": self.updates, "skipped": self.skipped, "base": self.base}
         return copies, facts | {"scaler": self.scaler.state_dict()}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
-        """Go back to a `state`."""
+        """Go back to a `state`.
+
+        Raises:
+            StarError: it is of a training on another base model.
+        """
+        if facts["base"] != self.base:
+            raise StarError("the state of a training on another base model; set model.path and model.revision to it")
         for i, (parameter, value) in enumerate(zip(self.parameters, self.average.values, strict=True)):
             parameter.copy_(tensors[f"adapter.{i}"])
             value.copy_(tensors[f"ema.{i}"])
@@ -391,6 +395,15 @@ class Trainer:
             (output / folder).mkdir(exist_ok=True)
             if (work / folder).exists():
                 shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether pictures are scored while the next batch is drawn.
+
+    Beside a GPU, the CPU scores meanwhile. On a CPU both would wait for the same cores: two threads of one product, of
+    which one is slowed, cost more than the scoring.
+    """
+    return device.type != "cpu"
 
 
 def _clause_shares(result: RewardResult, clause_wise: bool) -> list[Tensor]:

@@ -18,10 +18,12 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from star.checkpoint import States
+from star.checks import check_folders, find_all_models
 from star.epoch import check_processes, epoch_prompts
 from star.errors import StarError
 from star.faults import Fault, save_fault
 from star.files import remove, write_text_atomic
+from star.fit import check_core
 from star.interruption import listening
 from star.lock import take_lock
 from star.params import Params
@@ -48,29 +50,33 @@ def train(
         identity: what decides the result; see `star.checkpoint.States`.
 
     Raises:
-        StarError: an unknown method, records of another task, an unusable model, a reward that fails, a loss that is
-            not finite, or a training that has these folders already.
+        StarError: an unknown method, records of another task, a folder that cannot be written, an unusable model or
+            prompt (all of these before a model is opened), a training that has these folders already, a reward that
+            fails, a loss that is not finite.
         Interrupted: the process was asked to stop, and the state is saved.
     """
     allocation = params.method(method)
     wrong = next((record for record in records if record.task != task), None)
     if wrong is not None:
         raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
+    check_folders(params, work, output)
     wandb = params.train.tracker == "wandb"
     accelerator = Accelerator(
         log_with="wandb" if wandb else None, project_dir=str(work), cpu=not torch.cuda.is_available()
     )
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)
+    ahead = records_ahead(records, params)
+    check_core(params, find_all_models(params, [task]), allocation, ahead, accelerator.print)
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
                 stack.callback(os.close, take_lock(folder / ".lock", f"star train {task} {method}"))
         interrupted = stack.enter_context(listening())
-        policy = load_policy(params.model, accelerator.device)
-        accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
         reward = build_reward(task, params.rewards)
         stack.callback(reward.close)
+        policy = load_policy(params.model, accelerator.device)
+        accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
         trainer = Trainer(params, allocation, records, reward, policy, processes)
         trainer.interrupted = interrupted
         if wandb:
@@ -81,9 +87,7 @@ def train(
             flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
             accelerator.log(flat, step=line["epoch"])
 
-        ahead = [r.prompt for e in range(params.train.epochs) for r in epoch_prompts(records, params, e)]
-        ahead += [record.prompt for record in records[:SHEET_PROMPTS]]
-        policy.prepare_prompts(processes.own(list(dict.fromkeys(ahead)), 1))
+        policy.prepare_prompts(processes.own(list(dict.fromkeys(record.prompt for record in ahead)), 1))
         accelerator.wait_for_everyone()
         states = States(work, params.train.keep_states, identity or {})
         run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, lambda: _draw(trainer, work), log)
@@ -92,6 +96,12 @@ def train(
             (output / ".lock").unlink()
             remove(work)
         accelerator.end_training()
+
+
+def records_ahead(records: Sequence[PromptRecord], params: Params) -> list[PromptRecord]:
+    """The records that a training will draw, each once: those of its epochs and those of its sample sheets."""
+    ahead = [record for epoch in range(params.train.epochs) for record in epoch_prompts(records, params, epoch)]
+    return list({record.id: record for record in [*ahead, *records[:SHEET_PROMPTS]]}.values())
 
 
 def run_epochs(
@@ -116,7 +126,10 @@ def run_epochs(
     settings, lines, main = trainer.params.train, states.folder / "log.jsonl", trainer.processes.main
     found = states.newest()
     if found is not None:
-        trainer.restore(*found)
+        try:
+            trainer.restore(*found)
+        except StarError as error:
+            raise StarError(f"{states.folder}: {error}") from error
     if main:
         _cut_log(lines, trainer.epoch)
         if trainer.epoch == 0:

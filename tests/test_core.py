@@ -412,7 +412,7 @@ def test_a_prompt_with_nothing_left_is_named(tokenizers):
     record = cored(record_of('a sign that says "HI"', {"text": "HI"}, "ocr"))
     with pytest.raises(StarError, match=r"prompt some-00001: core\.weights leaves out all it has \(carrier, text\)"):
         core_token_weights(record, tokenizers, LENGTHS, {"object": 1.0, "text": 0.0})
-    with pytest.raises(StarError, match="prompt some-00001: no core content within 4 CLIP and 4 T5 tokens"):
+    with pytest.raises(StarError, match="prompt some-00001: no core content \\('HI'\\) within 4 CLIP and 4 T5 tokens"):
         core_token_weights(record, tokenizers, (4, 4), {"text": 1.0})
     with pytest.raises(StarError, match="prompt some-00001: no core spans; run `star core`"):
         core_token_weights(record_of("a cat"), tokenizers, LENGTHS, ALL_KINDS)

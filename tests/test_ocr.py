@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +177,36 @@ def test_submit_does_not_wait_and_workers_have_no_torch(pooled: OcrReward) -> No
     loaded = pooled._pool._pool.submit(eval, "sorted(__import__('sys').modules)").result()
     assert "rapidocr_onnxruntime" in loaded
     assert not {"torch", "diffusers", "transformers", "torchvision"} & set(loaded)
+
+
+class Stalled(ThreadPoolExecutor):
+    """A pool whose workers read nothing before they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
+        def held() -> Any:
+            self.begun.set()
+            assert self.go.wait(20), "submit waits for the readers"
+            return function(*arguments, **options)
+
+        return super().submit(held)
+
+
+def test_submit_returns_however_slow_the_readers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches are handed over before either is read: on a GPU the trainer draws the next one meanwhile."""
+    monkeypatch.setattr("star.rewards.reading.read_pictures", lambda reader, images, ids: ["STAR"] * len(ids))
+    pool = Stalled()
+    reward = OcrReward(OcrParams(workers=0, substring=False, read_side=128))
+    reward._pool._workers, reward._pool._pool = 2, pool  # type: ignore[assignment]
+    pictures, records = signs(("STAR", "CAT"))
+    futures = [reward.submit(pictures, records) for _ in range(2)]
+    assert pool.begun.wait(20) and not any(future.done() for future in futures)
+    pool.go.set()
+    assert [future.result(60).scores.tolist() for future in futures] == [[1.0, 0.0]] * 2
+    reward.close()
 
 
 def test_a_worker_that_dies_is_replaced_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from diffusers import StableDiffusion3Pipeline
 from star.attention import CoreKeys
 from star.errors import StarError
 from star.params import load_params
-from star.policy import load_policy
+from star.policy import base_fingerprint, load_policy
 from star.rollout import Trajectory, roll_out, sample_pictures
 
 PARAMS = load_params(Path("params.yaml"))
@@ -113,6 +113,37 @@ def test_adapter_of_another_base_is_refused_wherever_the_base_lies(tmp_path):
     policy.transformer.save_pretrained(tmp_path / "moved" / "transformer")
     with pytest.raises(StarError, match=f"trained on another base, {EXACT.path}, and not on .*moved; set model.path"):
         load_policy(moved, CPU, tmp_path / "adapter")
+
+
+def test_a_base_is_told_from_one_that_was_trained_further_in_any_layer():
+    transformer = load_policy(EXACT, CPU).transformer
+    known = base_fingerprint(transformer)
+    transformer.transformer_blocks[3].attn.to_k.weight.data += 1e-3
+    other = base_fingerprint(transformer)
+    assert other != known
+    policy = load_policy(EXACT, CPU)
+    policy.add_adapter(seed=0)
+    assert base_fingerprint(policy.transformer) == known, "an adapter is no part of the base"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"path": "models/miniature"}'])
+def test_an_adapter_that_does_not_say_its_base_readably_is_named(tmp_path, text):
+    policy = load_policy(EXACT, CPU)
+    policy.add_adapter(seed=0)
+    policy.save_adapter(tmp_path)
+    (tmp_path / "base.json").write_text(text)
+    with pytest.raises(StarError, match="base.json: does not say what the adapter was trained on"):
+        load_policy(EXACT, CPU, tmp_path)
+
+
+def test_an_adapter_that_is_cut_short_is_named(tmp_path):
+    policy = load_policy(EXACT, CPU)
+    policy.add_adapter(seed=0)
+    policy.save_adapter(tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(StarError, match="not a LoRA adapter for models/miniature"):
+        load_policy(EXACT, CPU, tmp_path)
 
 
 def test_adapter_leaves_the_image_only_attention_alone():

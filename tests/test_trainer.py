@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from star.params import load_params
 from star.policy import load_policy
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
-from star.trainer import Trainer
+from star.trainer import Trainer, overlaps
 from star.training import train
 
 BASE = load_params(Path("params.yaml"))
@@ -204,6 +205,56 @@ def test_resumed_equals_uninterrupted(tmp_path, records):
         assert {k: v for k, v in ours.items() if k not in timeless} == {
             k: v for k, v in theirs.items() if k not in timeless
         }
+
+
+def test_the_state_of_a_training_on_another_base_is_refused(records):
+    state = trainer(small(), "star", records).state()
+    policy = load_policy(BASE.model, torch.device("cpu"))
+    policy.transformer.transformer_blocks[2].norm1.linear.weight.data += 1e-3
+    other = Trainer(small(), BASE.method("star"), records, Redness(), policy)
+    with pytest.raises(StarError, match="the state of a training on another base model; set model.path"):
+        other.restore(*state)
+
+
+class Slow(Redness):
+    """Redness that takes until the last batch is drawn: nobody may ask for it earlier."""
+
+    def __init__(self, events, batches):
+        self.events, self.batches = events, batches
+
+    def submit(self, images, records):
+        self.events.append("submit")
+        return Late(self, super().submit(images, records).result())
+
+
+class Late(Future):
+    def __init__(self, slow, scored):
+        super().__init__()
+        self.slow, self.scored = slow, scored
+
+    def result(self, timeout=None):
+        drawn = self.slow.events.count("draw")
+        assert drawn == self.slow.batches, "the trainer waits for a reward while there are pictures to draw"
+        self.slow.events.append("result")
+        return self.scored
+
+
+@pytest.mark.parametrize(("overlap", "order"), [(True, ["draw", "submit"] * 4), (False, ["draw"] * 4 + ["submit"] * 4)])
+def test_batches_are_drawn_while_the_ones_before_are_scored(records, monkeypatch, overlap, order):
+    """Beside a GPU; on a CPU scoring begins after the last batch. The epoch is the same."""
+    monkeypatch.setattr("star.trainer.overlaps", lambda device: overlap)
+    events: list[str] = []
+    params = dataclasses.replace(small(), rollout=dataclasses.replace(small().rollout, batch=4))
+    run = trainer(params, "flow_grpo", records, Slow(events, batches=4))
+    sample = run.sample
+    monkeypatch.setattr(run, "sample", lambda batch: (events.append("draw"), sample(batch))[1])
+    line = run.train_epoch()
+    assert events == order + ["result"] * 4
+    assert line["first_ratio_error"] == 0.0 and line["images"] == 16
+
+
+def test_scoring_overlaps_beside_any_device_but_the_cpu():
+    assert overlaps(torch.device("cuda", 1)) and not overlaps(torch.device("cpu"))
 
 
 def test_a_training_raises_its_reward(records):
