@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from star import attention, conditioning, policy, samples
-from star.plan import memory, operations, shapes
-from star.rewards import clip
+from star.plan import memory, operations, scorers, shapes
 
 MINIATURE = Path("models/miniature")
 RANK, IMAGE, TEXT, BATCH = 5, 36, 11, 3
@@ -62,7 +61,7 @@ def test_the_encoders_parameters():
     for number, ((kind, settings), counted) in enumerate(zip(kinds, pipeline.encoders, strict=True), 1):
         folder = MINIATURE / f"text_encoder{f'_{number}' if number > 1 else ''}"
         assert counted.parameters == of(build(kind, settings.from_pretrained(folder)))
-    halves = shapes.read_preference("models/miniature-preference")
+    halves = scorers.read_clip("models/miniature-preference")
     model = build(CLIPModel, CLIPModel.config_class.from_pretrained("models/miniature-preference"))
     assert sum(half.parameters for half in halves) == of(model)
 
@@ -78,7 +77,6 @@ def test_the_constants_give_the_known_sizes():
 def test_constants_of_modules_that_need_torch():
     assert memory.PLAIN_TOKENS == attention.PLAIN_TOKENS and memory.ENCODED == policy.ENCODED
     assert memory.KEPT == conditioning.KEPT and memory.SHEET_PROMPTS == samples.SHEET_PROMPTS
-    assert memory.SCORED == clip.BATCH
 
 
 def adapted(kernel: attention.Kernel) -> SD3Transformer2DModel:

@@ -11,7 +11,8 @@ from star.params import AllocationParams, Params
 from star.plan.counts import Counts, Passes, count, count_passes
 from star.plan.memory import Memory, estimate, is_fused
 from star.plan.operations import Operations, count_operations
-from star.plan.shapes import read_pipeline, read_preference
+from star.plan.scorers import read_scorer
+from star.plan.shapes import read_pipeline
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,8 @@ def make_plan(
     notes, planned = [], {}
     for task in tasks:
         allocation = costliest(params, task)
-        scorer = read_preference(params.rewards.preference.path) if task == "preference" else None
-        if task == "preference" and scorer is None:
-            notes.append(f"the memory of {params.rewards.preference.path} is unknown and not counted")
+        scorer = read_scorer(params, task)
+        notes += [f"the memory of {path} is unknown and not counted" for path in scorer.unknown]
         operations = count_operations(params, allocation, pipeline, is_fused(device, sum(tokens)))
         planned[task] = TaskPlan(
             count_passes(params, allocation),

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 
 from star.params import AllocationParams, Params
 from star.plan.counts import branches, shared
-from star.plan.shapes import Encoder, Pipeline, Transformer, Vae
+from star.plan.scorers import Scorer
+from star.plan.shapes import Pipeline, Transformer, Vae
 
 FLOAT = 4  # bytes
 PLAIN_TOKENS = 512  # as star.attention.PLAIN_TOKENS
 ENCODED = 16  # as star.policy.ENCODED
 KEPT = 512  # as star.conditioning.KEPT
 SHEET_PROMPTS = 16  # as star.samples.SHEET_PROMPTS
-SCORED = 64  # as star.rewards.clip.BATCH
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ def estimate(
     task: str,
     allocation: AllocationParams,
     pipeline: Pipeline,
-    scorer: tuple[Encoder, Encoder] | None,
+    scorer: Scorer,
     processes: int,
     device: str,
 ) -> Memory:
     """Of a training process.
 
     Args:
-        scorer: the preference model where it is the task's reward.
+        scorer: the models of the task's reward.
         device: ``cuda`` or ``cpu``; on the CPU pictures are counted, and short sequences meet the plain attention.
     """
     model, train, rollout = params.model, params.train, params.rollout
@@ -195,7 +195,7 @@ def estimate(
         "VAE, float32": FLOAT * pipeline.vae.parameters(),
         "text encoders": 0 if cached else encoders,
         "prompt embeddings": prompt * (min(KEPT, prompts) if cached else prompts),
-        "reward model": FLOAT * sum(half.parameters for half in scorer) if scorer else 0,
+        "reward model": FLOAT * scorer.parameters,
         "LoRA": adapter,
         "AdamW": 2 * adapter,
         "EMA": adapter,
@@ -204,7 +204,7 @@ def estimate(
     trajectories = pictures * (_trajectory(params, allocation, sequence) + prompt)
     trajectories += pictures * 3 * model.resolution**2 if device == "cpu" else 0
     drawn = branches(params) * rollout.batch
-    encoding = ENCODED * max(_stack(encoder, encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
+    encoding = ENCODED * max(encoder.fullest(encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
     gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
 
     def decode(count: int, slicing: bool) -> int:
@@ -217,8 +217,8 @@ def estimate(
         "sample grid": decode(max(rollout.batch, SHEET_PROMPTS), model.vae_slicing),
         "update": trajectories + gradients + updating(params, sequence, model.gradient_checkpointing),
     }
-    if scorer:
-        phases["scoring"] = trajectories + min(SCORED, rollout.batch) * max(_stack(half, FLOAT, 0) for half in scorer)
+    if scorer.parameters:
+        phases["scoring"] = trajectories + scorer.scoring
     alternatives = {
         "decoding, vae_slicing false": decode(rollout.batch, False),
         "decoding, vae_slicing true": decode(rollout.batch, True),
@@ -274,9 +274,3 @@ def _trajectory(params: Params, allocation: AllocationParams, sequence: Sequence
     latent = sequence.image * t.patch**2 * t.channels
     maps = 1 if allocation.source == "uniform" or allocation.lam == 0 else 2
     return FLOAT * ((2 * steps + 1) * latent + maps * steps * sequence.image)
-
-
-def _stack(encoder: Encoder, value: int, t5_tokens: int) -> int:
-    """Bytes of one text or picture at the fullest moment of an encoder's layer: roughly, as it is never the most."""
-    tokens = encoder.tokens or t5_tokens
-    return tokens * (6 * encoder.width + 2 * encoder.mlp + 2 * encoder.heads * tokens) * value

@@ -57,21 +57,21 @@ class Transformer:
 
     def parameters(self) -> int:
         d, patch = self.width, self.patch**2 * self.channels
-        embedders = _linear(patch, d) + _linear(self.text_width, d)
-        embedders += _linear(TIME_FREQUENCIES, d) + _linear(self.pooled_width, d) + 2 * _linear(d, d)
-        head = _linear(d, 2 * d) + _linear(d, patch)
+        embedders = linear(patch, d) + linear(self.text_width, d)
+        embedders += linear(TIME_FREQUENCIES, d) + linear(self.pooled_width, d) + 2 * linear(d, d)
+        head = linear(d, 2 * d) + linear(d, patch)
         return embedders + head + sum(self._block(i) for i in range(self.depth))
 
     def _block(self, index: int) -> int:
         d, last = self.width, index == self.depth - 1
-        attention, mlp = 4 * _linear(d, d), _linear(d, 4 * d) + _linear(4 * d, d)
+        attention, mlp = 4 * linear(d, d), linear(d, 4 * d) + linear(4 * d, d)
         norms = 2 * self.head_dim if self.qk_norm else 0  # of queries and keys, in each attention
-        image = attention + norms + mlp + _linear(d, 6 * d)
+        image = attention + norms + mlp + linear(d, 6 * d)
         if index in self.dual:
-            image += attention + norms + _linear(d, 3 * d)
+            image += attention + norms + linear(d, 3 * d)
         if last:  # its text stream ends with its keys and values
-            return image + 3 * _linear(d, d) + norms + _linear(d, 2 * d)
-        return image + attention + norms + mlp + _linear(d, 6 * d)
+            return image + 3 * linear(d, d) + norms + linear(d, 2 * d)
+        return image + attention + norms + mlp + linear(d, 6 * d)
 
     def adapter(self, rank: int) -> int:
         """Parameters of a LoRA adapter of `star.policy.LORA_TARGETS`; the last block has no text output."""
@@ -89,9 +89,9 @@ class Resnet:
         norms, shortcut = 2 * (self.inner + self.outer), self.inner != self.outer
         return (
             norms
-            + _conv(self.inner, self.outer)
-            + _conv(self.outer, self.outer)
-            + (_conv(self.inner, self.outer, 1) if shortcut else 0)
+            + conv(self.inner, self.outer)
+            + conv(self.outer, self.outer)
+            + (conv(self.inner, self.outer, 1) if shortcut else 0)
         )
 
 
@@ -133,17 +133,17 @@ class Vae:
 
     def parameters(self) -> int:
         first, deep, latent = self.widths[0], self.widths[-1], self.latent
-        middle = 2 * Resnet(deep, deep).parameters() + self.attention * (2 * deep + 4 * _linear(deep, deep))
-        encoder = _conv(3, first) + middle + 2 * deep + _conv(deep, 2 * latent)
+        middle = 2 * Resnet(deep, deep).parameters() + self.attention * (2 * deep + 4 * linear(deep, deep))
+        encoder = conv(3, first) + middle + 2 * deep + conv(deep, 2 * latent)
         inner = first
         for level, outer in enumerate(self.widths):
             encoder += sum(Resnet(inner if i == 0 else outer, outer).parameters() for i in range(self.layers))
-            encoder += _conv(outer, outer) if level < len(self.widths) - 1 else 0
+            encoder += conv(outer, outer) if level < len(self.widths) - 1 else 0
             inner = outer
-        decoder = _conv(latent, deep) + middle + 2 * first + _conv(first, 3)
+        decoder = conv(latent, deep) + middle + 2 * first + conv(first, 3)
         for _, resnets, upsampled in self.decoder():
-            decoder += sum(r.parameters() for r in resnets) + (_conv(upsampled, upsampled) if upsampled else 0)
-        quant = self.quant * _conv(2 * latent, 2 * latent, 1) + self.post_quant * _conv(latent, latent, 1)
+            decoder += sum(r.parameters() for r in resnets) + (conv(upsampled, upsampled) if upsampled else 0)
+        quant = self.quant * conv(2 * latent, 2 * latent, 1) + self.post_quant * conv(latent, latent, 1)
         return encoder + decoder + quant
 
 
@@ -158,6 +158,12 @@ class Encoder:
     mlp: int
     heads: int
     tokens: int
+
+    def fullest(self, value: int, t5_tokens: int = 0) -> int:
+        """Bytes of one text or picture at the fullest moment of a layer, with ``value`` bytes each: roughly, as it is
+        never the most."""
+        tokens = self.tokens or t5_tokens
+        return tokens * (6 * self.width + 2 * self.mlp + 2 * self.heads * tokens) * value
 
 
 def clip_text(config: Mapping[str, Any]) -> Encoder:
@@ -186,7 +192,7 @@ def _encoder(config: Mapping[str, Any], parameters: int, tokens: int) -> Encoder
 
 def _clip_layers(config: Mapping[str, Any]) -> int:
     width, hidden = config["hidden_size"], config["intermediate_size"]
-    layer = 4 * _linear(width, width) + _linear(width, hidden) + _linear(hidden, width) + 4 * width
+    layer = 4 * linear(width, width) + linear(width, hidden) + linear(hidden, width) + 4 * width
     return config["num_hidden_layers"] * layer
 
 
@@ -200,11 +206,11 @@ def t5(config: Mapping[str, Any]) -> Encoder:
     return Encoder(parameters, config["num_layers"], width, (2 if gated else 1) * hidden, heads, 0)
 
 
-def _linear(inner: int, outer: int) -> int:
+def linear(inner: int, outer: int) -> int:
     return inner * outer + outer
 
 
-def _conv(inner: int, outer: int, side: int = 3) -> int:
+def conv(inner: int, outer: int, side: int = 3) -> int:
     return inner * outer * side**2 + outer
 
 
@@ -233,21 +239,9 @@ def read_pipeline(path: str) -> Pipeline | None:
     if not folder.is_dir():
         return None
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-    configs = {part: _read(folder / part / "config.json") for part in parts}
-    configs["tokenizer"] = _read(folder / "tokenizer" / "tokenizer_config.json")
+    configs = {part: read_config(folder / part / "config.json") for part in parts}
+    configs["tokenizer"] = read_config(folder / "tokenizer" / "tokenizer_config.json")
     return _pipeline(configs, path)
-
-
-def read_preference(path: str) -> tuple[Encoder, Encoder] | None:
-    """Text and picture half of the preference model, found as in `read_pipeline`."""
-    folder = Path(path)
-    if path != PICKSCORE_ID and not folder.is_dir():
-        return None
-    config = CLIP_H if path == PICKSCORE_ID else _read(folder / "config.json")
-    try:
-        return clip_pair(config)
-    except KeyError as error:
-        raise StarError(f"{path}: config.json has no {error}; is it a CLIPModel?") from error
 
 
 def _pipeline(configs: Mapping[str, Mapping[str, Any]], path: str) -> Pipeline:
@@ -262,7 +256,7 @@ def _pipeline(configs: Mapping[str, Mapping[str, Any]], path: str) -> Pipeline:
         raise StarError(f"model.path {path}: a config file has no {error}; is it an SD3 pipeline?") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -302,8 +296,8 @@ SD35_MEDIUM: dict[str, dict[str, Any]] = {
     },
     "tokenizer": {"model_max_length": 77},
 }
-PICKSCORE_ID = "yuvalkirstain/PickScore_v1"
-CLIP_H: dict[str, Any] = {  # CLIP ViT-H/14, PickScore's architecture; not checked against the published file either
+# CLIP ViT-H/14, PickScore's architecture, and ViT-L/14; not checked against the published files either.
+CLIP_H: dict[str, Any] = {
     "projection_dim": 1024,
     "text_config": {
         **_CLIP,
@@ -311,6 +305,14 @@ CLIP_H: dict[str, Any] = {  # CLIP ViT-H/14, PickScore's architecture; not check
     },
     "vision_config": {
         **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
+        **{"image_size": 224, "patch_size": 14},
+    },
+}
+CLIP_L: dict[str, Any] = {
+    "projection_dim": 768,
+    "text_config": SD35_MEDIUM["text_encoder"],
+    "vision_config": {
+        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
         **{"image_size": 224, "patch_size": 14},
     },
 }
