@@ -170,19 +170,19 @@ def test_pickled_weights_and_code_are_not_even_fetched(hub: Hub, tmp_path: Path)
 
 def test_models_of_the_rewards_are_refused_alike_and_name_their_own_keys(hub: Hub) -> None:
     hub.repositories["owner/judge"].gated = True
-    message = refusal(lambda: PreferenceReward(PreferenceParams("owner/judge", None, 26.0), CPU))
+    message = refusal(lambda: PreferenceReward(PreferenceParams("owner/judge", None, 26.0, "float32"), CPU))
     assert message.startswith("rewards.preference.path 'owner/judge': the model is gated; accept its licence")
     geneval = dataclasses.replace(PARAMS.rewards.geneval, detector="mask2former")
     named = dataclasses.replace(geneval, path="owner/none", color_path="owner/judge")
     message = refusal(lambda: build_detector(named))
     assert message.startswith("rewards.geneval.path 'owner/none': no directory here, and no such model on the hub")
-    pinned = PreferenceParams("owner/judge", "v9", 26.0)
+    pinned = PreferenceParams("owner/judge", "v9", 26.0, "float32")
     message = refusal(lambda: PreferenceReward(pinned, CPU))
     assert message.startswith("rewards.preference.revision 'v9': owner/judge has no such revision")
 
 
 def test_models_of_the_rewards_are_fetched_before_anything_is_drawn(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = PreferenceParams("owner/judge", COMMIT, 26.0)
+    judge = PreferenceParams("owner/judge", COMMIT, 26.0, "float32")
     rewards = dataclasses.replace(PARAMS.rewards, preference=judge)
     find_models(("geneval", "ocr"), rewards)
     assert hub.requests == []
