@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.overhead import resident
+from benchmarks.measure import resident
 from benchmarks.speed import Free
 from star.core import extract_core
 from star.params import Params, load_params

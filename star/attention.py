@@ -48,16 +48,18 @@ class CoreKeys:
 
 
 class AttentionRecorder:
-    """Sums the mass over blocks; `mass` is their mean."""
+    """Sums the mass over ``blocks`` blocks; `mass` is their mean.
 
-    def __init__(self, index: Tensor) -> None:
+    It does not count them: a number that changes from block to block would be compiled anew for each.
+    """
+
+    def __init__(self, index: Tensor, blocks: int) -> None:
         self.index = index
         self._sum: Tensor | None = None
-        self._blocks = 0
+        self._blocks = blocks
 
     def add(self, mass: Tensor) -> None:
         self._sum = mass if self._sum is None else self._sum + mass
-        self._blocks += 1
 
     @property
     def mass(self) -> Tensor:
@@ -257,7 +259,7 @@ def use_joint_processor(transformer: SD3Transformer2DModel, kernel: Kernel) -> N
 def record_core_attention(
     transformer: SD3Transformer2DModel, core: CoreKeys, blocks: str | Sequence[int]
 ) -> Iterator[AttentionRecorder]:
-    """Record the forward passes made inside; the earlier processors are put back on leaving.
+    """Record the one forward pass made inside; the earlier processors are put back on leaving.
 
     Args:
         transformer: plain or with LoRA layers, after `use_joint_processor`.
@@ -273,8 +275,8 @@ def record_core_attention(
         raise StarError(
             f"allocation.blocks: no block {unknown[0]}; the model has 0 to {len(transformer.transformer_blocks) - 1}"
         )
-    recorder = AttentionRecorder(core.index)
     layers = [transformer.transformer_blocks[b].attn for b in chosen]
+    recorder = AttentionRecorder(core.index, len(layers))
     earlier = [layer.processor for layer in layers]
     for layer, processor in zip(layers, earlier, strict=True):
         layer.processor = JointProcessor(processor.kernel, recorder)

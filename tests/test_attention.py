@@ -27,12 +27,16 @@ KERNELS = {"plain": plain_attention, "flash_cpu": FUSED, "one_hot": one_hot_atte
 @pytest.fixture
 def transformer():
     torch.manual_seed(0)
+    return small_transformer(3)
+
+
+def small_transformer(layers):
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=3,
+        num_layers=layers,
         num_attention_heads=2,
         attention_head_dim=16,
         joint_attention_dim=24,
@@ -176,6 +180,19 @@ def test_recording_works_compiled(transformer, kernel):
     torch.compiler.reset()
 
 
+def test_all_blocks_share_the_graphs_that_record_them():
+    """As many as SD3.5-M has: what differs from block to block would be compiled until the limit is reached."""
+    transformer = small_transformer(24).eval()
+    use_joint_processor(transformer, FUSED)
+    expected = mass_of(transformer, "all")
+    for block in transformer.transformer_blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=False, fail_on_recompile_limit_hit=True):
+        found = mass_of(transformer, "all")
+    torch.compiler.reset()
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_recording_works_with_checkpointing_and_adapters(transformer):
     """The maps of a model with a LoRA adapter and gradient checkpointing are those without checkpointing, and so are
     the gradients."""
@@ -239,7 +256,7 @@ def test_errors(transformer):
     with pytest.raises(StarError, match="allocation.blocks: no block 3"), record_core_attention(transformer, CORE, [3]):
         pass
     with pytest.raises(RuntimeError, match="no block was recorded"):
-        _ = AttentionRecorder(CORE.index).mass
+        _ = AttentionRecorder(CORE.index, 1).mass
 
 
 def test_core_keys_pad_with_weight_zero_and_keep_clauses_apart():

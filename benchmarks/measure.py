@@ -1,0 +1,87 @@
+"""What the benchmarks measure by: the memory of this process, and a card's own rate."""
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed import seconds
+from star.epoch import plan_epoch
+from star.policy import AUTOCAST_DTYPES
+from star.trainer import Trainer
+
+MATRIX = 8192  # side of the matrices whose product gives a card's own rate
+
+
+def machine() -> str:
+    gpu = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {os.cpu_count()} cores, no accelerator"
+    return f"{name}, torch {torch.__version__}"
+
+
+def measure_peak(work: Callable[[], object], gpu: bool) -> dict[str, float]:
+    """Memory of this process now and at its highest during ``work``, in bytes: on a GPU its allocator's.
+
+    The kernel's high-water mark is set back first, or it would show the loading of the model.
+    """
+    if gpu:
+        loaded = float(torch.cuda.memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return {"loaded": loaded, "peak": float(torch.cuda.max_memory_allocated())}
+    Path("/proc/self/clear_refs").write_text("5")
+    loaded = resident("VmRSS")
+    work()
+    return {"loaded": loaded, "peak": resident("VmHWM")}
+
+
+def resident(field: str) -> float:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
+
+
+def matrix_rate(device: torch.device) -> float:
+    """bf16 multiply-adds of a large product, counted as two operations: operations/s."""
+    a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=torch.bfloat16)
+    best = min(seconds(lambda: (a @ b, torch.cuda.synchronize())) for _ in range(20))
+    return 2 * MATRIX**3 / best
+
+
+def use_of_card(run: Trainer, images: int) -> dict[str, float]:
+    """Pictures/s of rollout and update, and the share of the card's own matrix rate in the update."""
+    lines = [run.train_epoch() for _ in range(4)][1:]
+    rollout, update = (min(line["seconds"][name] for line in lines) for name in ("rollout", "update"))
+    return {
+        "rollout_images_per_s": images / rollout,
+        "update_images_per_s": images / update,
+        "matrix_share": matrix_share(run, update),
+    }
+
+
+def matrix_share(run: Trainer, update: float) -> float:
+    """Share of the card's own matrix rate in an update of ``update`` seconds."""
+    with FlopCounterMode(display=False) as all_operations:
+        run.train_epoch()
+    with FlopCounterMode(display=False) as of_rollout:
+        run.sample(plan_epoch(run.records, run.params, run.epoch)[0])
+    operations = all_operations.get_total_flops() - of_rollout.get_total_flops()
+    return operations / update / matrix_rate(run.policy.device)
+
+
+def layer_seconds(precision: str, device: torch.device) -> float:
+    """Of 256 tokens forward and backward through a frozen layer of SD3.5-M's MLPs, at a `model.precision`."""
+    layer = torch.nn.Linear(1536, 4 * 1536, device=device).requires_grad_(False)
+    x = torch.randn(256, 1536, device=device, requires_grad=True)
+    dtype = AUTOCAST_DTYPES.get(precision)
+
+    def work() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            mixed = layer(x)
+        torch.autograd.grad(mixed.sum(), x)[0].cpu()  # waits for the device
+
+    work()
+    return min(seconds(work) for _ in range(2))

@@ -1,0 +1,103 @@
+"""The benchmarks' random model is SD3.5 Medium, and what the benchmark of its settings says of those that fail."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig
+
+from benchmarks import sd35m
+from benchmarks.random_weights import random_transformer, random_vae, sharing
+from star.params import load_params
+from star.plan.shapes import SD35_MEDIUM_ID, read_pipeline
+from star.policy import LORA_TARGETS
+
+
+def of(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("layers", [24, 14, 2])
+def test_the_random_model_has_the_parameters_that_the_plan_counts(layers):
+    """24 are the whole; of 14 the last ones have no second attention."""
+    pipeline = read_pipeline(SD35_MEDIUM_ID)
+    counted = dataclasses.replace(pipeline.transformer, depth=layers)
+    with torch.device("meta"):
+        transformer, vae = random_transformer(layers), random_vae()
+    assert of(transformer) == counted.parameters() and of(vae) == pipeline.vae.parameters() == 83_819_683
+    assert transformer.pos_embed.pos_embed.numel() == counted.positions
+    if layers == 24:
+        assert of(transformer) == 2_243_171_520
+
+
+def test_the_tiny_vae_has_the_same_latent():
+    with torch.device("meta"):
+        tiny, whole = random_vae(tiny=True), random_vae()
+        latents = torch.zeros(1, whole.config.latent_channels, 8, 8)
+        assert tiny.decode(latents).sample.shape == whole.decode(latents).sample.shape
+    assert of(tiny) < of(whole) / 500
+
+
+def test_settings_share_weights_and_nothing_else():
+    pipe = StableDiffusion3Pipeline.from_pretrained("models/miniature", dtype=torch.float32)
+    one, other = sharing(pipe).transformer, sharing(pipe).transformer
+    one.requires_grad_(False).add_adapter(LoraConfig(r=2, target_modules=LORA_TARGETS))
+    one.enable_gradient_checkpointing()
+    whole = of(pipe.transformer)
+    assert of(other) == whole and of(one) > whole and not other.is_gradient_checkpointing
+    weights = [{p.data_ptr() for p in t.parameters() if not p.requires_grad} for t in (one, sharing(pipe).transformer)]
+    assert weights[0] == weights[1] == {p.data_ptr() for p in pipe.transformer.parameters()}
+
+
+class Run:
+    """A trainer whose epochs take so many ``seconds``, or end in ``error``."""
+
+    def __init__(self, *seconds: float, error: Exception | None = None, norm: float = 1.0) -> None:
+        self.seconds, self.error, self.norm, self.epochs = seconds, error, norm, 0
+
+    def train_epoch(self) -> dict:
+        if self.error:
+            raise self.error
+        rollout = self.seconds[self.epochs]
+        self.epochs += 1
+        return {"seconds": {"rollout": rollout, "update": 3 * rollout}, "grad_norm": self.norm, "first_ratio_error": 0}
+
+
+def test_figures_of_settings_and_of_those_that_cannot_be_run():
+    runs = {
+        "base": Run(9.0, 1.0, 2.0, 4.0),
+        "compile": Run(99.0, 2.0, 2.0, 2.0),  # compiling belongs to the uncounted epoch
+        "fp16": Run(1.0, norm=float("inf")),
+        "float32": Run(error=torch.OutOfMemoryError("out of memory\nTried to")),
+    }
+    timed = sd35m.time_epochs(runs, rounds=3)
+    found = {name: sd35m.summary(t, timed["base"], 8, decoding=5.0) for name, t in timed.items()}
+    assert found["float32"] is None and timed["float32"].reason == "out of memory"
+    assert found["fp16"] is None and "not finite" in timed["fp16"].reason and runs["fp16"].epochs == 1
+    assert found["base"]["seconds"] == {"rollout": 2.0, "update": 6.0, "all": 13.0} and "ratio" not in found["base"]
+    assert found["base"]["images_per_s"] == pytest.approx({"rollout": 4, "update": 8 / 6, "all": 8 / 13})
+    ratio = {"median": 1.0, "min": 0.5, "max": 2.0, "rounds": 3}
+    assert found["compile"]["ratio"] == {"rollout": ratio, "update": ratio}
+    assert found["compile"]["first_epoch_seconds"] == 4 * 99.0
+
+
+def test_a_base_setting_that_fails_ends_the_benchmark():
+    with pytest.raises(RuntimeError, match="no such device"):
+        sd35m.time_epochs({"base": Run(error=RuntimeError("no such device"))}, rounds=1)
+
+
+def test_a_precision_that_crawls_is_not_tried(monkeypatch):
+    seconds = {"bf16": 1.0, "no": 4.0, "fp16": 53.0}
+    monkeypatch.setattr(sd35m, "layer_seconds", lambda precision, device: seconds[precision])
+    refused = {name: sd35m.refusal(setting, torch.device("cpu")) for name, setting in sd35m.SETTINGS.items()}
+    reason = "one layer takes 53 times as long as in bf16: not run"
+    assert {name: why for name, why in refused.items() if why} == {"fp16": reason}
+
+
+def test_the_recipe_is_the_presets():
+    params = sd35m.with_sizes(load_params(Path("presets/sd35m-1gpu-geneval.yaml")), sd35m.WHOLE)
+    assert params.images_per_epoch == params.rollout.batch == 8 and params.rollout.window == [0, 9]
+    assert params.model.guidance_scale == 4.5 and params.model.resolution == 512 and params.train.kl_beta == 0.04
+    assert not params.model.gradient_checkpointing and params.model.precision == "bf16"
