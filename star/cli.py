@@ -114,6 +114,11 @@ def _add_run(stages: _Stages) -> None:
     _path(sub, "output", "folder for scores.json, images.jsonl and pictures")
     _state(sub, "evaluate", "folder of pictures drawn so far")
 
+    sub = stages.add("score", _score, "score a folder of pictures, drawn by any model, on one benchmark", task=True)
+    _path(sub, "prompts", "test records of the benchmark")
+    _path(sub, "pictures", "folder of <record id>_<index>.png")
+    _path(sub, "output", "folder for scores.json and images.jsonl")
+
     sub = stages.add("report", _report, "write the HTML report and the small metrics")
     _path(sub, "results", "the run's results folder")
     _path(sub, "output", "HTML file to write")
@@ -249,6 +254,17 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     work = options.state / f"{options.checkpoint}-{key}"
     evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, work, options.output)
+    print(f"scores in {options.output / 'scores.json'}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from star.records import read_records
+
+    params, records = load_params(options.params), read_records(options.prompts)
+    from star.outside import score_folder
+
+    score_folder(params, options.task, records, options.pictures, options.output)
+    print((options.output / "metrics.json").read_text(encoding="utf-8"), end="")
     print(f"scores in {options.output / 'scores.json'}")
 
 

@@ -4,13 +4,11 @@ Pictures are deterministic (ODE) samples with the EMA adapter that the training 
 bootstrap intervals over prompts; differences to the base model are paired by picture in the report.
 """
 
-import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +18,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from star.checks import check_folders, find_all_models
+from star.errors import StarError
 from star.files import remove, write_text_atomic
 from star.params import TASKS, Params, fingerprint
+from star.pictures import read_picture
 from star.policy import SD3Policy, check_adapter, load_policy
 from star.processes import ALONE, Processes
-from star.quality import feature_diversity, picture_statistics, pixel_diversity
+from star.quality import feature_diversity, pixel_diversity
 from star.records import PromptRecord, read_records
-from star.rewards.base import Reward, scores_of
+from star.rewards.base import Reward
 from star.rewards.factory import build_reward
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
-from star.second_reader import read_again
+from star.scoring import Numbered, Sample, picture_lines, picture_name, score_batches, write_scores
 from star.seeds import seed_of
-from star.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
 
 
 def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Path, work: Path, output: Path) -> None:
@@ -74,19 +73,22 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
     accelerator.wait_for_everyone()
     if processes.main:
-        merged = {task: _merge(work, task, r, judge, processes.count) for task, r in records.items()}
+        merged = {task: _merge(params, work, task, r, judge, processes.count) for task, r in records.items()}
         _write(params, checkpoint, adapter, merged, work, output, seconds)
         remove(work)
     accelerator.wait_for_everyone()
 
 
-def _merge(work: Path, task: str, records: Sequence[PromptRecord], judge: PreferenceReward, count: int) -> list[dict]:
+def _merge(
+    params: Params, work: Path, task: str, records: Sequence[PromptRecord], judge: PreferenceReward, count: int
+) -> list[dict]:
     """The lines of all processes in the order of prompts and pictures, with the diversities."""
     parts = [(work / f"{task}-{rank}.jsonl").read_text(encoding="utf-8").splitlines() for rank in range(count)]
     lines = sorted((json.loads(line) for part in parts for line in part), key=lambda line: line["number"])
     first = [line for line in lines if line["index"] == 0][:DIVERSITY_PROMPTS]
     wanted = [(record, 0, 0) for record in records[:DIVERSITY_PROMPTS]]
-    pictures, others = (_read_pictures(work / name, wanted) for name in ("pictures", "others"))
+    side = params.model.resolution
+    pictures, others = (_read_pictures(work / name, wanted, side) for name in ("pictures", "others"))
     assert pictures is not None and others is not None  # this evaluation drew them
     figures = zip(pixel_diversity(pictures, others), feature_diversity(judge, pictures, others), strict=True)
     for line, (pixels, features) in zip(first, figures, strict=True):
@@ -105,44 +107,19 @@ def _write(
 ) -> None:
     """What is left of an evaluation: pictures, lines, means and scores, the last one last."""
     shutil.copytree(work / "pictures", output / "pictures", dirs_exist_ok=True)
-    kept = [{key: value for key, value in line.items() if key != "number"} for part in lines.values() for line in part]
-    write_text_atomic(output / "images.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
     task, _, method = checkpoint.partition("-")
-    benchmarks = {name: SUMMARIES[name](part, params) for name, part in lines.items()}
-    scores = {
+    facts = {
         "checkpoint": checkpoint,
         "task": task if method else None,
         "method": method or None,
         "adapter": str(adapter) if adapter else None,
         "params_fingerprint": fingerprint(params.model, params.rewards, params.evaluate, params.seed),
-        "benchmarks": benchmarks,
-        "quality": {name: _summarise_quality(part, params) for name, part in lines.items()},
         "seconds": seconds,
     }
-    means = {
-        f"{task}_{key}": value["mean"] for task, b in benchmarks.items() for key, value in b.items() if key != "tags"
-    }
-    write_text_atomic(output / "metrics.json", json.dumps(means, indent=1, sort_keys=True) + "\n")
-    write_text_atomic(output / "scores.json", json.dumps(scores, indent=1, sort_keys=True) + "\n")
+    write_scores(output, facts, lines, params)
 
 
 DIVERSITY_PROMPTS = 32  # of each benchmark
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One scored picture.
-
-    number: among all of the benchmark; index: among those of its prompt; picture: uint8 (height, width, 3).
-    """
-
-    number: int
-    record: PromptRecord
-    index: int
-    seed: int
-    picture: np.ndarray
-    score: float
-    detail: dict
 
 
 def draw_and_score(
@@ -167,22 +144,17 @@ def draw_and_score(
     plan = [(r, i, seed_of(params.seed, "evaluate", r.id, i)) for r in records for i in range(images_per_prompt)]
     numbered = list(enumerate(plan))
     batches = [numbered[start : start + settings.batch] for start in range(0, len(plan), settings.batch)]
-    pending = []
-    title = f"evaluate {reward.name}"
-    for batch in tqdm(processes.own(batches, 1), desc=title, unit="batch", leave=False, disable=not processes.main):
-        drawn = [entry for _, entry in batch]
-        clock = time.perf_counter()
-        pictures = _draw(policy, drawn, settings.steps, folder)
-        seconds["sampling"] += time.perf_counter() - clock
-        pending.append((batch, pictures, reward.submit(pictures, [r for r, *_ in drawn])))
-    clock = time.perf_counter()
-    samples = []
-    for batch, pictures, result in pending:
-        scored = scores_of(result, [record for _, (record, *_) in batch], params.rewards.timeout)
-        for (number, entry), picture, score, detail in zip(batch, pictures, scored.scores, scored.details, strict=True):
-            samples.append(Sample(number, *entry, picture, float(score), detail))
-    seconds["scoring"] += time.perf_counter() - clock
-    return samples
+    own = processes.own(batches, 1)
+    shown = tqdm(own, desc=f"evaluate {reward.name}", unit="batch", leave=False, disable=not processes.main)
+
+    def drawn() -> Iterator[tuple[Sequence[Numbered], np.ndarray]]:
+        for batch in shown:
+            clock = time.perf_counter()
+            pictures = _draw(policy, [entry for _, entry in batch], settings.steps, folder)
+            seconds["sampling"] += time.perf_counter() - clock
+            yield batch, pictures
+
+    return score_batches(drawn(), reward, params.rewards.timeout, seconds)
 
 
 # What is drawn: the prompt, the picture's index among those of the prompt, the seed of its noise.
@@ -191,23 +163,23 @@ Wanted = tuple[PromptRecord, int, int]
 
 def _draw(policy: SD3Policy, wanted: Sequence[Wanted], steps: int, folder: Path | None) -> np.ndarray:
     """The pictures of a batch, from the folder if it has them all."""
-    pictures = _read_pictures(folder, wanted)
+    pictures = _read_pictures(folder, wanted, policy.model.resolution)
     if pictures is None:
         pictures = sample_pictures(policy, [r.prompt for r, *_ in wanted], [s for *_, s in wanted], steps)
         _save_pictures(folder, wanted, pictures)
     return pictures
 
 
-def _picture_name(record: PromptRecord, index: int) -> str:
-    return f"{record.id}_{index}.png"
-
-
-def _read_pictures(folder: Path | None, wanted: Sequence[Wanted]) -> np.ndarray | None:
-    """The pictures of a batch, if the folder has them all."""
-    paths = [folder / _picture_name(record, index) for record, index, _ in wanted] if folder else []
+def _read_pictures(folder: Path | None, wanted: Sequence[Wanted], side: int) -> np.ndarray | None:
+    """The pictures of a batch, if the folder has them all, whole."""
+    paths = [folder / picture_name(record, index) for record, index, _ in wanted] if folder else []
     if not paths or not all(path.exists() for path in paths):
         return None
-    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    try:
+        return np.stack([read_picture(path, side) for path in paths])
+    except StarError as error:
+        tqdm.write(f"note: {error}; its batch is drawn again")
+        return None
 
 
 def _save_pictures(folder: Path | None, wanted: Sequence[Wanted], pictures: np.ndarray) -> None:
@@ -216,7 +188,7 @@ def _save_pictures(folder: Path | None, wanted: Sequence[Wanted], pictures: np.n
         return
     folder.mkdir(parents=True, exist_ok=True)
     for (record, index, _), picture in zip(wanted, pictures, strict=True):
-        path = folder / _picture_name(record, index)
+        path = folder / picture_name(record, index)
         temporary = path.with_suffix(".tmp")
         Image.fromarray(picture).save(temporary, format="png")
         os.replace(temporary, path)
@@ -240,102 +212,9 @@ def _run_benchmark(
     finally:
         reward.close()
     clock = time.perf_counter()
-    by_batch = itertools.groupby(samples, key=lambda sample: sample.number // params.evaluate.batch)
-    qualities = [quality for _, batch in by_batch for quality in _qualities(list(batch), judge)]
-    seconds["scoring"] += time.perf_counter() - clock
-    clock = time.perf_counter()
     others = [(r, 0, seed_of(params.seed, "diversity", r.id)) for r in records[:DIVERSITY_PROMPTS]]
     batches = [others[start : start + params.evaluate.batch] for start in range(0, len(others), params.evaluate.batch)]
     for batch in processes.own(batches, 1):
         _draw(policy, batch, params.evaluate.steps, work / "others")
     seconds["sampling"] += time.perf_counter() - clock
-    lines = [
-        {
-            "number": sample.number,
-            "id": sample.record.id,
-            "task": task,
-            "index": sample.index,
-            "seed": sample.seed,
-            "prompt": sample.record.prompt,
-            "score": sample.score,
-            "detail": sample.detail,
-            "quality": quality,
-            "picture": f"pictures/{_picture_name(sample.record, sample.index)}",
-        }
-        for sample, quality in zip(samples, qualities, strict=True)
-    ]
-    if task == "ocr" and params.evaluate.second_reader != "none":
-        clock = time.perf_counter()
-        _add_second_readings(lines, samples, params)
-        seconds["scoring"] += time.perf_counter() - clock
-    return lines
-
-
-def _add_second_readings(lines: Sequence[dict], samples: Sequence[Sample], params: Params) -> None:
-    """Add to each line what the second reader reads in its picture, and the figure ``second_reader``."""
-    pictures, records = [sample.picture for sample in samples], [sample.record for sample in samples]
-    rewards = params.rewards
-    readings = read_again(params.evaluate.second_reader, pictures, records, rewards.ocr.workers, rewards.timeout)
-    for line, reading in zip(lines, readings, strict=True):
-        line["second_read"] = reading.text
-        line["quality"]["second_reader"] = round(reading.reward, 6)
-
-
-def _qualities(samples: Sequence[Sample], judge: PreferenceReward) -> list[dict[str, float]]:
-    """What `star.quality` says of each picture of a batch: judged together, however many processes there are."""
-    pictures = np.stack([sample.picture for sample in samples])
-    judged = judge.submit(pictures, [sample.record for sample in samples]).result()
-    columns = picture_statistics(pictures) | {"preference": np.array([detail["score"] for detail in judged.details])}
-    return [{name: round(float(column[i]), 6) for name, column in columns.items()} for i in range(len(samples))]
-
-
-def _as_dict(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def _values(lines: Sequence[dict], key: str) -> np.ndarray:
-    return np.array([float(line["detail"][key]) for line in lines])
-
-
-def _summarise_geneval(lines: Sequence[dict], params: Params) -> dict:
-    ids, tags = (np.array(column) for column in zip(*((x["id"], x["detail"]["tag"]) for x in lines), strict=True))
-    strict, soft = _values(lines, "strict"), _values(lines, "soft")
-    options = (params.evaluate.bootstrap, params.seed, ids)
-    return {
-        "strict": _as_dict(bootstrap_tag_mean(strict, tags, *options)),
-        "soft": _as_dict(bootstrap_tag_mean(soft, tags, *options)),
-        "tags": {
-            str(tag): {
-                "strict": float(strict[tags == tag].mean()),
-                "soft": float(soft[tags == tag].mean()),
-                "n": int((tags == tag).sum()),
-            }
-            for tag in np.unique(tags)
-        },
-    }
-
-
-def _summarise_ocr(lines: Sequence[dict], params: Params) -> dict:
-    options = (params.evaluate.bootstrap, params.seed, np.array([line["id"] for line in lines]))
-    return {
-        "reward": _as_dict(bootstrap_mean(_values(lines, "score"), *options)),
-        "exact": _as_dict(bootstrap_mean(_values(lines, "exact"), *options)),
-    }
-
-
-def _summarise_preference(lines: Sequence[dict], params: Params) -> dict:
-    options = (params.evaluate.bootstrap, params.seed, np.array([line["id"] for line in lines]))
-    return {"score": _as_dict(bootstrap_mean(_values(lines, "score"), *options))}
-
-
-def _summarise_quality(lines: Sequence[dict], params: Params) -> dict:
-    """Mean and interval of each figure over the pictures that have it."""
-    found = {}
-    for name in sorted({name for line in lines for name in line["quality"]}):
-        having = [line for line in lines if name in line["quality"]]
-        values, ids = np.array([line["quality"][name] for line in having]), np.array([line["id"] for line in having])
-        found[name] = _as_dict(bootstrap_mean(values, params.evaluate.bootstrap, params.seed, ids))
-    return found
-
-
-SUMMARIES = {"geneval": _summarise_geneval, "ocr": _summarise_ocr, "preference": _summarise_preference}
+    return picture_lines(samples, task, params, judge, seconds)

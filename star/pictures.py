@@ -1,9 +1,43 @@
-"""Pictures of a run: sample grids, and allocation maps laid on the picture that they belong to."""
+"""Pictures of a run: reading them, sample grids, and allocation maps laid on the picture that they belong to."""
+
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from star.errors import StarError
+
 MAP_SIDE = 192  # pixels of a saved overlay
+
+
+def read_picture(path: Path, side: int) -> np.ndarray:
+    """A square picture of ``side`` pixels, uint8 (side, side, 3); nothing is decoded before its header is right.
+
+    Grey and palette pictures become RGB as they are; whatever else would need a choice (transparency, 16 bits, CMYK) is
+    refused, and so is another size, because scores of resized pictures are not comparable.
+
+    Raises:
+        StarError: missing, no PNG, of another size or kind, or damaged; names the file and the mend.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size != (side, side):
+                raise StarError(
+                    f"{path}: {image.width} x {image.height} pixels; model.resolution is {side}: give pictures of "
+                    f"{side} x {side} pixels"
+                )
+            if image.mode not in ("1", "L", "P", "RGB") or "transparency" in image.info:
+                kind = "transparency" if "transparency" in image.info else f"mode {image.mode}"
+                raise StarError(f"{path}: {kind}; give 8-bit RGB without transparency")
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise StarError(f"{path}: no such picture") from None
+    except Image.DecompressionBombError as error:
+        raise StarError(f"{path}: {error}; give pictures of {side} x {side} pixels") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, StarError):
+            raise
+        raise StarError(f"{path}: not a readable PNG ({error}); write it again") from error
 
 
 def grid(pictures: np.ndarray, columns: int) -> Image.Image:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from star.errors import StarError
 from star.hub import DESCRIPTIONS, WEIGHTS, model_folder
@@ -52,13 +54,21 @@ def open_pipeline(folder: Path, model: ModelParams, text_dtype: torch.dtype) -> 
     Raises:
         StarError: a part that does not open, or not whole.
     """
+    _hide_bars()
     parts = {part: _open_part(folder, part, model.path, text_dtype) for part in PARTS}
     return _assembled(folder, model.path, parts)
 
 
 def open_tokenizers(folder: Path, model: ModelParams) -> StableDiffusion3Pipeline:
     """The pipeline without its models: tokenizers and scheduler, in a moment."""
+    _hide_bars()
     return _assembled(folder, model.path, dict.fromkeys(PARTS))
+
+
+def _hide_bars() -> None:
+    """An error is one line on standard error; bars of a second's loading would stand before it."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _open_part(folder: Path, part: str, path: str, text_dtype: torch.dtype) -> Any:

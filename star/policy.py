@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from star.attention import choose_kernel, use_joint_processor
 from star.conditioning import Conditioning, PromptStore
@@ -237,8 +235,6 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
         StarError: what `star.pipeline` refuses of the model, an adapter that is unreadable or of another base.
     """
     folder = find_pipeline(model)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if model.tf32 else "highest")
     small = AUTOCAST_DTYPES.get(model.precision, torch.float32) if device.type == "cuda" else torch.float32

@@ -15,6 +15,7 @@ STAGES = (
     "core",
     "train",
     "evaluate",
+    "score",
     "report",
     "study-run",
     "study-report",

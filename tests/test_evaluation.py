@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from star.evaluation import evaluate
+from star.outside import score_folder
 from star.params import load_params
 from star.prompts.prepare import prepare
-from star.records import PromptRecord, write_records
+from star.records import PromptRecord, read_records, write_records
 from star.rollout import sample_pictures
 from star.second_reader import read_again
 
@@ -95,6 +96,22 @@ def test_the_second_reader_reads_every_ocr_picture_and_changes_nothing_else(eval
     assert lines == plain
 
 
+def test_a_folder_of_its_pictures_gets_the_same_scores(evaluated, params):
+    base = json.loads((evaluated / "base" / "scores.json").read_text())
+    lines = [json.loads(line) for line in (evaluated / "base" / "images.jsonl").read_text().splitlines()]
+    for task in params.runs:
+        records = read_records(evaluated / "core" / task / "test.jsonl")
+        score_folder(params, task, records, evaluated / "base" / "pictures", evaluated / "scored" / task)
+        scored = json.loads((evaluated / "scored" / task / "scores.json").read_text())
+        assert scored["benchmarks"] == {task: base["benchmarks"][task]}
+        undrawn = ("diversity", "feature_diversity")
+        assert scored["quality"][task] == {k: v for k, v in base["quality"][task].items() if k not in undrawn}
+        mine = [json.loads(x) for x in (evaluated / "scored" / task / "images.jsonl").read_text().splitlines()]
+        assert [(x["picture"], x["score"], x["detail"]) for x in mine] == [
+            (x["picture"], x["score"], x["detail"]) for x in lines if x["task"] == task
+        ]
+
+
 def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(evaluated, params, monkeypatch):
     """The first call dies in the second benchmark; the second one finds its pictures, one of which is half written."""
     drawn = []
@@ -112,10 +129,11 @@ def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes
     kept = sorted((evaluated / "work" / "pictures").glob("*.png"))
     assert len(kept) == 5 * 4
     kept[0].rename(kept[0].with_suffix(".tmp"))
+    kept[-1].write_bytes(kept[-1].read_bytes()[:-40])  # damaged: its batch is drawn again
     first, drawn[:] = list(drawn), [None]
     monkeypatch.setattr("star.evaluation.sample_pictures", lambda *a: drawn.append(a[1]) or sample_pictures(*a))
     evaluate(*again)
-    assert len(drawn) - 1 == 3 * (3 + 2) - 7 + 1 and drawn[1] in first
+    assert len(drawn) - 1 == 3 * (3 + 2) - 7 + 2 and drawn[1] in first
     for name in ("images.jsonl", *(f"pictures/{path.name}" for path in kept)):
         assert (evaluated / "base" / name).read_bytes() == (evaluated / "again" / name).read_bytes()
     assert not (evaluated / "work").exists()

@@ -33,7 +33,8 @@ from star.report.svg import Bar, Line, Segment, bar_chart, color_class, line_cha
 from star.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
-EVIL = '<script>alert("x")</script> & <b>'
+EVIL = '<script>document.documentElement.dataset.ran = "1"</script> & <b>'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUNS = {"geneval": ["star", "flow_grpo"], "ocr": ["star"], "preference": ["star"]}
 
 
@@ -166,6 +167,25 @@ def test_every_text_is_escaped(results):
     assert "<script" not in page and "<b>" not in page
     assert page.count("&lt;script&gt;") > 20
     assert EVIL in Outline(page).text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_no_script_of_a_prompt_runs_in_a_browser(results, tmp_path):
+    def opened(name: str, page: str) -> str:
+        """The page's document after its scripts."""
+        (tmp_path / name).write_text(page, encoding="utf-8")
+        options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
+        command = [str(CHROMIUM), *options, "--dump-dom", (tmp_path / name).as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+    page = report(results)
+    assert "data-ran" in opened("bare.html", f"<p>{EVIL}</p>")  # the browser does run scripts
+    shown = opened("page.html", page)
+    assert "data-ran" not in shown and "&lt;script&gt;" in shown and "</html>" in shown
+    unescaped = page.replace("&lt;script&gt;", "<script>").replace("&lt;/script&gt;", "</script>").replace("&#34;", '"')
+    assert "<script>document" in unescaped and "data-ran" not in opened(
+        "unescaped.html", unescaped
+    )  # the policy's part
 
 
 def test_table_shows_means_paired_differences_and_their_marks(results):

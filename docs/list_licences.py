@@ -1,0 +1,56 @@
+"""The licences of what `make install` installs, from the packages' own metadata.
+
+``python docs/list_licences.py > docs/licences.csv``, after a change of constraints.txt. A package that is not installed
+here (the slurm extra, say) keeps the line it has.
+"""
+
+import csv
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+CONSTRAINTS, TABLE = Path("constraints.txt"), Path("docs/licences.csv")
+
+
+def pinned() -> list[str]:
+    """The names of constraints.txt, in its order."""
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    return [line.partition("==")[0] for line in lines if line and not line.startswith("#")]
+
+
+def licence(package: str) -> str:
+    """What an installed package's metadata says: its SPDX expression, its classifiers, its field, its licence file.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+        ValueError: it says nothing.
+    """
+    found = distribution(package)
+    classifiers = [c.split(" :: ")[-1] for c in found.metadata.get_all("Classifier", []) if c.startswith("License")]
+    files = [file for file in found.files or () if file.name.upper().startswith(("LICENSE", "LICENCE"))]
+    said = (
+        found.metadata.get("License-Expression"),
+        " / ".join(name for name in classifiers if name != "OSI Approved"),
+        (found.metadata.get("License") or "").strip().split("\n")[0],
+        *(file.locate().read_text(encoding="utf-8").strip().split("\n")[0] for file in files),
+    )
+    for text in said:
+        if text and text != "UNKNOWN":
+            return text
+    raise ValueError(f"{package}: says nothing of its licence")
+
+
+def table() -> list[list[str]]:
+    """A row ``[package, licence]`` for each pinned package."""
+    kept = dict(csv.reader(TABLE.read_text(encoding="utf-8").splitlines())) if TABLE.exists() else {}
+    rows = []
+    for package in pinned():
+        try:
+            rows.append([package, licence(package)])
+        except PackageNotFoundError:
+            rows.append([package, kept.get(package, "?")])
+    return rows
+
+
+if __name__ == "__main__":
+    csv.writer(sys.stdout, lineterminator="\n").writerows([["package", "licence"], *table()])
