@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,12 +52,13 @@ class _Stages:
         self._stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
 
     def add(
-        self, name: str, run: Callable[[argparse.Namespace], None], summary: str, task: bool = False
+        self, name: str, run: Callable[[argparse.Namespace], None], summary: str, task: bool = False, file: bool = True
     ) -> argparse.ArgumentParser:
         sub = self._stages.add_parser(name, help=summary, description=summary)
-        sub.add_argument(
-            "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
-        )
+        if file:
+            sub.add_argument(
+                "--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="default: params.yaml"
+            )
         if task:
             sub.add_argument("--task", required=True, choices=TASKS)
         sub.set_defaults(run=run)
@@ -113,6 +115,13 @@ def _add_run(stages: _Stages) -> None:
     _path(sub, "adapter", "adapter folder of the checkpoint; none for `base`", required=False)
     _path(sub, "output", "folder for scores.json, images.jsonl and pictures")
     _state(sub, "evaluate", "folder of pictures drawn so far")
+
+    summary = "run a stage in several processes, on this machine or on those of its SLURM job: star launch ... -- STAGE"
+    sub = stages.add("launch", _launch, summary, file=False)
+    sub.add_argument("--gpus", type=int, default=0, help="in all, with a process each; default: 0")
+    sub.add_argument("--processes", type=_positive(int), default=1, help="in all, if more than GPUs; default: 1")
+    sub.add_argument("--nodes", type=_positive(int), default=1, help="machines; default: 1")
+    sub.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- STAGE ...", help="the stage and its arguments")
 
     sub = stages.add("score", _score, "score a folder of pictures, drawn by any model, on one benchmark", task=True)
     _path(sub, "prompts", "test records of the benchmark")
@@ -255,6 +264,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     work = options.state / f"{options.checkpoint}-{key}"
     evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, work, options.output)
     print(f"scores in {options.output / 'scores.json'}")
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from star.launch import launch_command
+
+    stage = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
+    command = launch_command(stage, options.gpus, options.processes, options.nodes, os.environ)
+    if command is None:
+        sys.exit(main(stage))
+    os.execvp(command[0], command)
 
 
 def _score(options: argparse.Namespace) -> None:

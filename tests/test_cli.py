@@ -15,6 +15,7 @@ STAGES = (
     "core",
     "train",
     "evaluate",
+    "launch",
     "score",
     "report",
     "study-run",

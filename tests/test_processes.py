@@ -73,9 +73,8 @@ def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do(
 
 
 def launch(count: int, *arguments: object) -> None:
-    """`star` as ``count`` processes on the CPU, which torchrun starts (`accelerate launch --cpu` starts one)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    command += ["-m", "star.cli", *map(str, arguments)]
+    """`star` as ``count`` processes on the CPU."""
+    command = [sys.executable, "-m", "star.cli", "launch", "--processes", str(count), "--", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from star.core import extract_core
 from star.errors import Interrupted, StarError
 from star.faults import MENDS, memory_for
 from star.identity import state_folder, training_identity
+from star.interruption import SAME
 from star.lock import take_lock
 from star.params import load_params
 from star.policy import load_policy
@@ -130,6 +132,9 @@ def test_the_second_sigterm_ends_the_process_at_once(tmp_path):
             assert process.stdout.readline() == "ready\n"
             process.send_signal(first)
             assert process.stdout.readline() == "asked\n"
+            process.send_signal(signal.SIGTERM)  # a launcher's, which hands the scheduler's on
+            time.sleep(SAME + 0.2)
+            assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == -signal.SIGTERM
 

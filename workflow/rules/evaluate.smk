@@ -19,6 +19,8 @@ rule evaluate_checkpoint:
     threads: 2
     resources:
         gpu=min(1, support.visible_gpus()),
+        processes=1,
+        nodes=1,
         mem_mb=5000,
         runtime=120,
     params:
@@ -26,5 +28,6 @@ rule evaluate_checkpoint:
         sections=lambda wildcards: support.sections(values, "evaluate_checkpoint"),
         code=support.code_digest("evaluate_checkpoint"),
     shell:
-        "star evaluate --params params.yaml --prompts-dir results/core --checkpoint {wildcards.checkpoint}"
+        "star launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} --"
+        " evaluate --params params.yaml --prompts-dir results/core --checkpoint {wildcards.checkpoint}"
         " {params.adapter} --output results/evaluate/{wildcards.checkpoint} 2>&1 | tee {log}"

@@ -19,11 +19,14 @@ rule train_policy:
     threads: 2
     resources:
         gpu=min(1, support.visible_gpus()),
+        processes=1,
+        nodes=1,
         mem_mb=5000,
         runtime=240,
     params:
         sections=lambda wildcards: support.sections(values, "train_policy", **wildcards),
         code=support.code_digest("train_policy"),
     shell:
-        "star train --params params.yaml --task {wildcards.task} --method {wildcards.method}"
+        "star launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} --"
+        " train --params params.yaml --task {wildcards.task} --method {wildcards.method}"
         " --prompts {input.prompts} --output results/train/{wildcards.task}-{wildcards.method} 2>&1 | tee {log}"
