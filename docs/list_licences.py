@@ -1,15 +1,14 @@
 """The licences of what `make install` installs, from the packages' own metadata.
 
-``python docs/list_licences.py > docs/licences.csv``, after a change of constraints.txt. A package that is not installed
-here (the slurm extra, say) keeps the line it has.
+``python docs/list_licences.py > docs/licences.csv``, after a change of constraints.txt.
 """
 
 import csv
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 
-CONSTRAINTS, TABLE = Path("constraints.txt"), Path("docs/licences.csv")
+CONSTRAINTS = Path("constraints.txt")
 
 
 def pinned() -> list[str]:
@@ -22,7 +21,7 @@ def licence(package: str) -> str:
     """What an installed package's metadata says: its SPDX expression, its classifiers, its field, its licence file.
 
     Raises:
-        PackageNotFoundError: it is not installed.
+        importlib.metadata.PackageNotFoundError: it is not installed.
         ValueError: it says nothing.
     """
     found = distribution(package)
@@ -40,17 +39,6 @@ def licence(package: str) -> str:
     raise ValueError(f"{package}: says nothing of its licence")
 
 
-def table() -> list[list[str]]:
-    """A row ``[package, licence]`` for each pinned package."""
-    kept = dict(csv.reader(TABLE.read_text(encoding="utf-8").splitlines())) if TABLE.exists() else {}
-    rows = []
-    for package in pinned():
-        try:
-            rows.append([package, licence(package)])
-        except PackageNotFoundError:
-            rows.append([package, kept.get(package, "?")])
-    return rows
-
-
 if __name__ == "__main__":
-    csv.writer(sys.stdout, lineterminator="\n").writerows([["package", "licence"], *table()])
+    rows = [[package, licence(package)] for package in pinned()]
+    csv.writer(sys.stdout, lineterminator="\n").writerows([["package", "licence"], *rows])

@@ -1,0 +1,112 @@
+"""A SLURM of one machine on the loopback: munge, slurmctld, slurmd, a GPU declared on the null device.
+
+Its configuration must lie in /etc/slurm, so it needs root, and a machine that has no SLURM configured.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIG = Path("/etc/slurm/slurm.conf")
+PACKAGES = "slurm-wlm munge"
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+_KILL_WAIT = 5  # seconds between SIGTERM and SIGKILL of a job that ran out of time
+
+
+def missing() -> str | None:
+    """Why no scheduler can be started here; None if one can. In CI the packages are installed if they are absent."""
+    if os.geteuid() != 0:
+        return "starting a scheduler needs root"
+    if CONFIG.exists():
+        return f"{CONFIG}: this machine has a SLURM already"
+    if os.environ.get("CI") and not all(map(shutil.which, _PROGRAMS)) and shutil.which("apt-get"):
+        command = f"apt-get update && apt-get install --yes --no-install-recommends {PACKAGES}"
+        subprocess.run(["sh", "-c", command], capture_output=True, timeout=600)
+    absent = [program for program in _PROGRAMS if shutil.which(program) is None]
+    return f"{', '.join(absent)}: not found (apt-get install {PACKAGES})" if absent else None
+
+
+@contextmanager
+def scheduler(folder: Path) -> Iterator[None]:
+    """Inside, `sbatch` works, and one node has two processors and a GPU. Ends what it started and removes its files."""
+    host, gres = socket.gethostname(), CONFIG.with_name("gres.conf")
+    processors = min(2, os.cpu_count() or 1)
+    settings = {
+        "ClusterName": "test",
+        "SlurmctldHost": f"{host}(127.0.0.1)",
+        "SlurmUser": "root",
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={folder / 'munge.socket'}",
+        "SlurmctldPort": 16817,
+        "SlurmdPort": 16818,
+        "StateSaveLocation": folder / "state",
+        "SlurmdSpoolDir": folder / "spool",
+        "SlurmctldPidFile": folder / "slurmctld.pid",
+        "SlurmdPidFile": folder / "slurmd.pid",
+        "SlurmctldLogFile": folder / "slurmctld.log",
+        "SlurmdLogFile": folder / "slurmd.log",
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "MpiDefault": "none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_Core_Memory",
+        "AccountingStorageType": "accounting_storage/none",
+        "JobAcctGatherType": "jobacct_gather/none",
+        "MinJobAge": 600,
+        "KillWait": _KILL_WAIT,
+        "OverTimeLimit": 0,
+        "GresTypes": "gpu",
+        "ReturnToService": 2,
+    }
+    node = f"NodeName={host} NodeAddr=127.0.0.1 CPUs={processors} RealMemory=20000 Gres=gpu:1 State=UNKNOWN"
+    partition = f"PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP"
+    lines = [*(f"{key}={value}" for key, value in settings.items()), node, partition]
+    for name in ("state", "spool", "munge"):
+        (folder / name).mkdir(parents=True)
+    started: list[subprocess.Popen] = []
+    try:
+        CONFIG.parent.mkdir(parents=True, exist_ok=True)
+        CONFIG.write_text("\n".join(lines) + "\n")
+        gres.write_text(f"NodeName={host} Name=gpu File=/dev/null\n")
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        files = ("--key-file", key, "--pid-file", folder / "munge" / "pid", "--log-file", folder / "munge" / "log")
+        files += ("--seed-file", folder / "munge" / "seed", "--socket", folder / "munge.socket")
+        for command in (["munged", "--foreground", "--force", *map(str, files)], ["slurmctld", "-D"], ["slurmd", "-D"]):
+            with open(folder / f"{command[0]}.out", "wb") as log:
+                started.append(subprocess.Popen(command, stdout=log, stderr=log))
+            time.sleep(1)
+        _wait_for_node(folder, started)
+        yield
+    finally:
+        if len(started) == 3:
+            subprocess.run(["scancel", "--user", "root"], capture_output=True, timeout=60)
+            time.sleep(1)
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        CONFIG.unlink(missing_ok=True)
+        gres.unlink(missing_ok=True)
+
+
+def _wait_for_node(folder: Path, started: list[subprocess.Popen]) -> None:
+    for _ in range(60):
+        answer = subprocess.run(["sinfo", "--noheader", "--format", "%T"], capture_output=True, text=True)
+        if answer.stdout.strip() == "idle":
+            return
+        dead = [str(process.args) for process in started if process.poll() is not None]
+        if dead:
+            break
+        time.sleep(0.5)
+    logs = "\n".join(file.read_text(errors="replace")[-1500:] for file in folder.glob("*.out"))
+    raise RuntimeError(f"the scheduler did not start: {answer.stdout}{answer.stderr}\n{logs}")
