@@ -60,8 +60,16 @@ def write_smoke(folder: Path, **train: object) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def start(folder: Path, profile: Path, *targets: str) -> "subprocess.Popen[str]":
-    """Snakemake with a profile, by the environment as `dvc repro` would give it."""
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts Snakemake with a profile; whatever happens, it ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield lambda *arguments: started.append(_started(*arguments)) or started[-1]
+    for process in started:
+        process.kill()
+
+
+def _started(folder: Path, profile: Path, *targets: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     log = open(folder / "snakemake.log", "a", encoding="utf-8")  # noqa: SIM115
@@ -93,7 +101,7 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str] | 
     pytest.fail((folder / "snakemake.log").read_text(encoding="utf-8")[-4000:])
 
 
-def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path):
+def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path, start):
     write_smoke(tmp_path)
     known = set(jobs())
     finish(start(tmp_path, write_profile(tmp_path, processes=2)), tmp_path)
@@ -107,7 +115,7 @@ def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path):
     assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
 
 
-def test_a_killed_job_and_one_out_of_time_go_on_and_the_run_ends_its_jobs(cluster, tmp_path):
+def test_a_killed_job_and_one_out_of_time_go_on_and_the_run_ends_its_jobs(cluster, tmp_path, start):
     """One training in three jobs. That what is resumed equals what was left alone is proven in test_kills."""
     write_smoke(tmp_path, epochs=10_000, sample_every=10_000)
     known = set(jobs())
@@ -125,13 +133,11 @@ def test_a_killed_job_and_one_out_of_time_go_on_and_the_run_ends_its_jobs(cluste
 
     process = start(tmp_path, write_profile(tmp_path, runtime=1), "results/train/geneval-star/log.jsonl")
     wait_for(lambda: len(epochs()) >= 3, process, tmp_path)
-    (killed, _), reached = trainings()[0], len(epochs())
-    subprocess.run(["scancel", "--signal=KILL", "--full", str(killed)], check=True)
-    for _ in ("killed", "out of time"):
-        jobs_before = len(trainings())
-        wait_for(lambda before=jobs_before: len(trainings()) > before, process, tmp_path)
-        wait_for(lambda goal=reached + 2: len(epochs()) >= goal, process, tmp_path)
+    subprocess.run(["scancel", "--signal=KILL", "--full", str(trainings()[0][0])])  # says 1 if a step is gone already
+    for count in (2, 3):  # after the killed one, and after one that is out of time
+        wait_for(lambda count=count: len(trainings()) == count, process, tmp_path)
         reached = len(epochs())
+        wait_for(lambda goal=reached + 2: len(epochs()) >= goal, process, tmp_path)
     states = [state for _, state in trainings()]
     assert states[0] in ("FAILED", "CANCELLED") and states[1:] == ["TIMEOUT", "RUNNING"], states
     assert epochs() == list(range(1, len(epochs()) + 1))
