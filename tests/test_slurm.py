@@ -74,7 +74,13 @@ def _started(folder: Path, profile: Path, *targets: str) -> "subprocess.Popen[st
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     log = open(folder / "snakemake.log", "a", encoding="utf-8")  # noqa: SIM115
     return subprocess.Popen(
-        [*command, "--profile", str(profile), *targets], env=environment, cwd=ROOT, stdout=log, stderr=log, text=True
+        [*command, "--profile", str(profile), *targets],
+        env=environment,
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background shells have it ignored
     )
 
 
