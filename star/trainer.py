@@ -249,6 +249,8 @@ class Trainer:
                     ratios.append(surrogate.ratio.flatten())
                     clipped.append(surrogate.clipped)
                     self.pause()
+            if start == 0:
+                self.check_first_ratios(ratios, clipped)
             norms.append(self.step(scored[start : start + share], losses[-share * steps :]))
         every = torch.cat(ratios)
         fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
@@ -268,6 +270,21 @@ class Trainer:
         }
         unknown = {"kl": math.isnan(line["kl"]), "map_entropy": not self.uses_maps}
         return {name: None if unknown.get(name) else value for name, value in line.items()}
+
+    def check_first_ratios(self, ratios: Sequence[Tensor], clipped: Sequence[Tensor]) -> None:
+        """Before an epoch's first optimizer step the policy is the one that drew the rollouts: nothing may be clipped.
+
+        Raises:
+            StarError: rollout and update compute it differently, by more than the clip range.
+        """
+        if self.processes.any(bool(torch.stack(list(clipped)).any())):
+            worst = (torch.cat(list(ratios)) - 1).abs().max().item()
+            raise StarError(
+                f"epoch {self.epoch + 1}: ratios are off 1 by up to {worst:.2g} before the first update, outside "
+                f"train.clip_range {self.params.train.clip_range:g}: rollout and update compute the same policy "
+                f'differently. Set model.compile to "no" (it is {self.params.model.compile}), or model.precision to '
+                f"fp32 (it is {self.params.model.precision})"
+            )
 
     def step(self, items: Sequence[Scored], losses: Sequence[Tensor]) -> Tensor:
         """One optimizer step with the gradients that ``items`` left; returns their norm.

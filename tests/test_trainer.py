@@ -168,6 +168,20 @@ def test_the_window_slides_and_starts_over(records):
     assert run.train_epoch()["first_ratio_error"] == 0.0
 
 
+def test_rollouts_that_the_update_computes_otherwise_are_not_learnt_from(records, monkeypatch):
+    run = trainer(small(clip_range=1e-4), "flow_grpo", records)
+    before, transition = adapter_bytes(run), run.transition
+
+    def slightly_off(item, row):
+        exact = transition(item, row)
+        return dataclasses.replace(exact, mean=exact.mean + 1e-2)
+
+    monkeypatch.setattr(run, "transition", slightly_off)
+    with pytest.raises(StarError, match=r"epoch 1: ratios are off 1 by up to .* model\.compile"):
+        run.train_epoch()
+    assert adapter_bytes(run) == before
+
+
 def test_normalised_ratios_train(records):
     line = trainer(small(normalise_ratio=True, learning_rate=1e-2), "star", records).train_epoch()
     assert line["first_ratio_error"] == 0.0 and line["ratio_max"] > 1
