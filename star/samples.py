@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from star import pictures
 from star.allocation import allocation_weights
 from star.attention import CoreKeys
@@ -28,8 +30,11 @@ def draw_samples(
     allocation: AllocationParams,
     epoch: int,
     folder: Path,
-) -> None:
+) -> dict[str, np.ndarray]:
     """Write ``samples/epoch_NNNN.png`` and, with an allocation, map overlays and their index ``maps/maps.json``.
+
+    Returns the grid, ``samples``, and of each prompt with maps the overlays of all steps in a row, ``maps/i``: uint8
+    (height, width, 3).
 
     Args:
         records: the prompts to draw, one picture each; the first `MAP_PROMPTS` get maps.
@@ -45,9 +50,11 @@ def draw_samples(
         relevance, drawn = trace_relevance(policy, prompts, seeds, steps, core, allocation)
     name = f"epoch_{epoch:04d}"
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    pictures.grid(drawn, columns=8).save(folder / "samples" / f"{name}.png")
+    grid = pictures.grid(drawn, columns=8)
+    grid.save(folder / "samples" / f"{name}.png")
+    shown = {"samples": np.asarray(grid)}
     if relevance is None:
-        return
+        return shown
     weights = allocation_weights(relevance, allocation)[:, :, 0]
     rewards = reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
     maps = folder / "maps"
@@ -56,11 +63,14 @@ def draw_samples(
     for i, record in enumerate(records[:MAP_PROMPTS]):
         final, files = f"{name}_{i}_final.png", [f"{name}_{i}_step_{t}.png" for t in range(steps)]
         pictures.grid(drawn[i : i + 1], columns=1).save(maps / final)
-        for t, file in enumerate(files):
-            pictures.overlay(drawn[i], weights[i, t].cpu().numpy()).save(maps / file)
+        overlays = [pictures.overlay(drawn[i], weights[i, t].cpu().numpy()) for t in range(steps)]
+        for overlay, file in zip(overlays, files, strict=True):
+            overlay.save(maps / file)
+        shown[f"maps/{i}"] = np.concatenate([np.asarray(overlay) for overlay in overlays], axis=1)
         entry = {"epoch": epoch, "prompt": record.prompt, "reward": float(rewards[i]), "final": final}
         entries.append({**entry, "steps": list(range(steps)), "maps": files})
     index = maps / "maps.json"
     earlier = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
     kept = [entry for entry in earlier if entry["epoch"] < epoch]
     write_text_atomic(index, json.dumps(kept + entries, indent=1) + "\n")
+    return shown

@@ -8,9 +8,9 @@ epochs since the last `TrainParams.save_every`.
 import dataclasses
 import json
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from star.processes import Processes
 from star.records import PromptRecord
 from star.rewards.factory import build_reward
 from star.samples import SHEET_PROMPTS, draw_samples
+from star.tracking import Tracker, check_tracker
 from star.trainer import Trainer
 
 
@@ -60,10 +61,8 @@ def train(
     if wrong is not None:
         raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
     check_folders(params, work, output)
-    wandb = params.train.tracker == "wandb"
-    accelerator = Accelerator(
-        log_with="wandb" if wandb else None, project_dir=str(work), cpu=not torch.cuda.is_available()
-    )
+    check_tracker(params.train.tracker)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)
     ahead = records_ahead(records, params)
@@ -79,22 +78,21 @@ def train(
         accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
         trainer = Trainer(params, allocation, records, reward, policy, processes)
         trainer.interrupted = interrupted
-        if wandb:
-            settings = {"name": f"{task}-{method}", "id": _run_id(work) if processes.main else None, "resume": "allow"}
-            accelerator.init_trackers("star", config=dataclasses.asdict(params), init_kwargs={"wandb": settings})
-
-        def log(line: dict) -> None:
-            flat = {key: value for key, value in line.items() if isinstance(value, (int, float))}
-            accelerator.log(flat, step=line["epoch"])
-
+        tracker = None
+        if processes.main and params.train.tracker != "none":
+            tracker = Tracker(params.train.tracker, f"{task}-{method}", work, dataclasses.asdict(params))
         policy.prepare_prompts(processes.own(list(dict.fromkeys(record.prompt for record in ahead)), 1))
         accelerator.wait_for_everyone()
         states = States(work, params.train.keep_states, identity or {})
-        run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, lambda: _draw(trainer, work), log)
+        look = partial(_draw, trainer, work, tracker)
+        run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
         if processes.main:
             trainer.export(work, output)
+            write_text_atomic(output / "parameters.json", json.dumps(states.identity, indent=1, sort_keys=True) + "\n")
             (output / ".lock").unlink()
             remove(work)
+        if tracker is not None:
+            tracker.finish()
         accelerator.end_training()
 
 
@@ -110,7 +108,7 @@ def run_epochs(
     title: str,
     look_every: int,
     look: Callable[[], None],
-    log: Callable[[dict], None] = lambda line: None,
+    tracker: Tracker | None = None,
 ) -> None:
     """Train to the last epoch, from the newest of ``states``; ``log.jsonl`` beside them gets a line an epoch.
 
@@ -118,7 +116,7 @@ def run_epochs(
 
     Args:
         look: called before the first epoch, every ``look_every`` epochs and after the last one.
-        log: called with each new line.
+        tracker: gets each new line.
 
     Raises:
         StarError: states or log that cannot be read, and whatever `Trainer.train_epoch` raises.
@@ -132,6 +130,8 @@ def run_epochs(
             raise StarError(f"{states.folder}: {error}") from error
     if main:
         _cut_log(lines, trainer.epoch)
+        if tracker is not None:
+            tracker.begin(trainer.epoch)
         if trainer.epoch == 0:
             look()
     bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1, disable=not main)
@@ -143,7 +143,8 @@ def run_epochs(
                 if not main:
                     continue
                 _append(lines, line)
-                log(line)
+                if tracker is not None:
+                    tracker.log(line)
                 bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
                 bar.update()
                 last = trainer.epoch == settings.epochs
@@ -187,17 +188,11 @@ def _append(log: Path, line: dict) -> None:
         os.fsync(file.fileno())
 
 
-def _run_id(work: Path) -> str:
-    """The tracker's name for this training: drawn when it starts, the same when it goes on."""
-    file = work / "tracker"
-    if not file.exists():
-        write_text_atomic(file, uuid.uuid4().hex)
-    return file.read_text(encoding="utf-8")
-
-
-def _draw(trainer: Trainer, folder: Path) -> None:
+def _draw(trainer: Trainer, folder: Path, tracker: Tracker | None) -> None:
     records = trainer.records[:SHEET_PROMPTS]
     core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
-    draw_samples(
+    drawn = draw_samples(
         trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
     )
+    if tracker is not None:
+        tracker.show(drawn, trainer.epoch)

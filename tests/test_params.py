@@ -155,7 +155,7 @@ WRONG = {  # a value that each key refuses
     "train.normalise_ratio": ["no"],
     "train.keep_states": [0, 1.5],
     "train.skip_updates": [-1, None],
-    "train.tracker": ["tensorbored"],
+    "train.tracker": ["tensorbored", "comet"],
     "rewards.timeout": [0, -1, "long", float("nan")],
     "rewards.geneval.detector": ["perfect"],
     "rewards.geneval.path": ["", 7, " x", "models/detector"],

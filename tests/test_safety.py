@@ -190,7 +190,7 @@ def test_nothing_is_sent_anywhere(tmp_path):
     assert b"unreachable" in subprocess.run([*BLOCKED, sys.executable, "-c", reach], capture_output=True).stderr
     shutil.copy(ROOT / "tests/smoke/params.yaml", tmp_path)
     text = (tmp_path / "params.yaml").read_text().replace("../../models", str(ROOT / "models"))
-    (tmp_path / "params.yaml").write_text(text.replace("tracker: none", "tracker: wandb"))
+    (tmp_path / "params.yaml").write_text(text.replace("tracker: tensorboard", "tracker: wandb"))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
     command += ["--profile", str(ROOT / "workflow/profiles/default"), "--cores", "2"]
     target = "results/evaluate/geneval-star/scores.json"

@@ -43,6 +43,10 @@ def test_the_whole_pipeline(
     for name, method in RUNS.items():
         check_training(results / "train" / name, params, method)
         assert (tmp_path / "logs/train_policy" / f"{name}.log").stat().st_size > 0
+        (tracked,) = (tmp_path / "logs/tensorboard").glob(f"{name}-*/events.*")
+        assert b"reward_mean" in tracked.read_bytes() and b"samples" in tracked.read_bytes()
+        parameters = json.loads((results / "train" / name / "parameters.json").read_text(encoding="utf-8"))
+        assert (parameters["method"], parameters["train"]["epochs"]) == (method, params.train.epochs)
     for name in ("base", *RUNS):
         check_evaluation(results / "evaluate" / name, results / "evaluate" / "base", params)
     page = (results / "report/index.html").read_text(encoding="utf-8")

@@ -9,7 +9,12 @@ rule evaluate_checkpoint:
         adapter=adapter,
     output:
         scores="results/evaluate/{checkpoint}/scores.json",
-        metrics="results/evaluate/{checkpoint}/metrics.json",
+        metrics=report(
+            "results/evaluate/{checkpoint}/metrics.json",
+            caption="../report/scores.rst",
+            category="Scores",
+            labels={"checkpoint": "{checkpoint}"},
+        ),
         images="results/evaluate/{checkpoint}/images.jsonl",
         pictures=directory("results/evaluate/{checkpoint}/pictures"),
     log:

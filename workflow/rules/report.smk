@@ -10,9 +10,9 @@ rule write_report:
         images=expand("results/evaluate/{checkpoint}/images.jsonl", checkpoint=checkpoints()),
         pictures=expand("results/evaluate/{checkpoint}/pictures", checkpoint=checkpoints()),
     output:
-        page="results/report/index.html",
+        page=report("results/report/index.html", caption="../report/page.rst", category="Result"),
         summary="results/metrics/summary.json",
-        curves="results/metrics/curves.csv",
+        curves=report("results/metrics/curves.csv", caption="../report/curves.rst", category="Result"),
     log:
         "logs/write_report.log",
     benchmark:

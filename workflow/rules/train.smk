@@ -9,8 +9,21 @@ rule train_policy:
     output:
         adapter=directory("results/train/{task}-{method}/adapter"),
         curve="results/train/{task}-{method}/log.jsonl",
-        samples=directory("results/train/{task}-{method}/samples"),
-        maps=directory("results/train/{task}-{method}/maps"),
+        samples=report(
+            directory("results/train/{task}-{method}/samples"),
+            patterns=["epoch_{epoch}.png"],
+            caption="../report/samples.rst",
+            category="Samples",
+            labels={"task": "{task}", "method": "{method}", "epochs": "{epoch}"},
+        ),
+        maps=report(
+            directory("results/train/{task}-{method}/maps"),
+            patterns=["epoch_{epoch}_{prompt}_step_0.png"],
+            caption="../report/maps.rst",
+            category="Allocation maps",
+            labels={"task": "{task}", "method": "{method}", "epochs": "{epoch}", "prompt": "{prompt}"},
+        ),
+        parameters="results/train/{task}-{method}/parameters.json",
     log:
         "logs/train_policy/{task}-{method}.log",
     benchmark:
