@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+HOLD_SECONDS = 100  # a test that was killed leaves no process behind for longer
 TASKS = ("geneval", "ocr", "preference")
 
 # Stage -> keys of params.yaml and files that it reads, written down a second time: the rules' own lists are under test.
@@ -45,7 +46,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     with open(os.environ["STAR_JOURNAL"], "a", encoding="utf-8") as journal:
         journal.write(stage_name(options) + "\n")
-    while Path(os.environ.get("STAR_HOLD", "no file")).exists():
+    end = time.monotonic() + HOLD_SECONDS
+    while Path(os.environ["STAR_HOLD"]).exists():
+        if time.monotonic() > end:
+            sys.exit(f"held for {HOLD_SECONDS} s")
         time.sleep(0.05)
     values = yaml.safe_load(options.params.read_text(encoding="utf-8"))
     globals()[f"_{options.stage}"](options, values, digest(options, values))

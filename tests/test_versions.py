@@ -43,6 +43,10 @@ from tests.versioned import ROOT, SNAKEMAKE, Project, cloned, copied, prepare
 pytestmark = pytest.mark.slow
 
 
+# No Python to install with: an installation would point this environment at the test's copy of the code.
+SYNC = ("make", f"VENV={sys.prefix}", "PYTHON=false", "sync")
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = prepare(tmp_path_factory.mktemp("prepared"))
@@ -134,10 +138,10 @@ def test_each_tool_runs_nothing_after_the_other(project: Project) -> None:
 
 
 def synchronise(project: Project) -> None:
-    """`make sync` in the environment of the tests, which it does not install again."""
-    if "pip install" in project.run("make", "--dry-run", f"VENV={sys.prefix}", "install"):
+    """`make sync` in the environment of the tests."""
+    if "pip install" in project.run(*SYNC[:-1], "--dry-run", "install"):
         pytest.skip(f"{sys.prefix} was not made by `make install` with these pins")
-    project.run("make", f"VENV={sys.prefix}", "sync")
+    project.run(*SYNC)
 
 
 def test_a_clone_and_an_older_revision_have_their_results_and_run_nothing(project: Project) -> None:
@@ -172,7 +176,7 @@ def check_synchronised(project: Project, results: dict[str, bytes]) -> None:
 def test_sync_refuses_what_dvc_does_not_know(project: Project) -> None:
     synchronise(project)
     project.set("report.pictures", 2)
-    said = project.run("make", f"VENV={sys.prefix}", "sync", expect=2)
+    said = project.run(*SYNC, expect=2)
     assert "dvc status is not clean" in said
     assert project.pending() >= REPORT
 
@@ -246,7 +250,7 @@ def test_the_second_of_two_at_once_is_refused(
     with project.start(*first) as running:
         try:
             wait_until(project.journal.exists, running)
-            refused = project.run(*second, expect=None)
+            refused = project.run(*second, expect=None, seconds=60)  # it may not wait for the other
             assert running.poll() is None
         finally:
             project.hold.unlink()

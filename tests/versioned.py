@@ -71,10 +71,10 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *command: str, expect: int | None = 0) -> str:
+    def run(self, *command: str, expect: int | None = 0, seconds: float = 600) -> str:
         """Run a command in the repository; its standard output. Fails with all it said if it ends otherwise."""
         run = subprocess.run(
-            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=600
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True, timeout=seconds
         )
         said = run.stdout + run.stderr
         assert expect is None or run.returncode == expect, f"{' '.join(command)}: {said[-4000:]}"
