@@ -21,7 +21,9 @@ from workflow import support
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_VERSIONED = {"all", "record_versions"}
-COMMAND = re.compile(r"snakemake --cores all --nolock --allowed-rules (?P<rule>\w+) -- (?P<targets>.+)")
+COMMAND = re.compile(
+    r"snakemake --cores all --nolock --max-checksum-file-size 5GB --allowed-rules (?P<rule>\w+) -- (?P<targets>.+)"
+)
 
 Snakemake = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -5,6 +5,7 @@
 """
 
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -225,12 +226,18 @@ def _module_file(name: str, root: Path) -> str:
 
 def _imports(module: Path, root: Path) -> list[str]:
     """Files of the star modules that a module imports, the packages on the way included."""
+    files = {_module_file(name, root) for name in _imported_names(module.read_text(encoding="utf-8"))}
+    return [file for file in files if (root / file).exists()]
+
+
+@functools.cache  # most modules belong to several rules; without it a fourth of Snakemake's start goes into parsing
+def _imported_names(source: str) -> frozenset[str]:
+    """Dotted names below `star` that a module's source may import, the packages on the way included."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     prefixes = {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
-    files = {_module_file(name, root) for name in prefixes if name == "star" or name.startswith("star.")}
-    return [file for file in files if (root / file).exists()]
+    return frozenset(name for name in prefixes if name == "star" or name.startswith("star."))

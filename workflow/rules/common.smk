@@ -31,6 +31,11 @@ def study_runs():
     return [run.name for run in load_params(Path("params.yaml")).study.runs()]
 
 
+def core_files():
+    """Every file of core spans: DVC has a stage for each, whether or not a training of `runs` reads it."""
+    return expand("results/core/{task}/{split}.jsonl", task=TASKS, split=("train", "test"))
+
+
 def final_outputs(wildcards):
     """What a run is for: the page, its numbers, and a DVC that knows them."""
     return [*rules.write_report.output, *rules.record_versions.output]

@@ -33,6 +33,7 @@ rule write_report:
 rule record_versions:
     input:
         rules.write_report.output,
+        core_files(),
     output:
         touch(".star/versions-recorded"),
     log:
