@@ -5,6 +5,7 @@ Optional: training logs, maps, pictures; what is missing is an empty tuple or No
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def load_checkpoint(folder: Path, task: str | None, method: str | None) -> Check
     try:
         benchmarks = dict(values["benchmarks"])
         quality = {
-            task: {name: Interval(v["mean"], v["low"], v["high"]) for name, v in figures.items()}
+            task: {name: Interval(*(float(v[key]) for key in ("mean", "low", "high"))) for name, v in figures.items()}
             for task, figures in values.get("quality", {}).items()
         }
         seconds = {str(phase): float(value) for phase, value in values["seconds"].items()}
@@ -149,7 +150,7 @@ def _image(line: dict, folder: Path, where: str) -> ImageScore:
         picture = _file(folder, line.get("picture"))
         identity = str(line["id"]), str(line["task"]), int(line["index"]), int(line["seed"])
         return ImageScore(*identity, str(line["prompt"]), float(line["score"]), dict(line["detail"]), picture)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise StarError(f"{where}: not a scored image ({error!r}); evaluate this checkpoint again") from error
 
 
@@ -188,9 +189,10 @@ def load_log(folder: Path) -> tuple[dict, ...]:
 
 
 def _epoch(line: dict, where: str) -> dict:
-    missing = [key for key in ("epoch", "images", "reward_mean") if not isinstance(line.get(key), int | float)]
-    if missing:
-        raise StarError(f"{where}: {missing[0]!r} is missing or not a number; train this run again")
+    for key in ("epoch", "images", "reward_mean"):
+        value = line.get(key)
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise StarError(f"{where}: {key!r} is missing or not a finite number; train this run again")
     return line
 
 
