@@ -14,6 +14,9 @@ from workflow import support
 
 min_version("9.0")
 
+# Stages run the code beside this file, not the installed one: `dvc exp run --temp` has a folder of its own.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (workflow.basedir, os.environ.get("PYTHONPATH"))))
+
 
 configfile: "params.yaml"
 

@@ -128,6 +128,12 @@ def _add_run(stages: _Stages) -> None:
     _path(sub, "pictures", "folder of <record id>_<index>.png")
     _path(sub, "output", "folder for scores.json and images.jsonl")
 
+    summary = "compare two or more runs: a table here, and a page with curves, pictures and parameters that differ"
+    sub = stages.add("compare", _compare, summary, file=False)
+    folder = "folder of an evaluation, results/evaluate/<checkpoint>, of any results; differences are to the first"
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=folder)
+    _path(sub, "output", "HTML file to write", required=False)
+
     sub = stages.add("report", _report, "write the HTML report and the small metrics")
     _path(sub, "results", "the run's results folder")
     _path(sub, "output", "HTML file to write")
@@ -285,6 +291,14 @@ def _score(options: argparse.Namespace) -> None:
     score_folder(params, options.task, records, options.pictures, options.output)
     print((options.output / "metrics.json").read_text(encoding="utf-8"), end="")
     print(f"scores in {options.output / 'scores.json'}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from star.report.compare import compare_runs
+
+    print(compare_runs(options.runs, options.output))
+    if options.output is not None:
+        print(f"comparison in {options.output}")
 
 
 def _report(options: argparse.Namespace) -> None:

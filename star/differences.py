@@ -1,18 +1,19 @@
-"""Where two nested dictionaries differ."""
+"""Where nested dictionaries differ."""
 
 from collections.abc import Iterator
 from typing import Any
 
-MISSING = object()  # the value of a key that one of the two lacks
+MISSING = object()  # the value of a key that one of them lacks
 
 
-def differences(left: Any, right: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys with both values; ``MISSING`` where there is none."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        for key in sorted(left.keys() | right.keys(), key=str):
-            yield from differences(left.get(key, MISSING), right.get(key, MISSING), f"{where}.{key}".lstrip("."))
-    elif left != right:
-        yield where, left, right
+def differences(*trees: Any, where: str = "") -> Iterator[tuple[Any, ...]]:
+    """Dotted keys with the value of each of two or more; ``MISSING`` where there is none."""
+    if all(isinstance(tree, dict) for tree in trees):
+        for key in sorted(set().union(*trees), key=str):
+            values = (tree.get(key, MISSING) for tree in trees)
+            yield from differences(*values, where=f"{where}.{key}".lstrip("."))
+    elif any(tree != trees[0] for tree in trees):
+        yield where, *trees
 
 
 def described(theirs: Any, ours: Any) -> str:

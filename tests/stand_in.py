@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
     for name in ("task", "method", "checkpoint"):
         parser.add_argument(f"--{name}")
     options = parser.parse_args(arguments)
+    # An experiment's folder has code of its own, which is to run there.
+    assert Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) == Path.cwd()
     with open(os.environ["STAR_JOURNAL"], "a", encoding="utf-8") as journal:
         journal.write(stage_name(options) + "\n")
     end = time.monotonic() + HOLD_SECONDS
@@ -124,6 +126,7 @@ def _train(options: argparse.Namespace, values: dict, state: str) -> None:
     rewards = [_number(state, epoch) for epoch in range(1, values["train"]["epochs"] + 1)]
     lines = (json.dumps({"epoch": epoch, "reward_mean": reward}) for epoch, reward in enumerate(rewards, 1))
     _write(options.output / "log.jsonl", "\n".join(lines))
+    _write(options.output / "parameters.json", json.dumps({"method": options.method}))
     for folder in ("samples", "maps"):
         _write(options.output / folder / "0001.txt", state)
 

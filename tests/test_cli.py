@@ -17,6 +17,7 @@ STAGES = (
     "evaluate",
     "launch",
     "score",
+    "compare",
     "report",
     "study-run",
     "study-report",

@@ -13,6 +13,12 @@ def test_differing_keys_are_dotted():
     ]
 
 
+def test_any_number_is_compared_at_once():
+    trees = {"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 3}, {"a": None, "c": 2}
+    assert list(differences(*trees)) == [("a", {"b": 1}, {"b": 1}, None), ("c", 2, 3, 2)]
+    assert list(differences(*trees[:1], *trees[:1], *trees[:1])) == []
+
+
 def test_a_description_names_both_values():
     assert described({"a": {"b": 1}}, {"a": {"b": "x" * 50}}) == f"a.b 1 -> {'x' * 12}..."
     assert described({"a": 1}, {}) == "a 1 -> nothing"

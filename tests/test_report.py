@@ -329,6 +329,27 @@ def test_scores_that_are_not_those_of_the_images_are_refused(results):
         report(results)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"soft": 0.25', '"soft": NaN', r"base/scores\.json: geneval\.soft is 0\.25, but .* have nan"),
+        ('"geneval-1"', '"geneval-2"', "geneval strict: a group has images of two tags"),
+    ],
+)
+def test_images_without_a_difference_are_refused(results, old, new, message):
+    for path in (results / "evaluate").glob("*/images.jsonl"):
+        path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(StarError, match=message):
+        report(results)
+
+
+def test_an_evaluation_from_before_the_figures_of_quality_is_refused(results):
+    path = results / "evaluate" / "ocr-star" / "scores.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quality": {}}))
+    with pytest.raises(StarError, match=r"ocr-star/scores\.json: no figures at quality"):
+        report(results)
+
+
 def test_pictures_outside_the_checkpoint_are_not_embedded(results):
     folder = results / "evaluate" / "base"
     Image.new("RGB", (8, 8)).save(results / "secret.png")

@@ -223,7 +223,6 @@ def check_comparison(project: Project) -> None:
     assert len(points) == 2 * 2  # epochs, revisions
 
 
-@pytest.mark.xfail(reason="star reads the file by YAML 1.1, where a bare no is false", strict=False)
 def test_dvc_writes_parameters_that_star_reads(tmp_path: Path) -> None:
     """`dvc exp run --set-param` writes the file anew, by YAML 1.2, where a bare no is a string."""
     path = tmp_path / "params.yaml"

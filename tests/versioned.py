@@ -212,6 +212,4 @@ def _values() -> dict:
     for section in (values["model"], values["rewards"]["preference"]):
         section["path"] = section["path"].removeprefix("../../")
     values["prompts"]["preference"]["train_file"] = OWN_PROMPTS
-    # Not "no": see `test_dvc_writes_parameters_that_star_reads`.
-    values["model"] |= {"precision": "bf16", "compile": "aot_eager"}
     return values

@@ -1,0 +1,1 @@
+"""The miniature: its world, its models, and how they are made from nothing."""

@@ -134,7 +134,7 @@ def score_of(checkpoint: Checkpoint, metric: Metric) -> Interval:
     try:
         values = checkpoint.benchmarks[metric.task][metric.key]
         return Interval(float(values["mean"]), float(values["low"]), float(values["high"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise StarError(
             f"{checkpoint.name}/scores.json: no mean, low and high at benchmarks.{metric.task}.{metric.key} "
             f"({error!r}); evaluate this checkpoint again"
@@ -142,13 +142,23 @@ def score_of(checkpoint: Checkpoint, metric: Metric) -> Interval:
 
 
 def difference(checkpoint: Checkpoint, reference: Checkpoint, metric: Metric, resamples: int, seed: int) -> Interval:
-    """Paired difference of a metric between two checkpoints, images of a prompt resampled together."""
+    """Paired difference of a metric between two checkpoints, images of a prompt resampled together.
+
+    Raises:
+        StarError: values that are not finite, or images of one prompt with two tags.
+    """
     ours, theirs = (image_values(c, metric) for c in (checkpoint, reference))
     images = [image for image in reference.images if image.task == metric.task]
     groups = np.array([image.id for image in images])
-    if metric.by_tag:
-        return paired_tag_difference(ours, theirs, image_tags(reference), resamples, seed, groups)
-    return paired_difference(ours, theirs, resamples, seed, groups)
+    try:
+        if metric.by_tag:
+            return paired_tag_difference(ours, theirs, image_tags(reference), resamples, seed, groups)
+        return paired_difference(ours, theirs, resamples, seed, groups)
+    except ValueError as error:
+        raise StarError(
+            f"{checkpoint.name}/images.jsonl, {reference.name}/images.jsonl: {metric.task} {metric.key}: {error}; "
+            "evaluate these checkpoints again"
+        ) from error
 
 
 def image_values(checkpoint: Checkpoint, metric: Metric) -> np.ndarray:
@@ -158,7 +168,7 @@ def image_values(checkpoint: Checkpoint, metric: Metric) -> np.ndarray:
         raise StarError(f"{checkpoint.name}/images.jsonl: no image of {metric.task}; evaluate this checkpoint again")
     try:
         return np.array([metric.value(image) for image in images], np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise StarError(
             f"{checkpoint.name}/images.jsonl: an image of {metric.task} without the detail for {metric.key} "
             f"({error!r}); evaluate this checkpoint again"
@@ -192,7 +202,7 @@ def _check_mean(checkpoint: Checkpoint, metric: Metric, score: Interval) -> None
     values = image_values(checkpoint, metric)
     tags = image_tags(checkpoint) if metric.by_tag else np.zeros(len(values))
     mean = float(np.mean([values[tags == tag].mean() for tag in np.unique(tags)]))
-    if abs(mean - score.mean) > 1e-4 * max(1.0, abs(mean)):
+    if not abs(mean - score.mean) <= 1e-4 * max(1.0, abs(mean)):  # so that NaN is refused too
         raise StarError(
             f"{checkpoint.name}/scores.json: {metric.task}.{metric.key} is {score.mean:.6g}, but the images beside it "
             f"have {mean:.6g}; evaluate this checkpoint again"

@@ -40,7 +40,7 @@ def learning_curves(run: Run) -> list[Panel]:
     """Mean training reward by images seen, one panel a task."""
     panels = []
     for task, trainings in _logged(run).items():
-        lines = [_curve(t, method_colors(run)[t.method]) for t in trainings]
+        lines = [reward_curve(t.method, method_colors(run)[t.method], t.log) for t in trainings]
         chart = line_chart(lines, f"{TASK_NAMES[task]}: reward", IMAGES_AXIS, "mean reward")
         panels.append(_panel(run, TASK_NAMES[task], trainings, [chart]))
     return panels
@@ -87,6 +87,14 @@ def seconds_panels(run: Run) -> list[Panel]:
     return [panel for panel in panels if panel is not None]
 
 
+def reward_curve(label: str, color: int, log: Sequence[dict]) -> Line:
+    """Mean reward of a training by images seen: each epoch faint behind a running mean, once there are enough."""
+    images, reward = _column(log, "images"), _column(log, "reward_mean")
+    if len(reward) < 2 * SMOOTHING:
+        return Line(label, color, images, reward)
+    return Line(label, color, images, running_mean(reward, SMOOTHING), faint=reward)
+
+
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean of each value and up to ``window - 1`` values before it; a NaN makes its windows NaN."""
     return [sum(values[max(0, k - window + 1) : k + 1]) / min(window, k + 1) for k in range(len(values))]
@@ -102,22 +110,15 @@ def _panel(run: Run, title: str, trainings: Sequence[Training], charts: Sequence
     return Panel(title, legend(entries), tuple(chart for chart in charts if chart))
 
 
-def _column(training: Training, key: str) -> list[float]:
-    values = [row.get(key) for row in training.log]
+def _column(log: Sequence[dict], key: str) -> list[float]:
+    values = [row.get(key) for row in log]
     return [float(value) if isinstance(value, int | float) else math.nan for value in values]
-
-
-def _curve(training: Training, color: int) -> Line:
-    images, reward = _column(training, "images"), _column(training, "reward_mean")
-    if len(reward) < 2 * SMOOTHING:
-        return Line(training.method, color, images, reward)
-    return Line(training.method, color, images, running_mean(reward, SMOOTHING), faint=reward)
 
 
 def _statistic(training: Training, key: str, color: int) -> Line:
     low, high = ("ratio_min", "ratio_max") if key == "ratio_mean" else ("", "")
-    band = {"low": _column(training, low), "high": _column(training, high)} if low else {}
-    return Line(training.method, color, _column(training, "images"), _column(training, key), **band)
+    band = {"low": _column(training.log, low), "high": _column(training.log, high)} if low else {}
+    return Line(training.method, color, _column(training.log, "images"), _column(training.log, key), **band)
 
 
 def _sum_phases(log: Sequence[dict]) -> dict[str, float]:

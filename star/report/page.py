@@ -8,11 +8,10 @@ own).
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from star.files import write_text_atomic
@@ -28,7 +27,7 @@ from star.report.figures import (
     training_statistics,
 )
 from star.report.metrics import curves_csv, summary_json
-from star.report.pictures import BUDGET_BYTES, Pair, choose_maps, choose_pairs, data_uri
+from star.report.pictures import Pair, choose_maps, choose_pairs, embedder
 from star.report.provenance import provenance
 from star.report.run import ImageScore, MapRow, Run, load_run
 from star.report.svg import color_class
@@ -88,9 +87,9 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
     resamples, seed = params.evaluate.bootstrap, params.seed
     galleries = [Gallery(task, tuple(choose_pairs(run, task, params.report.pictures))) for task in params.runs]
     strips = [Strip(training.task, training.method, tuple(choose_maps(training))) for training in run.trainings]
-    template = _environment(_embedder(galleries, strips)).from_string(_asset("page.html.j2"))
+    template = environment(embedder(_shown(galleries, strips))).get_template("page.html.j2")
     return template.render(
-        css=Markup(_asset("page.css")),
+        css=style_sheet(),
         params=params,
         run=run,
         comparison=compare(run, resamples, seed),
@@ -145,9 +144,24 @@ def image_note(image: ImageScore) -> list[str]:
     return lines
 
 
-def _environment(embed: Callable[[Path], str]) -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
+def style_sheet() -> Markup:
+    """The page's style sheet."""
+    return Markup(resources.files("star.report").joinpath("page.css").read_text(encoding="utf-8"))
+
+
+def environment(embed: Callable[[Path], str]) -> Environment:
+    """What renders the templates below this package: escapes all text, has the filters that the macros use.
+
+    ``embed`` makes a data URI of a picture.
+    """
+    made = Environment(
+        loader=PackageLoader("star.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
         number=number,
         interval=interval,
         verdict=verdict,
@@ -157,20 +171,13 @@ def _environment(embed: Callable[[Path], str]) -> Environment:
         task=lambda name: TASK_NAMES[name],
         svg=Markup,  # only ever applied to the output of `svg`, which escapes its texts
     )
-    return environment
+    return made
 
 
-def _embedder(galleries: Sequence[Gallery], strips: Sequence[Strip]) -> Callable[[Path], str]:
-    """The function that embeds one picture, at a size at which all of them fit the page; a file is read once."""
+def _shown(galleries: Sequence[Gallery], strips: Sequence[Strip]) -> int:
+    """Number of pictures of the page."""
     count = sum(len(pair.images) for gallery in galleries for pair in gallery.pairs)
-    count += sum(1 + len(row.maps) for strip in strips for row in strip.rows)
-    limit = BUDGET_BYTES // max(1, count)
-
-    @cache
-    def embed(path: Path) -> str:
-        return data_uri(path, limit)
-
-    return embed
+    return count + sum(1 + len(row.maps) for strip in strips for row in strip.rows)
 
 
 def _counts(run: Run) -> dict[str, tuple[int, int]]:
@@ -178,7 +185,3 @@ def _counts(run: Run) -> dict[str, tuple[int, int]]:
     images = Counter(image.task for image in run.base.images)
     prompts = Counter(task for task, _ in {(image.task, image.id) for image in run.base.images})
     return {task: (prompts[task], count) for task, count in images.items()}
-
-
-def _asset(name: str) -> str:
-    return resources.files("star.report").joinpath(name).read_text(encoding="utf-8")

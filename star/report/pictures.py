@@ -4,7 +4,9 @@ import base64
 import io
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -53,6 +55,17 @@ def choose_maps(training: Training) -> list[MapRow]:
     last = max((row.epoch for row in training.maps), default=None)
     rows = [row for row in training.maps if row.epoch == last][:MAP_ROWS]
     return [_thin(row) for row in rows]
+
+
+def embedder(count: int) -> Callable[[Path], str]:
+    """`data_uri` at a size at which ``count`` pictures fit a page together; a file is read once."""
+    limit = BUDGET_BYTES // max(1, count)
+
+    @cache
+    def embed(path: Path) -> str:
+        return data_uri(path, limit)
+
+    return embed
 
 
 def data_uri(path: Path, limit: int) -> str:

@@ -5,6 +5,7 @@ Optional: training logs, maps, pictures; what is missing is an empty tuple or No
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,32 +94,49 @@ def load_run(params: Params, results: Path) -> Run:
             checkpoint whose images are not the same prompts and seeds as base's.
     """
     runs = [(task, method) for task, methods in params.runs.items() for method in methods]
-    base = _load_checkpoint(results / "evaluate" / BASE, None, None)
-    trained = tuple(_load_checkpoint(results / "evaluate" / f"{t}-{m}", t, m) for t, m in runs)
+    base = load_checkpoint(results / "evaluate" / BASE, None, None)
+    trained = tuple(load_checkpoint(results / "evaluate" / f"{t}-{m}", t, m) for t, m in runs)
+    for checkpoint in (base, *trained):
+        if not checkpoint.quality:
+            raise StarError(f"{checkpoint.name}/scores.json: no figures at quality; evaluate this checkpoint again")
     for checkpoint in trained:
         _check_pairs(checkpoint, base, results / "evaluate" / checkpoint.name / "images.jsonl")
     trainings = tuple(_load_training(results / "train" / f"{t}-{m}", t, m) for t, m in runs)
     return Run(base, trained, trainings)
 
 
-def _load_checkpoint(folder: Path, task: str | None, method: str | None) -> Checkpoint:
+def load_checkpoint(folder: Path, task: str | None, method: str | None) -> Checkpoint:
+    """Read ``scores.json`` and ``images.jsonl``; without a ``quality``, as before there was one, that is empty.
+
+    Raises:
+        StarError: a missing or malformed file.
+    """
     scores, images = folder / "scores.json", folder / "images.jsonl"
     for path in (scores, images):
         if not path.is_file():
             raise StarError(f"{path}: missing; `snakemake --cores all -- {scores}` evaluates this checkpoint")
-    values = parse_object(scores.read_text(encoding="utf-8"), str(scores))
+    values = read_object(scores)
     try:
         benchmarks = dict(values["benchmarks"])
         quality = {
-            task: {name: Interval(v["mean"], v["low"], v["high"]) for name, v in figures.items()}
-            for task, figures in values["quality"].items()
+            task: {name: Interval(*(float(v[key]) for key in ("mean", "low", "high"))) for name, v in figures.items()}
+            for task, figures in values.get("quality", {}).items()
         }
         seconds = {str(phase): float(value) for phase, value in values["seconds"].items()}
         fingerprint = str(values["params_fingerprint"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StarError(f"{scores}: not a score file ({error!r}); evaluate this checkpoint again") from error
     lines = tuple(_image(line, folder, where) for line, where in _json_lines(images))
     return Checkpoint(folder.name, task, method, benchmarks, quality, seconds, fingerprint, lines)
+
+
+def read_object(path: Path) -> dict:
+    """A file that must be one JSON object; `StarError` if it cannot be read or is another thing."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StarError(f"{path}: cannot be read ({error}); make it again") from error
+    return parse_object(text, str(path))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[dict, str]]:
@@ -132,7 +150,7 @@ def _image(line: dict, folder: Path, where: str) -> ImageScore:
         picture = _file(folder, line.get("picture"))
         identity = str(line["id"]), str(line["task"]), int(line["index"]), int(line["seed"])
         return ImageScore(*identity, str(line["prompt"]), float(line["score"]), dict(line["detail"]), picture)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise StarError(f"{where}: not a scored image ({error!r}); evaluate this checkpoint again") from error
 
 
@@ -156,17 +174,25 @@ def _check_pairs(checkpoint: Checkpoint, base: Checkpoint, where: Path) -> None:
 
 
 def _load_training(folder: Path, task: str, method: str) -> Training:
-    log_file, maps_file = folder / "log.jsonl", folder / "maps" / "maps.json"
-    log: tuple[dict, ...] = ()
-    if log_file.is_file():
-        log = tuple(_epoch(line, where) for line, where in _json_lines(log_file))
-    return Training(task, method, log, _load_maps(maps_file) if maps_file.is_file() else ())
+    maps_file = folder / "maps" / "maps.json"
+    return Training(task, method, load_log(folder), _load_maps(maps_file) if maps_file.is_file() else ())
+
+
+def load_log(folder: Path) -> tuple[dict, ...]:
+    """The lines of a training's ``log.jsonl``, one an epoch; none if it is not there.
+
+    Raises:
+        StarError: a malformed line, or one without epoch, images and mean reward.
+    """
+    path = folder / "log.jsonl"
+    return tuple(_epoch(line, where) for line, where in _json_lines(path)) if path.is_file() else ()
 
 
 def _epoch(line: dict, where: str) -> dict:
-    missing = [key for key in ("epoch", "images", "reward_mean") if not isinstance(line.get(key), int | float)]
-    if missing:
-        raise StarError(f"{where}: {missing[0]!r} is missing or not a number; train this run again")
+    for key in ("epoch", "images", "reward_mean"):
+        value = line.get(key)
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise StarError(f"{where}: {key!r} is missing or not a finite number; train this run again")
     return line
 
 

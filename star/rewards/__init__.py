@@ -1,0 +1,1 @@
+"""Rewards of the three tasks, in training and in evaluation."""
