@@ -14,8 +14,7 @@ from workflow import support
 
 min_version("9.0")
 
-# Stages run the code beside this file, not the installed one: `dvc exp run --temp` has a folder of its own.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (workflow.basedir, os.environ.get("PYTHONPATH"))))
+support.prefer_code_in(workflow.basedir)
 
 
 configfile: "params.yaml"

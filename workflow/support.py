@@ -122,6 +122,11 @@ def checked_values(config: dict, path: Path) -> dict:
     return values
 
 
+def prefer_code_in(folder: str) -> None:
+    """Let stages run the code in a folder, not the installed one: `dvc exp run --temp` has a folder of its own."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+
+
 def sections(values: dict, rule: str, **wildcards: str) -> str:
     """The parameters that a rule depends on, as canonical JSON."""
     keys = [key.format(**wildcards) for key in SECTIONS[rule]]
