@@ -11,7 +11,7 @@ export PATH := $(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run study sync test lint clean
+.PHONY: help install run report study sync test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(INSTALLED):
 run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report (ARGS="--dry-run" shows what would run)
 	$(SNAKEMAKE) $(ARGS)
 	@echo "Report: $(CURDIR)/results/report/index.html"
+
+report: $(INSTALLED) ## after a run: Snakemake's own report, beside the page (rules, times, figures with captions)
+	$(SNAKEMAKE) $(ARGS) --report results/report/workflow.html
 
 study: $(INSTALLED) ## train the variants of `study` in params.yaml over seeds and compare them (days on two cores)
 	$(SNAKEMAKE) $(ARGS) study

@@ -46,7 +46,7 @@ def launch_command(
     if job is None or found < nodes:
         raise StarError(
             f"{nodes} machines are asked for, and this is {f'a SLURM job of {found}' if job else 'no SLURM job'}: "
-            "use the slurm profile with resources nodes, tasks and mpi (README, Several processes, and a cluster), or "
+            "use the slurm profile with resources nodes, tasks and mpi (README, On a cluster), or "
             "start torchrun on each machine yourself"
         )
     meeting = f"{_first_machine(environment['SLURM_JOB_NODELIST'])}:{20_000 + int(job) % 20_000}"

@@ -127,8 +127,8 @@ def _train(options: argparse.Namespace, values: dict, state: str) -> None:
     lines = (json.dumps({"epoch": epoch, "reward_mean": reward}) for epoch, reward in enumerate(rewards, 1))
     _write(options.output / "log.jsonl", "\n".join(lines))
     _write(options.output / "parameters.json", json.dumps({"method": options.method}))
-    for folder in ("samples", "maps"):
-        _write(options.output / folder / "0001.txt", state)
+    for name in ("samples/epoch_0001.png", "maps/epoch_0001_0_step_0.png"):  # as the rule's report looks for them
+        _write(options.output / name, state)
 
 
 def _evaluate(options: argparse.Namespace, values: dict, state: str) -> None:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from star.params import read_values
-from tests import slurm
+from tests import edits, slurm
+from tests.versioned import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = ROOT / "workflow/profiles/slurm/config.yaml"
@@ -119,6 +120,21 @@ def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path, sta
     assert all("gres:gpu:1" in job["TresPerJob"] for found in by_rule.values() for job in found)
     assert not any("TresPerJob" in job for job in mine if not any(job in found for found in by_rule.values()))
     assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
+
+
+def test_dvc_repro_submits_each_stage(cluster, tmp_path, monkeypatch):
+    project = prepare(tmp_path / "project")
+    project.ran()
+    known = set(jobs())
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", str(write_profile(tmp_path)))
+    project.set("allocation.lam", 2.0)
+    assert project.reproduce() == edits.TRAIN | edits.TRAINED | edits.REPORT
+    mine = [job for number, job in sorted(jobs().items()) if number not in known]
+    rules = ("train_policy", "evaluate_checkpoint", "write_report")
+    assert [rule for job in mine for rule in rules if f"rule_{rule}" in job["Comment"]] == list(rules) and len(
+        mine
+    ) == 3
+    assert {job["JobState"] for job in mine} == {"COMPLETED"}
 
 
 def test_a_killed_job_and_one_out_of_time_go_on_and_the_run_ends_its_jobs(cluster, tmp_path, start):

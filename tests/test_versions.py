@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 
 
 # No Python to install with: an installation would point this environment at the test's copy of the code.
-SYNC = ("make", f"VENV={sys.prefix}", "PYTHON=false", "sync")
+MAKE = ("make", f"VENV={sys.prefix}", "PYTHON=false")
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,15 @@ def test_each_tool_runs_nothing_after_the_other(project: Project) -> None:
     assert project.reproduce() == project.snakemake() == project.pending() == set()
 
 
-def synchronise(project: Project) -> None:
-    """`make sync` in the environment of the tests."""
-    if "pip install" in project.run(*SYNC[:-1], "--dry-run", "install"):
+def make(project: Project, target: str, expect: int = 0) -> str:
+    """A target of the Makefile in the environment of the tests; what it said."""
+    if "pip install" in project.run(*MAKE, "--dry-run", "install"):
         pytest.skip(f"{sys.prefix} was not made by `make install` with these pins")
-    project.run(*SYNC)
+    return project.run(*MAKE, target, expect=expect)
+
+
+def synchronise(project: Project) -> None:
+    make(project, "sync")
 
 
 def test_a_clone_and_an_older_revision_have_their_results_and_run_nothing(project: Project) -> None:
@@ -176,9 +180,19 @@ def check_synchronised(project: Project, results: dict[str, bytes]) -> None:
 def test_sync_refuses_what_dvc_does_not_know(project: Project) -> None:
     synchronise(project)
     project.set("report.pictures", 2)
-    said = project.run(*SYNC, expect=2)
+    said = make(project, "sync", expect=2)
     assert "dvc status is not clean" in said
     assert project.pending() >= REPORT
+
+
+def test_snakemakes_own_report_lies_beside_the_page_with_captions(project: Project) -> None:
+    make(project, "report")
+    page = (project.root / "results/report/workflow.html").read_text(encoding="utf-8")
+    for caption in (project.root / "workflow/report").glob("*.rst"):
+        fixed = caption.read_text(encoding="utf-8").rpartition("}}")[2]  # what no wildcard fills
+        assert fixed.partition(",")[0].strip(" .\n") in page, caption.name
+    assert project.pending() == set() and project.status() == {}
+    assert 'href="workflow.html"' in (ROOT / "star/report/page.html.j2").read_text(encoding="utf-8")
 
 
 def test_experiments_run_and_are_compared(project: Project) -> None:
