@@ -1,6 +1,7 @@
 """What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make run`.
 
 - prompts: 50,000 GenEval prompts of COCO's classes prepared and their core content marked;
+- lines: 2,000 prompts taken from a file of a million distinct ones;
 - plan: a dry run of 500 trainings and their evaluations;
 - report: a page over 200 checkpoints, copies of those of `make run`;
 - leak: memory of the smallest training over 400 epochs; it is flat after the first 200.
@@ -22,9 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from star.params import TASKS, load_params
+from star.prompts.words import WORDS
 
 DEFAULT = Path("params.yaml")
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -69,6 +72,20 @@ def prompts(folder: Path) -> dict[str, dict[str, float]]:
     files = ("--train", made, "--test", folder / "test.jsonl")
     prepared = star("prompts", "--task", "geneval", "--params", written(values, folder), *files)
     return {"prepared": prepared, "core": star("core", "--prompts", made, "--output", marked)}
+
+
+def lines(values: dict[str, Any], folder: Path, count: int) -> dict[str, float]:
+    """Preference prompts from a file of ``count`` captions of ten words."""
+    file = folder / "captions.txt"
+    rng = np.random.default_rng(0)
+    with open(file, "w", encoding="utf-8") as stream:
+        for number in range(count):
+            stream.write(f"a picture of {' '.join(rng.choice(WORDS, 6))} {number}\n")
+    values = copy.deepcopy(values)
+    values["prompts"]["preference"] |= {"train": 2_000, "train_file": str(file)}
+    files = ("--train", folder / "train.jsonl", "--test", folder / "test.jsonl")
+    figures = star("prompts", "--task", "preference", "--params", written(values, folder), *files)
+    return figures | {"lines": count, "file_bytes": file.stat().st_size}
 
 
 def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
@@ -138,6 +155,7 @@ def resident() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--checkpoints", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=400)
@@ -146,6 +164,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name, work in {
         "prompts": lambda folder: prompts(folder),
+        "lines": lambda folder: lines(values, folder, options.lines),
         "plan": lambda folder: plan(values, folder, options.jobs) | {"jobs": options.jobs},
         "report": lambda folder: report(values, folder, options.checkpoints) | {"checkpoints": options.checkpoints},
         "leak": lambda folder: leak(options.epochs),
