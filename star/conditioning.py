@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from star.errors import StarError
+from star.progress import Progress
 
 KEPT = 512  # prompts in memory beside a folder
 
@@ -69,7 +69,7 @@ class PromptStore:
     def fill(self, prompts: Sequence[str]) -> None:
         """Encode to the folder what is not there yet."""
         new = [prompt for prompt in dict.fromkeys(prompts) if not self._file(prompt).exists()]
-        for start in tqdm(range(0, len(new), self._batch), desc="prompts", unit="batch", disable=not new):
+        for start in Progress(range(0, len(new), self._batch), desc="prompts", unit="batch", disable=not new):
             self._add(new[start : start + self._batch])
             self._kept.clear()
 

@@ -24,6 +24,7 @@ from star.params import TASKS, Params, fingerprint
 from star.pictures import read_picture
 from star.policy import SD3Policy, check_adapter, load_policy
 from star.processes import ALONE, Processes
+from star.progress import Progress
 from star.quality import feature_diversity, pixel_diversity
 from star.records import PromptRecord, read_records
 from star.rewards.base import Reward
@@ -145,7 +146,7 @@ def draw_and_score(
     numbered = list(enumerate(plan))
     batches = [numbered[start : start + settings.batch] for start in range(0, len(plan), settings.batch)]
     own = processes.own(batches, 1)
-    shown = tqdm(own, desc=f"evaluate {reward.name}", unit="batch", leave=False, disable=not processes.main)
+    shown = Progress(own, desc=f"evaluate {reward.name}", unit="batch", leave=False, disable=not processes.main)
 
     def drawn() -> Iterator[tuple[Sequence[Numbered], np.ndarray]]:
         for batch in shown:

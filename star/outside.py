@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from star.checks import check_writable
 from star.errors import StarError
 from star.params import Params, fingerprint
 from star.pictures import read_picture
+from star.progress import Progress
 from star.records import PromptRecord
 from star.rewards.factory import build_reward, find_models
 from star.rewards.preference import PreferenceReward
@@ -63,7 +63,7 @@ def _check(folder: Path, plan: Sequence[tuple[PromptRecord, int, None]], side: i
             f"{folder}: {len(missing)} of {len(plan)} pictures are missing, the first is {missing[0]}; pictures are "
             "named <record id>_<index>.png, and evaluate.images_per_prompt says how many a prompt has"
         )
-    for record, index, _ in tqdm(plan, desc="check pictures", unit="picture", leave=False):
+    for record, index, _ in Progress(plan, desc="check pictures", unit="picture", leave=False):
         read_picture(folder / picture_name(record, index), side)
 
 
@@ -72,7 +72,7 @@ def _batches(
 ) -> Iterator[tuple[Sequence[Numbered], np.ndarray]]:
     """The batches of `star evaluate`: a judge's last digits depend on a picture's neighbours."""
     numbered, size = list(enumerate(plan)), params.evaluate.batch
-    for start in tqdm(range(0, len(plan), size), desc="score", unit="batch", leave=False):
+    for start in Progress(range(0, len(plan), size), desc="score", unit="batch", leave=False):
         batch = numbered[start : start + size]
         pictures = [read_picture(folder / picture_name(r, i), params.model.resolution) for _, (r, i, _) in batch]
         yield batch, np.stack(pictures)

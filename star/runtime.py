@@ -43,3 +43,5 @@ def stay_offline() -> None:
         "HF_HUB_VERBOSITY": "error",
     }.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # bars are for terminals
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

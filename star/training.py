@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from star.checkpoint import States
 from star.checks import check_folders, find_all_models
@@ -29,6 +28,7 @@ from star.lock import take_lock
 from star.params import Params
 from star.policy import load_policy
 from star.processes import Processes
+from star.progress import Progress
 from star.records import PromptRecord
 from star.rewards.factory import build_reward
 from star.samples import SHEET_PROMPTS, draw_samples
@@ -134,7 +134,9 @@ def run_epochs(
             tracker.begin(trainer.epoch)
         if trainer.epoch == 0:
             look()
-    bar = tqdm(total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1, disable=not main)
+    bar = Progress(
+        total=settings.epochs, initial=trainer.epoch, desc=title, unit="epoch", mininterval=1, disable=not main
+    )
     with bar:
         while trainer.epoch < settings.epochs:
             before = trainer.state()
@@ -145,7 +147,8 @@ def run_epochs(
                 _append(lines, line)
                 if tracker is not None:
                     tracker.log(line)
-                bar.set_postfix(reward=f"{line['reward_mean']:.3f}", images_per_s=f"{line['images_per_s']:.0f}")
+                shown = {"reward": f"{line['reward_mean']:.3f}", "images_per_s": f"{line['images_per_s']:.0f}"}
+                bar.set_postfix(shown, refresh=False)
                 bar.update()
                 last = trainer.epoch == settings.epochs
                 if last or trainer.epoch % look_every == 0:

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize, softplus
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
@@ -31,6 +30,7 @@ from star.miniature.preference_pairs import (
 )
 from star.miniature.tokenizers import CLIP_LENGTH, save_clip_tokenizer
 from star.miniature.training import append_log, forget_log_after, rate_factor, split_optimizers
+from star.progress import Progress
 
 LOGIT_SCALE = 30.0  # exp(logit_scale), fixed: scores of unlike pairs about 12, of good pictures above 20
 UNLIKE_SCORE = 12.0
@@ -124,7 +124,7 @@ def _train(model: CLIPModel, processor: CLIPProcessor, work: Path, config: Prefe
         restore_optimizer(adamw, tensors, "adamw.")
         first = facts["step"]
         forget_log_after(work, first, "preference")
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="preference", mininterval=5)
+    bar = Progress(range(first, config.steps), initial=first, total=config.steps, desc="preference", mininterval=5)
     started, history = time.time(), []
     for step in bar:
         rng = np.random.default_rng([config.seed, 4, step])

@@ -21,7 +21,6 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tqdm import tqdm
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -36,6 +35,7 @@ from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, sa
 from star.miniature import world
 from star.miniature.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 from star.miniature.training import append_log, forget_log_after, rate_factor, split_optimizers
+from star.progress import Progress
 from star.prompts.geneval import TAGS, sample_metadata
 
 LATENT_CHANNELS = 8
@@ -120,7 +120,7 @@ def _train_vae(work: Path, config: PretrainConfig) -> AutoencoderKL:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.vae_learning_rate, total_steps=config.vae_steps, pct_start=0.05
     )
-    bar = tqdm(range(config.vae_steps), desc="vae", unit="batch", mininterval=5)
+    bar = Progress(range(config.vae_steps), desc="vae", unit="batch", mininterval=5)
     for step in bar:
         pictures, _ = sample_batch(config.vae_batch, np.random.default_rng([config.seed, 1, step]))
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
@@ -242,7 +242,9 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: PretrainConf
         restore_optimizer(adamw, tensors, "adamw.")
         first = facts["step"]
         forget_log_after(work, first, "flow")
-    bar = tqdm(range(first, config.stop), initial=first, total=config.stop, desc="flow", unit="batch", mininterval=5)
+    bar = Progress(
+        range(first, config.stop), initial=first, total=config.stop, desc="flow", unit="batch", mininterval=5
+    )
     started, losses = time.time(), []
     for step in bar:
         loss = _flow_loss(pipe, config, step)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from star.errors import StarError
 from star.params import PromptSource
+from star.progress import Progress
 
 FETCHED = Path("data/prompts/fetched")
 MOST_BYTES = 200_000_000
@@ -90,7 +91,7 @@ def _download(url: str) -> bytes:
     body = bytearray()
     with urllib.request.build_opener(_Redirects()).open(request, timeout=TIMEOUT) as response:
         size = response.length  # None where the server does not say
-        with tqdm(total=size, desc=Path(urlsplit(url).path).name, unit="B", unit_scale=True, mininterval=1) as bar:
+        with Progress(total=size, desc=Path(urlsplit(url).path).name, unit="B", unit_scale=True, mininterval=1) as bar:
             while piece := response.read(_PIECE_BYTES):
                 body += piece
                 bar.update(len(piece))
