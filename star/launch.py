@@ -3,7 +3,7 @@
 How many there are comes from the rule's resources, so that one of them moves a run from one process to one GPU, eight,
 or four machines with eight each. Processes are started by torchrun: `accelerate launch`, which wraps it, starts one
 process without a word where two are asked for on a CPU. Several machines are those of a SLURM job: `srun` starts a
-torchrun on each, and they meet on the first one. Several machines have never been tried.
+torchrun on each, and they meet on the first one (tried on a SLURM of two nodes that are one machine, on CPUs).
 """
 
 import subprocess
@@ -46,7 +46,7 @@ def launch_command(
     if job is None or found < nodes:
         raise StarError(
             f"{nodes} machines are asked for, and this is {f'a SLURM job of {found}' if job else 'no SLURM job'}: "
-            "use the slurm profile with resources nodes, tasks and mpi (README, On a cluster), or "
+            "use the slurm profile with resources nodes, tasks, tasks_per_gpu and mpi (README, On a cluster), or "
             "start torchrun on each machine yourself"
         )
     meeting = f"{_first_machine(environment['SLURM_JOB_NODELIST'])}:{20_000 + int(job) % 20_000}"

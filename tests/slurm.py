@@ -1,4 +1,7 @@
-"""A SLURM of one machine on the loopback: munge, slurmctld, slurmd, a GPU declared on the null device.
+"""A SLURM on the loopback: munge, slurmctld, and two of slurmd, each a node with a GPU declared on the null device.
+
+The second node is for jobs of several nodes, and in the partition `both` alone. It has the name that every machine
+has for itself, so that each node's name leads to this machine.
 
 Its configuration must lie in /etc/slurm, so it needs root, and a machine that has no SLURM configured.
 """
@@ -15,6 +18,7 @@ from pathlib import Path
 CONFIG = Path("/etc/slurm/slurm.conf")
 PACKAGES = "slurm-wlm munge"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+_SECOND = "localhost"
 _KILL_WAIT = 5  # seconds between SIGTERM and SIGKILL of a job that ran out of time
 
 
@@ -43,13 +47,12 @@ def scheduler(folder: Path) -> Iterator[None]:
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={folder / 'munge.socket'}",
         "SlurmctldPort": 16817,
-        "SlurmdPort": 16818,
         "StateSaveLocation": folder / "state",
-        "SlurmdSpoolDir": folder / "spool",
+        "SlurmdSpoolDir": folder / "spool-%n",
         "SlurmctldPidFile": folder / "slurmctld.pid",
-        "SlurmdPidFile": folder / "slurmd.pid",
+        "SlurmdPidFile": folder / "slurmd-%n.pid",
         "SlurmctldLogFile": folder / "slurmctld.log",
-        "SlurmdLogFile": folder / "slurmd.log",
+        "SlurmdLogFile": folder / "slurmd-%n.log",
         "ProctrackType": "proctrack/linuxproc",
         "TaskPlugin": "task/none",
         "MpiDefault": "none",
@@ -63,29 +66,37 @@ def scheduler(folder: Path) -> Iterator[None]:
         "GresTypes": "gpu",
         "ReturnToService": 2,
     }
-    node = f"NodeName={host} NodeAddr=127.0.0.1 CPUs={processors} RealMemory=20000 Gres=gpu:1 State=UNKNOWN"
-    partition = f"PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP"
-    lines = [*(f"{key}={value}" for key, value in settings.items()), node, partition]
-    for name in ("state", "spool", "munge"):
+    nodes = [
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={processors} RealMemory=20000 "
+        "Gres=gpu:1 State=UNKNOWN"
+        for port, name in enumerate((host, _SECOND), 16818)
+    ]
+    rest = "MaxTime=INFINITE State=UP"
+    partitions = [f"PartitionName=main Nodes={host} Default=YES {rest}"]
+    partitions += [f"PartitionName=both Nodes={host},{_SECOND} {rest}"]
+    lines = [*(f"{key}={value}" for key, value in settings.items()), *nodes, *partitions]
+    for name in ("state", "munge"):
         (folder / name).mkdir(parents=True)
     started: list[subprocess.Popen] = []
     try:
         CONFIG.parent.mkdir(parents=True, exist_ok=True)
         CONFIG.write_text("\n".join(lines) + "\n")
-        gres.write_text(f"NodeName={host} Name=gpu File=/dev/null\n")
+        gres.write_text(f"NodeName={host},{_SECOND} Name=gpu File=/dev/null\n")
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         files = ("--key-file", key, "--pid-file", folder / "munge" / "pid", "--log-file", folder / "munge" / "log")
         files += ("--seed-file", folder / "munge" / "seed", "--socket", folder / "munge.socket")
-        for command in (["munged", "--foreground", "--force", *map(str, files)], ["slurmctld", "-D"], ["slurmd", "-D"]):
-            with open(folder / f"{command[0]}.out", "wb") as log:
+        commands = [["munged", "--foreground", "--force", *map(str, files)], ["slurmctld", "-D"]]
+        commands += [["slurmd", "-D", "-N", name] for name in (host, _SECOND)]
+        for command in commands:
+            with open(folder / f"{command[0]}-{len(started)}.out", "wb") as log:
                 started.append(subprocess.Popen(command, stdout=log, stderr=log))
             time.sleep(1)
         _wait_for_node(folder, started)
         yield
     finally:
-        if len(started) == 3:
+        if len(started) == 4:
             subprocess.run(["scancel", "--user", "root"], capture_output=True, timeout=60)
             time.sleep(1)
         for process in reversed(started):
@@ -102,7 +113,7 @@ def scheduler(folder: Path) -> Iterator[None]:
 def _wait_for_node(folder: Path, started: list[subprocess.Popen]) -> None:
     for _ in range(60):
         answer = subprocess.run(["sinfo", "--noheader", "--format", "%T"], capture_output=True, text=True)
-        if answer.stdout.strip() == "idle":
+        if set(answer.stdout.split()) == {"idle"}:
             return
         dead = [str(process.args) for process in started if process.poll() is not None]
         if dead:

@@ -122,6 +122,18 @@ def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path, sta
     assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
 
 
+def test_one_training_on_two_machines(cluster, tmp_path, start):
+    """`srun` starts a torchrun on each node of the job, and they meet on the first."""
+    write_smoke(tmp_path)
+    known = set(jobs())
+    spread = {"gpu": 2, "nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun", "slurm_partition": "both"}
+    finish(start(tmp_path, write_profile(tmp_path, **spread), "results/train/geneval-star/log.jsonl"), tmp_path)
+    (job,) = (job for number, job in jobs().items() if number not in known)
+    assert (job["JobState"], job["NumNodes"]) == ("COMPLETED", "2")
+    assert "gres:gpu:2" in job["TresPerJob"]
+    assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
+
+
 def test_dvc_repro_submits_each_stage(cluster, tmp_path, monkeypatch):
     project = prepare(tmp_path / "project")
     project.ran()
