@@ -3,7 +3,8 @@
 The second node is for jobs of several nodes, and in the partition `both` alone. It has the name that every machine
 has for itself, so that each node's name leads to this machine.
 
-Its configuration must lie in /etc/slurm, so it needs root, and a machine that has no SLURM configured.
+Its configuration must lie in /etc/slurm, so it needs root, and a machine that has no SLURM configured but by tests
+that were killed. The programs end with the tests' process, however that ends.
 """
 
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 
 CONFIG = Path("/etc/slurm/slurm.conf")
 PACKAGES = "slurm-wlm munge"
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+_OWNER = "# written by the tests, process "  # the first line of CONFIG, with the process's number
+_PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 _SECOND = "localhost"
 _KILL_WAIT = 5  # seconds between SIGTERM and SIGKILL of a job that ran out of time
 
@@ -26,13 +28,19 @@ def missing() -> str | None:
     """Why no scheduler can be started here; None if one can. In CI the packages are installed if they are absent."""
     if os.geteuid() != 0:
         return "starting a scheduler needs root"
-    if CONFIG.exists():
+    if CONFIG.exists() and not _is_leftover():
         return f"{CONFIG}: this machine has a SLURM already"
     if os.environ.get("CI") and not all(map(shutil.which, _PROGRAMS)) and shutil.which("apt-get"):
         command = f"apt-get update && apt-get install --yes --no-install-recommends {PACKAGES}"
         subprocess.run(["sh", "-c", command], capture_output=True, timeout=600)
     absent = [program for program in _PROGRAMS if shutil.which(program) is None]
     return f"{', '.join(absent)}: not found (apt-get install {PACKAGES})" if absent else None
+
+
+def _is_leftover() -> bool:
+    """Whether the configuration is of tests that were killed before they could remove it."""
+    first = CONFIG.read_text().partition("\n")[0]
+    return first.startswith(_OWNER) and not Path("/proc", first.removeprefix(_OWNER)).exists()
 
 
 @contextmanager
@@ -74,7 +82,7 @@ def scheduler(folder: Path) -> Iterator[None]:
     rest = "MaxTime=INFINITE State=UP"
     partitions = [f"PartitionName=main Nodes={host} Default=YES {rest}"]
     partitions += [f"PartitionName=both Nodes={host},{_SECOND} {rest}"]
-    lines = [*(f"{key}={value}" for key, value in settings.items()), *nodes, *partitions]
+    lines = [f"{_OWNER}{os.getpid()}", *(f"{key}={value}" for key, value in settings.items()), *nodes, *partitions]
     for name in ("state", "munge"):
         (folder / name).mkdir(parents=True)
     started: list[subprocess.Popen] = []
@@ -91,7 +99,8 @@ def scheduler(folder: Path) -> Iterator[None]:
         commands += [["slurmd", "-D", "-N", name] for name in (host, _SECOND)]
         for command in commands:
             with open(folder / f"{command[0]}-{len(started)}.out", "wb") as log:
-                started.append(subprocess.Popen(command, stdout=log, stderr=log))
+                whole = ["setpriv", "--pdeathsig", "TERM", *command]
+                started.append(subprocess.Popen(whole, stdout=log, stderr=log))
             time.sleep(1)
         _wait_for_node(folder, started)
         yield
