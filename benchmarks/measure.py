@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import seconds
 from star.epoch import plan_epoch
-from star.policy import AUTOCAST_DTYPES
+from star.precision import AUTOCAST_DTYPES
 from star.trainer import Trainer
 
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate

@@ -48,7 +48,7 @@ PHASES = ("denoising", "decoding", "update")
 def changed(params: Params, case: str) -> Params:
     """The parameters with a case's changes, one batch an epoch, and nothing that is not measured."""
     sections: dict[str, dict[str, Any]] = {
-        "model": {},
+        "model": {"precision": "bf16"},
         "rollout": {"batch": 64, "steps": 3},  # more steps take no more memory
         "train": {"kl_form": "none", "kl_beta": 0.0, "group_size": 16, "updates_per_epoch": 1, "epochs": 2},
     }

@@ -28,6 +28,7 @@ from star.files import sort_header, write_text_atomic
 from star.opening import OPENING_ERRORS
 from star.params import ModelParams, fingerprint
 from star.pipeline import find_pipeline, open_pipeline
+from star.precision import AUTOCAST_DTYPES, resolve_precision
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
 LORA_TARGETS = [
@@ -37,7 +38,6 @@ LORA_TARGETS = [
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 BASE_FILE = "base.json"  # beside an adapter: what it was trained on
 ENCODED = 16  # prompts that the text encoders take at a time
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,13 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     """Open the pipeline that ``model`` names (safetensors only), with a trained adapter if one is given.
 
     On a GPU the transformer and the VAE stay float32 (master weights, float32 decoding) and the text encoders take the
-    autocast type.
+    autocast type. The policy's own ``model`` has what `auto` stands for on the device.
 
     Raises:
         StarError: what `star.pipeline` refuses of the model, an adapter that is unreadable or of another base.
     """
     folder = find_pipeline(model)
+    model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if model.tf32 else "highest")
     small = AUTOCAST_DTYPES.get(model.precision, torch.float32) if device.type == "cuda" else torch.float32

@@ -283,7 +283,7 @@ class Trainer:
                 f"epoch {self.epoch + 1}: ratios are off 1 by up to {worst:.2g} before the first update, outside "
                 f"train.clip_range {self.params.train.clip_range:g}: rollout and update compute the same policy "
                 f'differently. Set model.compile to "no" (it is {self.params.model.compile}), or model.precision to '
-                f"fp32 (it is {self.params.model.precision})"
+                f'"no" (it is {self.policy.model.precision})'
             )
 
     def step(self, items: Sequence[Scored], losses: Sequence[Tensor]) -> Tensor:

@@ -75,7 +75,8 @@ def train(
         reward = build_reward(task, params.rewards)
         stack.callback(reward.close)
         policy = load_policy(params.model, accelerator.device)
-        accelerator.print(f"{task} {method}: {processes}, attention kernel {policy.attention_kernel}", flush=True)
+        computing = f"precision {policy.model.precision}, attention kernel {policy.attention_kernel}"
+        accelerator.print(f"{task} {method}: {processes}, {computing}", flush=True)
         trainer = Trainer(params, allocation, records, reward, policy, processes)
         trainer.interrupted = interrupted
         tracker = None

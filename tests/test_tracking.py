@@ -62,7 +62,7 @@ def test_wandb_goes_on_with_the_run_and_keeps_pictures_offline(folder):
     run("wandb", folder, 1, 4)
     parts = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(parts) == 2
-    identities = {part.name.rsplit("-", 1)[1] for part in parts}
+    identities = {part.name.split("-")[3] for part in parts}  # offline-run-TIME-ID, and -1 behind it in the same second
     assert identities == {(folder / "work/tracker").read_text()}
     for part, names in zip(parts, ({"samples_0", "samples_2", "0_2"}, {"samples_2", "0_2"}), strict=True):
         pictures = (part / "files/media/images").rglob("*.png")

@@ -76,7 +76,7 @@ class Sequence:
 
     @staticmethod
     def of(params: Params, pipeline: Pipeline, device: str) -> "Sequence":
-        model, mixed = params.model, params.model.precision != "no"
+        model, mixed = params.model, params.model.precision != "no"  # auto: as on a device that has bf16
         image, text = pipeline.image_tokens(model.resolution), pipeline.clip_tokens + model.t5_tokens
         value = 2 if mixed else FLOAT
         return Sequence(
