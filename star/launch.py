@@ -6,6 +6,7 @@ process without a word where two are asked for on a CPU. Several machines are th
 torchrun on each, and they meet on the first one (tried on a SLURM of two nodes that are one machine, on CPUs).
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ def launch_command(
         gpus: of all machines together; each has a process of its own. 0: the CPU.
         processes: of all machines together, where there are more than GPUs.
         nodes: machines.
-        environment: where SLURM says which job this is.
+        environment: where SLURM says which job this is, and no more: Snakemake's plugin hands on the number alone.
 
     Raises:
         StarError: processes that the machines cannot share evenly, several machines outside a SLURM job, or more than
@@ -42,20 +43,30 @@ def launch_command(
     torchrun += ["--signals-to-handle", _SIGNALS]
     if nodes == 1:
         return [*torchrun, "--standalone", *program]
-    job, found = environment.get("SLURM_JOB_ID"), int(environment.get("SLURM_JOB_NUM_NODES", "0"))
+    job = environment.get("SLURM_JOB_ID")
+    facts = _job_facts(job) if job else {}
+    found = int(facts.get("NumNodes", "0"))
     if job is None or found < nodes:
         raise StarError(
             f"{nodes} machines are asked for, and this is {f'a SLURM job of {found}' if job else 'no SLURM job'}: "
             "use the slurm profile with resources nodes, tasks, tasks_per_gpu and mpi (README, On a cluster), or "
             "start torchrun on each machine yourself"
         )
-    meeting = f"{_first_machine(environment['SLURM_JOB_NODELIST'])}:{20_000 + int(job) % 20_000}"
+    meeting = f"{_scontrol('show', 'hostnames', facts['NodeList']).split()[0]}:{20_000 + int(job) % 20_000}"
     rendezvous = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", job, "--rdzv-endpoint", meeting]
     spread = ["srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1", "--kill-on-bad-exit=1"]
+    spread += ["--cpus-per-task", str(int(facts["NumCPUs"]) // found)]  # a step's own default is one
     return [*spread, *torchrun, *rendezvous, *program]
 
 
-def _first_machine(machines: str) -> str:
-    """The first of SLURM's compact list, ``gpu[01-04]``."""
-    shown = subprocess.run(["scontrol", "show", "hostnames", machines], capture_output=True, text=True, check=True)
-    return shown.stdout.split()[0]
+def _job_facts(job: str) -> dict[str, str]:
+    """What SLURM knows of a job, by its own names."""
+    return dict(re.findall(r"(\w+)=(\S+)", _scontrol("show", "job", "--oneliner", job)))
+
+
+def _scontrol(*arguments: str) -> str:
+    try:
+        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise StarError(f"scontrol {' '.join(arguments)}: {said}; SLURM has to say which machines a job has") from error

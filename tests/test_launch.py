@@ -30,15 +30,28 @@ def test_each_gpu_has_a_process(gpus, processes):
     assert command[-5:] == ["-m", "star.cli", *STAGE]
 
 
-def test_machines_of_a_slurm_job_meet_on_the_first(monkeypatch, tmp_path):
-    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'gpu01\\ngpu02\\ngpu03\\ngpu04\\n'\n")
+@pytest.fixture
+def slurm_job(monkeypatch, tmp_path):
+    """Job 45 has four machines of 16 processors each, as the stand-in of `scontrol` says; others are unknown."""
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\n"
+        'case "$*" in\n'
+        "  'show job --oneliner 45') echo 'JobId=45 JobName=a b NumNodes=4 NumCPUs=64 ReqNodeList=(null) "
+        "NodeList=gpu[01-04]';;\n"
+        "  'show hostnames gpu[01-04]') printf 'gpu01\\ngpu02\\ngpu03\\ngpu04\\n';;\n"
+        "  *) echo 'Invalid job id specified' >&2; exit 1;;\n"
+        "esac\n"
+    )
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    job = {"SLURM_JOB_ID": "45", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "gpu[01-04]"}
-    command = launch_command(STAGE, 32, 1, 4, job)
+
+
+def test_machines_of_a_slurm_job_meet_on_the_first(slurm_job):
+    command = launch_command(STAGE, 32, 1, 4, {"SLURM_JOB_ID": "45"})
     asked = dict(zip(command, command[1:], strict=False))
     assert command[0] == "srun" and asked["--nodes"] == asked["--ntasks"] == asked["--nnodes"] == "4"
-    assert asked["--nproc-per-node"] == "8" and asked["--rdzv-endpoint"] == "gpu01:20045"
+    assert asked["--nproc-per-node"] == "8" and asked["--cpus-per-task"] == "16"
+    assert asked["--rdzv-endpoint"] == "gpu01:20045"
     assert "--standalone" not in command
 
 
@@ -47,10 +60,11 @@ def test_machines_of_a_slurm_job_meet_on_the_first(monkeypatch, tmp_path):
     [
         (3, 2, {}, "3 processes on 2 machines"),
         (4, 2, {}, "no SLURM job"),
-        (4, 2, {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}, "a SLURM job of 1"),
+        (8, 8, {"SLURM_JOB_ID": "45"}, "a SLURM job of 4"),
+        (4, 2, {"SLURM_JOB_ID": "7"}, "scontrol show job --oneliner 7: Invalid job id"),
     ],
 )
-def test_what_cannot_be_launched_is_refused(count, nodes, job, message):
+def test_what_cannot_be_launched_is_refused(slurm_job, count, nodes, job, message):
     with pytest.raises(StarError, match=message):
         launch_command(STAGE, 0, count, nodes, job)
 
