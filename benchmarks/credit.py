@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.maps import owned, pooled
+from star.allocation import relevance_maps
 from star.core import extract_core
 from star.epoch import plan_epoch
 from star.miniature.detector import ExactDetector
@@ -43,15 +44,15 @@ PRECISE = {"star_precise": "star", "star_clauses_precise": "star_clauses"}  # ma
 
 def seen_relevance(run: Trainer, trajectory: Trajectory, records: Sequence[PromptRecord]) -> Tensor:
     """The relevance that the run's allocation would have read while these rollouts were drawn: (B, T, K, P)."""
-    core, maps = run.core_keys(records, run.allocation.clause_wise), []
+    core, masses = run.core_keys(records, run.allocation.clause_wise), []
     for row in range(len(trajectory.means)):
         alike = trajectory.shared if row == 0 else 1
         x, conditioning = trajectory.latents[row][::alike], trajectory.conditioning[::alike]
         timestep = run.schedule.timesteps[trajectory.first + row]
         with torch.no_grad(), watched(run.policy, x, timestep, conditioning, core[::alike], run.allocation) as seen:
             run.policy.velocity(x, timestep, conditioning)
-        maps.append(seen().repeat_interleave(alike, dim=0))
-    return torch.stack(maps, dim=1)
+        masses.append(seen().repeat_interleave(alike, dim=0))
+    return relevance_maps(torch.stack(masses, dim=1), core.weight, run.allocation)
 
 
 def precise_relevance(

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import seconds
 from star.epoch import plan_epoch
-from star.precision import AUTOCAST_DTYPES
+from star.precision import autocast
 from star.trainer import Trainer
 
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate
@@ -76,10 +76,9 @@ def layer_seconds(precision: str, device: torch.device) -> float:
     """Of 256 tokens forward and backward through a frozen layer of SD3.5-M's MLPs, at a `model.precision`."""
     layer = torch.nn.Linear(1536, 4 * 1536, device=device).requires_grad_(False)
     x = torch.randn(256, 1536, device=device, requires_grad=True)
-    dtype = AUTOCAST_DTYPES.get(precision)
 
     def work() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with autocast(precision, device):
             mixed = layer(x)
         torch.autograd.grad(mixed.sum(), x)[0].cpu()  # waits for the device
 

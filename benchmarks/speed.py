@@ -26,7 +26,7 @@ from diffusers import StableDiffusion3Pipeline
 from star.core import extract_core
 from star.epoch import plan_epoch
 from star.params import Params, load_params
-from star.policy import SD3Policy, load_policy
+from star.policy import load_policy
 from star.prompts.prepare import prepare
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardResult, finished
@@ -72,7 +72,7 @@ def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:
     pipe.set_progress_bar_config(disable=True)
 
     def stock() -> None:
-        with SD3Policy.autocast(run.policy):
+        with run.policy.autocast():
             pipe(
                 [record.prompt for record in batch.records],
                 num_inference_steps=params.rollout.steps,

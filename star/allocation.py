@@ -6,69 +6,99 @@ normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: roll
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from star.errors import StarError
 from star.params import AllocationParams
 
 FLAT = 1e-4  # relative spread of a map up to which it is rounding
 
 
-def relevance_map(mass: Tensor, token_weights: Tensor, normalise_tokens: bool) -> Tensor:
-    """Attention mass per core token -> one relevance map a clause (D2).
+def relevance_maps(mass: Tensor, token_weights: Tensor, allocation: AllocationParams) -> Tensor:
+    """Attention mass per core token -> one relevance map a step and clause (D2), optionally smoothed (D3).
 
-    With ``normalise_tokens`` each token's map is divided by its own mean over locations first, so that a small object's
-    map survives a big one's.
+    With ``normalise_tokens`` each token's map is divided by its own mean first, so that a small object's map survives a
+    big one's: the mean over locations or, where ``temporal`` is ``joint``, over locations and steps, so that a step at
+    which more is looked at the core keeps its lead.
 
     Args:
-        mass: (B, P, C), probability that location ``p`` puts on core token ``c``.
+        mass: (B, T, P, C), probability that location ``p`` puts on core token ``c``; locations row-major on a square
+            grid.
         token_weights: (B, K, C), at least 0; 0 marks what is not the clause's.
 
     Returns:
-        (B, K, P), at least 0, with ``normalise_tokens`` of mean 1 over locations; 0 for a clause without tokens.
+        (B, T, K, P), at least 0, with ``normalise_tokens`` of mean 1 over what each token was divided by the mean of; 0
+        for a clause without tokens.
     """
-    if normalise_tokens:
-        mass = mass / mass.mean(1, keepdim=True).clamp_min(1e-12)
-    return torch.einsum("bpc,bkc->bkp", mass, token_weights) / token_weights.sum(2, keepdim=True).clamp_min(1e-12)
+    if allocation.normalise_tokens:
+        over = (1, 2) if allocation.temporal == "joint" else (2,)
+        mass = mass / mass.mean(over, keepdim=True).clamp_min(1e-12)
+    weighed = torch.einsum("btpc,bkc->btkp", mass, token_weights)
+    maps = weighed / token_weights.sum(2)[:, None, :, None].clamp_min(1e-12)
+    return gaussian_smooth(maps, allocation.smoothing) if allocation.smoothing else maps
 
 
-def controlled(relevance: Tensor, source: str, group_size: int, seed: int) -> Tensor:
+def controlled(relevance: Tensor, source: str, seed: int) -> Tensor:
     """The relevance maps of a control, made from those of the rollouts (README, Method, controls).
 
     ``shuffled``: each rollout's locations are permuted, alike at all its steps and clauses: time and values stay, place
-    is lost. ``other_rollout``: each rollout gets the maps of one with another prompt (the batch moved on by a group;
-    with one group in the batch, of the next rollout). ``time_averaged``: the mean over the steps at each of them. Other
-    sources keep their maps.
+    is lost. ``time_averaged``: the mean over the steps at each of them. Other sources keep their maps (those of
+    ``other_rollout`` have been exchanged by `exchanged`).
 
     Args:
-        relevance: (B, T, K, P), groups side by side.
+        relevance: (B, T, K, P).
         seed: of the permutations.
     """
     if source == "shuffled":
         generator = torch.Generator().manual_seed(seed)
         order = torch.stack([torch.randperm(relevance.shape[3], generator=generator) for _ in relevance])
         return relevance.gather(3, order[:, None, None].to(relevance.device).expand_as(relevance))
-    if source == "other_rollout":
-        return relevance.roll(group_size if len(relevance) > group_size else 1, dims=0)
     if source == "time_averaged":
         return relevance.mean(1, keepdim=True).expand_as(relevance)
     return relevance
 
 
+def exchanged(relevances: Sequence[Tensor], prompts: Sequence[str]) -> list[Tensor]:
+    """The control ``other_rollout``: each rollout gets the maps of one with another prompt.
+
+    That is the rollout a fixed number of rows on, the smallest at which all prompts differ: of groups side by side, a
+    group. A clause that the other prompt does not have gets a flat map.
+
+    Args:
+        relevances: of each batch, (B, T, K, P).
+        prompts: of all rollouts, batch after batch.
+
+    Raises:
+        StarError: no such number, as where all rollouts have one prompt.
+    """
+    count = len(prompts)
+    moves = (k for k in range(1, count) if all(prompts[i] != prompts[i - k] for i in range(count)))
+    if (move := next(moves, None)) is None:
+        raise StarError(
+            "allocation.source other_rollout: too few prompts in an epoch's rollouts to give each the maps of another "
+            "prompt; raise train.prompts_per_epoch, or use fewer processes"
+        )
+    clauses = max(maps.shape[2] for maps in relevances)
+    filled = [torch.nn.functional.pad(maps, (0, 0, 0, clauses - maps.shape[2])) for maps in relevances]
+    moved = torch.cat(filled).roll(move, dims=0).split([len(maps) for maps in relevances])
+    return [maps[:, :, : own.shape[2]] for maps, own in zip(moved, relevances, strict=True)]
+
+
 def allocation_weights(relevance: Tensor, allocation: AllocationParams) -> Tensor:
     """Relevance maps -> allocation maps of mean 1 (D3, D5): ``w = (1 + lam a) / mean(1 + lam a)``.
 
-    ``a`` is the (optionally smoothed) relevance, min-max scaled per map, or over all steps of a rollout where
-    ``allocation.temporal`` is ``joint``; the mean is taken alike. Of several clauses it is each one's share where
-    ``allocation.clause_maps`` says so. A map that is flat but for rounding stays flat.
+    ``a`` is the relevance, min-max scaled per map, or over all steps of a rollout where ``allocation.temporal`` is
+    ``joint``; the mean is taken alike. Of several clauses it is each one's share where ``allocation.clause_maps`` says
+    so. A map that is flat but for rounding stays flat.
 
     Args:
-        relevance: (B, T, K, P), locations row-major on a square grid.
+        relevance: (B, T, K, P), of `relevance_maps`.
     """
     over = (1, 3) if allocation.temporal == "joint" else (3,)
-    smooth = gaussian_smooth(relevance, allocation.smoothing) if allocation.smoothing else relevance
-    compared = clause_shares(smooth) if allocation.clause_maps == "share" else smooth
+    compared = clause_shares(relevance) if allocation.clause_maps == "share" else relevance
     low, high = compared.amin(over, keepdim=True), compared.amax(over, keepdim=True)
     a = (compared - low) / (high - low).clamp_min(FLAT * high + 1e-12)
     raised = 1 + allocation.lam * a

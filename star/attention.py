@@ -43,7 +43,7 @@ class CoreKeys:
     def from_weights(weights: Tensor) -> "CoreKeys":
         """From a weight for every clause and text position, (batch, K, text tokens)."""
         total = weights.sum(1)
-        index = total.topk(int((total > 0).sum(1).max()), dim=1).indices
+        index = total.topk(max(1, int((total > 0).sum(1).max())), dim=1).indices
         return CoreKeys(index, weights.gather(2, index[:, None].expand(-1, weights.shape[1], -1)))
 
 

@@ -90,7 +90,8 @@ class States:
     def files(self) -> list[Path]:
         """Oldest first."""
         found = self.folder.glob("state-*.safetensors")
-        return sorted(file for file in found if re.fullmatch(r"state-\d{6,}\.safetensors", file.name))
+        named = [file for file in found if re.fullmatch(r"state-\d{6,}\.safetensors", file.name)]
+        return sorted(named, key=lambda file: int(file.stem.removeprefix("state-")))
 
     def save(self, epoch: int, tensors: Tensors, facts: dict[str, Any]) -> None:
         """Write the state after ``epoch`` epochs, then delete those that are too old."""

@@ -33,10 +33,12 @@ class CoreTokens:
 
     ``weights`` is float32 (clip_length + t5_length,), zero for what is no core token; ``dropped`` holds each weighted
     span of which some character has no token in a part that counts: cut by its length, or unknown to it. ``unseen`` has
-    these characters, word by word, for each part (``clip``, ``t5``) that counts.
+    these characters, word by word, for each part (``clip``, ``t5``) that counts. ``others``, bool like ``weights``: the
+    positions of all other words in these parts.
     """
 
     weights: np.ndarray
+    others: np.ndarray
     dropped: tuple[CoreSpan, ...]
     unseen: Mapping[str, tuple[str, ...]]
 
@@ -118,12 +120,18 @@ def core_tokens(
     clip_weights = np.maximum(_weigh(clip, spans, kind_weights), _weigh(clip2, spans, kind_weights))
     t5_weights = _weigh(t5, spans, kind_weights)
     weights = np.concatenate([encoder_weights["clip"] * clip_weights, encoder_weights["t5"] * t5_weights])
+    words = np.concatenate(
+        [
+            encoder_weights["clip"] * (_worded(clip) | _worded(clip2)) * (clip_weights == 0),
+            encoder_weights["t5"] * _worded(t5) * (t5_weights == 0),
+        ]
+    )
     parts = {
         name: _covered(ranges) for name, ranges in (("clip", clip + clip2), ("t5", t5)) if encoder_weights[name] > 0
     }
     dropped = (span for span in spans if not all(_inked(record.prompt, span) <= part for part in parts.values()))
     unseen = {name: tuple(_unseen_words(record.prompt, spans, part)) for name, part in parts.items()}
-    return CoreTokens(weights, tuple(dropped), unseen)
+    return CoreTokens(weights, words > 0, tuple(dropped), unseen)
 
 
 def nothing_seen(records: Sequence[PromptRecord], lengths: tuple[int, int], kind_weights: Mapping[str, float]) -> str:
@@ -166,16 +174,21 @@ def clause_records(record: PromptRecord) -> list[PromptRecord]:
     return [dataclasses.replace(record, core=part or core) for part in parts]
 
 
-def scattered(weights: np.ndarray, seed: int) -> np.ndarray:
-    """Weights moved from the core tokens to as many other positions drawn at random: a control without content.
+def scattered(weights: np.ndarray, words: np.ndarray, seed: int) -> np.ndarray:
+    """Weights moved from the core tokens to other words of the prompt, drawn at random: a control without content.
+
+    As many as there are core tokens; where the prompt has fewer, each gets the weights of several.
 
     Args:
         weights: float32 (K, text tokens).
+        words: bool (text tokens), positions that may be drawn: `CoreTokens.others`.
     """
-    total = weights.sum(0)
-    core, rest = np.flatnonzero(total), np.flatnonzero(total == 0)
+    core, rest = np.flatnonzero(weights.sum(0)), np.flatnonzero(words)
     moved = np.zeros_like(weights)
-    moved[:, np.random.default_rng(seed).choice(rest, len(core), replace=len(rest) < len(core))] = weights[:, core]
+    if not len(rest):
+        return moved  # of a prompt that is nothing but core, whose map is flat then
+    order = np.random.default_rng(seed).permutation(rest)
+    np.add.at(moved.T, np.resize(order, len(core)), weights[:, core].T)
     return moved
 
 
@@ -251,6 +264,11 @@ def _weigh(
         ],
         np.float32,
     )
+
+
+def _worded(ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which tokens are of a word: bool (tokens,); not the beginning, end and padding, which draw attention anyway."""
+    return np.array([end > start for start, end in ranges])
 
 
 def _covered(ranges: Iterable[tuple[int, int]]) -> set[int]:

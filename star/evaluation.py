@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from tqdm import tqdm
 
 from star.checks import check_folders, find_all_models
 from star.errors import StarError
-from star.files import remove, write_text_atomic
+from star.faults import memory_for
+from star.files import flush_tree, remove, write_text_atomic
+from star.lock import take_lock
 from star.params import TASKS, Params, fingerprint
 from star.pictures import read_picture
 from star.policy import SD3Policy, check_adapter, load_policy
@@ -51,7 +54,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
 
     Raises:
         StarError: unreadable prompts, a folder that cannot be written, an unusable model or adapter (all of these
-            before a picture is drawn), or a reward that fails.
+            before a picture is drawn), an evaluation that has these folders already, or a reward that fails.
     """
     records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
     check_folders(params, work, output)
@@ -60,24 +63,30 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     find_all_models(params, TASKS)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     processes = Processes.of(accelerator)
-    judge = PreferenceReward(params.rewards.preference)
-    policy = load_policy(params.model, accelerator.device, adapter)
-    accelerator.print(f"{checkpoint}: {processes}", flush=True)
-    policy.compile()
-    wanted = [record.prompt for tested in records.values() for record in tested]
-    policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
-    accelerator.wait_for_everyone()
-    seconds = {"sampling": 0.0, "scoring": 0.0}
-    for task, tested in records.items():
-        lines = _run_benchmark(policy, params, task, tested, judge, work, processes, seconds)
-        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
-    accelerator.wait_for_everyone()
-    if processes.main:
-        merged = {task: _merge(params, work, task, r, judge, processes.count) for task, r in records.items()}
-        _write(params, checkpoint, adapter, merged, work, output, seconds)
-        remove(work)
-    accelerator.wait_for_everyone()
+    with ExitStack() as stack:
+        if processes.main:
+            for folder in (work, output):
+                stack.callback(os.close, take_lock(folder / ".lock", f"star evaluate {checkpoint}"))
+        policy = load_policy(params.model, accelerator.device, adapter)
+        accelerator.print(f"{checkpoint}: {processes}, precision {policy.model.precision}", flush=True)
+        policy.compile()
+        wanted = [record.prompt for tested in records.values() for record in tested]
+        policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
+        accelerator.wait_for_everyone()
+        judge = PreferenceReward(params.rewards.preference)  # the text encoders may have left the device by now
+        seconds = {"sampling": 0.0, "scoring": 0.0}
+        for task, tested in records.items():
+            lines = _run_benchmark(policy, params, task, tested, judge, work, processes, seconds)
+            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+            write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
+        accelerator.wait_for_everyone()
+        if processes.main:
+            merged = {task: _merge(params, work, task, r, judge, processes.count) for task, r in records.items()}
+            _write(params, checkpoint, adapter, merged, work, output, seconds)
+            (output / ".lock").unlink()
+            flush_tree(output)
+            remove(work)
+        accelerator.wait_for_everyone()
 
 
 def _merge(
@@ -151,7 +160,8 @@ def draw_and_score(
     def drawn() -> Iterator[tuple[Sequence[Numbered], np.ndarray]]:
         for batch in shown:
             clock = time.perf_counter()
-            pictures = _draw(policy, [entry for _, entry in batch], settings.steps, folder)
+            with memory_for("evaluation"):
+                pictures = _draw(policy, [entry for _, entry in batch], settings.steps, folder)
             seconds["sampling"] += time.perf_counter() - clock
             yield batch, pictures
 
@@ -216,6 +226,7 @@ def _run_benchmark(
     others = [(r, 0, seed_of(params.seed, "diversity", r.id)) for r in records[:DIVERSITY_PROMPTS]]
     batches = [others[start : start + params.evaluate.batch] for start in range(0, len(others), params.evaluate.batch)]
     for batch in processes.own(batches, 1):
-        _draw(policy, batch, params.evaluate.steps, work / "others")
+        with memory_for("evaluation"):
+            _draw(policy, batch, params.evaluate.steps, work / "others")
     seconds["sampling"] += time.perf_counter() - clock
     return picture_lines(samples, task, params, judge, seconds)

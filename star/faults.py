@@ -16,7 +16,13 @@ MENDS = {
     "rollout": "lower rollout.batch, or set model.vae_slicing: true",
     "reward": "lower rollout.batch or rewards.geneval.batch",
     "update": "set model.gradient_checkpointing: true, or lower rollout.batch",
+    "sample grid": "set model.vae_slicing: true",
+    "evaluation": "lower evaluate.batch, or set model.vae_slicing: true",
+    "scoring": "lower evaluate.batch or rewards.geneval.batch",
 }
+
+
+_NO_MEMORY = ("can't allocate memory", "_STATUS_ALLOC_FAILED")  # a CPU's; cuBLAS's and cuDNN's
 
 
 class Fault(StarError):
@@ -44,7 +50,7 @@ def save_fault(folder: Path, fault: Fault) -> Path:
 
 @contextmanager
 def memory_for(phase: str) -> Iterator[None]:
-    """Say which phase of an epoch ran out of memory, and which parameter to lower.
+    """Say which phase ran out of memory, and which parameter to lower.
 
     Raises:
         StarError: in place of the library's error.
@@ -52,7 +58,7 @@ def memory_for(phase: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        by_torch = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # GPU, CPU
+        by_torch = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
         if isinstance(error, RuntimeError) and not by_torch:
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]

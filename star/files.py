@@ -42,6 +42,12 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def flush_tree(folder: Path) -> None:
+    """Flush a folder and all below it to the disk, before what it was made from is deleted."""
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -28,7 +28,7 @@ from star.files import sort_header, write_text_atomic
 from star.opening import OPENING_ERRORS
 from star.params import ModelParams, fingerprint
 from star.pipeline import find_pipeline, open_pipeline
-from star.precision import AUTOCAST_DTYPES, resolve_precision
+from star.precision import AUTOCAST_DTYPES, autocast, resolve_precision
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
 LORA_TARGETS = [
@@ -146,11 +146,8 @@ class SD3Policy:
                 return_dict=False,
             )[0].float()
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        dtype = AUTOCAST_DTYPES.get(self.model.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            yield
+    def autocast(self) -> torch.autocast:
+        return autocast(self.model.precision, self.device)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -19,6 +19,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if _has_bf16(device) else "no"
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context that computes in a `model.precision`."""
+    dtype = AUTOCAST_DTYPES.get(resolve_precision(precision, device))
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

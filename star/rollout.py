@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from star import sde
-from star.allocation import relevance_map
+from star.allocation import relevance_maps
 from star.attention import CoreKeys, record_core_attention
 from star.conditioning import Conditioning
+from star.errors import StarError
 from star.objective import patch_mean
 from star.params import AllocationParams, RolloutParams
 from star.policy import Schedule, SD3Policy
+
+
+class NotFinite(StarError):
+    """Latents of which no picture can be made; the message names a prompt."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,21 @@ def sample_pictures(policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[i
     for t in range(steps):
         velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
         x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
+    return decoded(policy, x, prompts)
+
+
+def decoded(policy: SD3Policy, x: Tensor, prompts: Sequence[str]) -> np.ndarray:
+    """The pictures of finished latents, as `SD3Policy.decode`.
+
+    Raises:
+        NotFinite: a latent that would decode to a black picture and be scored as one.
+    """
+    bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise NotFinite(
+            f"{len(bad)} of {len(x)} pictures are not finite, the first of the prompt {prompts[bad[0]]!r}; "
+            f'model.precision is {policy.model.precision}: bf16 and "no" have a wider range than fp16'
+        )
     return policy.decode(x)
 
 
@@ -67,13 +87,13 @@ def trace_relevance(
 ) -> tuple[Tensor, np.ndarray]:
     """Relevance maps at every ODE step, float32 (batch, steps, K, locations), and the pictures: for looking at."""
     schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
-    x, maps = policy.noise(seeds), []
+    x, masses = policy.noise(seeds), []
     for t in range(steps):
         with watched(policy, x, schedule.timesteps[t], conditioning, core, allocation) as seen:
             velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
-        maps.append(seen())
+        masses.append(seen())
         x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
-    return torch.stack(maps, dim=1), policy.decode(x)
+    return relevance_maps(torch.stack(masses, dim=1), core.weight, allocation), decoded(policy, x, prompts)
 
 
 def transition_at(
@@ -118,7 +138,7 @@ def roll_out(
     generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
     shared = _shared(prompts, start_seeds)
     x = policy.noise(start_seeds)
-    latents, means, relevances = [], [], []
+    latents, means, masses = [], [], []
     for t in range(rollout.steps):
         alike = shared if t <= first else 1
         if not first <= t < end:
@@ -131,7 +151,7 @@ def roll_out(
             seen_by = (x[::alike], schedule.timesteps[t], conditioning[::alike], core[::alike])
             with watched(policy, *seen_by, allocation) as seen:
                 transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
-            relevances.append(seen().repeat_interleave(alike, dim=0))
+            masses.append(seen().repeat_interleave(alike, dim=0))
         latents.append(x)
         means.append(transition.mean)
         noise = torch.stack([torch.randn(policy.latent_shape, generator=g) for g in generators]).to(x.device)
@@ -142,10 +162,10 @@ def roll_out(
         conditioning,
         torch.stack(latents),
         torch.stack(means),
-        torch.stack(relevances, dim=1) if relevances else None,
+        None if core is None else relevance_maps(torch.stack(masses, dim=1), core.weight, allocation),
         first,
         shared,
-        policy.decode(x),
+        decoded(policy, x, prompts),
     )
 
 
@@ -158,18 +178,19 @@ def watched(
     core: CoreKeys,
     allocation: AllocationParams,
 ) -> Iterator[Callable[[], Tensor]]:
-    """Watch one forward pass; what is yielded gives its relevance maps afterwards, float32 (batch, K, locations).
+    """Watch one forward pass; what is yielded gives the mass on each core token afterwards: float32 (batch, locations,
+    core tokens).
 
-    The source ``guidance`` looks at the model's outputs and not at its attention: ``|v_cond - v_uncond|^2``, at the
-    price of two forward passes more; every clause has the same map then.
+    The source ``guidance`` looks at the model's outputs and not at its attention: ``|v_cond - v_uncond|^2`` stands in
+    the place of every token's mass, at the price of two forward passes more; every clause has the same map then.
     """
     if allocation.source == "guidance":
         difference = policy.guidance_direction(x, timestep, conditioning)
-        relevance = patch_mean(difference.square(), policy.patch)
-        yield lambda: relevance[:, None].expand(-1, core.weight.shape[1], -1)
+        direction = patch_mean(difference.square(), policy.patch)
+        yield lambda: direction[:, :, None].expand(-1, -1, core.weight.shape[2])
         return
     with record_core_attention(policy.transformer, core, allocation.blocks) as recorder:
-        yield lambda: relevance_map(recorder.mass, core.weight, allocation.normalise_tokens)
+        yield lambda: recorder.mass
 
 
 def _shared(prompts: Sequence[str], start_seeds: Sequence[int]) -> int:

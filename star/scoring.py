@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from star.faults import memory_for
 from star.files import write_text_atomic
 from star.params import Params
 from star.quality import picture_statistics
 from star.records import PromptRecord
-from star.rewards.base import Reward, scores_of
+from star.rewards.base import Reward, RewardError, scores_of
 from star.rewards.preference import PreferenceReward
 from star.second_reader import read_again
 from star.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
@@ -61,12 +62,17 @@ def score_batches(
     Raises:
         RewardError: the reward failed; the message names the record's id.
     """
-    pending = [(batch, p, reward.submit(p, [record for _, (record, *_) in batch])) for batch, p in batches]
+    pending = []
+    for batch, pictures in batches:
+        with memory_for("scoring"):  # networks score at once
+            pending.append((batch, pictures, reward.submit(pictures, [record for _, (record, *_) in batch])))
     clock = time.perf_counter()
     samples = []
     for batch, pictures, result in pending:
         scored = scores_of(result, [record for _, (record, *_) in batch], timeout)
         for (number, entry), picture, score, detail in zip(batch, pictures, scored.scores, scored.details, strict=True):
+            if not np.isfinite(score):
+                raise RewardError(f"{entry[0].id}: reward {reward.name}: the score of a picture is not finite")
             samples.append(Sample(number, *entry, picture, float(score), detail))
     seconds["scoring"] += time.perf_counter() - clock
     return samples
@@ -113,7 +119,8 @@ def _add_second_readings(lines: Sequence[dict], samples: Sequence[Sample], param
 def _qualities(samples: Sequence[Sample], judge: PreferenceReward) -> list[dict[str, float]]:
     """What `star.quality` says of each picture of a batch: judged together, however many processes there are."""
     pictures = np.stack([sample.picture for sample in samples])
-    judged = judge.submit(pictures, [sample.record for sample in samples]).result()
+    with memory_for("scoring"):
+        judged = judge.submit(pictures, [sample.record for sample in samples]).result()
     columns = picture_statistics(pictures) | {"preference": np.array([detail["score"] for detail in judged.details])}
     return [{name: round(float(column[i]), 6) for name, column in columns.items()} for i in range(len(samples))]
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from star.allocation import allocation_weights, controlled, normalised_entropy
+from star.allocation import allocation_weights, controlled, exchanged, normalised_entropy
 from star.attention import CoreKeys
 from star.checkpoint import optimizer_tensors, restore_optimizer
 from star.core import clause_records, core_token_weights, scattered
@@ -34,12 +34,13 @@ from star.policy import SD3Policy, base_fingerprint
 from star.processes import ALONE, Processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
-from star.rollout import Trajectory, roll_out
+from star.rollout import NotFinite, Trajectory, roll_out
 from star.sde import Transition, log_ratio
 from star.seeds import seed_of
 
 # How an epoch's facts of several processes become one; others are averaged.
 MERGED = {"ratio_min": torch.min, "ratio_max": torch.max, "first_ratio_error": torch.max}
+OTHER_BASE = "the state of a training on another base model; set model.path and model.revision to it"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class Trainer:
 
     def submit(self, batch: Batch, trajectory: Trajectory) -> Future[RewardResult]:
         try:
-            return self.reward.submit(trajectory.pictures, batch.records)
+            with memory_for("reward"):  # networks score at once
+                return self.reward.submit(trajectory.pictures, batch.records)
         except RewardError as error:
             raise self.reward_fault(error, batch, trajectory) from error
 
@@ -180,46 +182,62 @@ class Trainer:
         return Fault(str(error), [facts[i] for i in rows], trajectory.pictures[list(rows)])
 
     def sample(self, batch: Batch) -> Trajectory:
-        return roll_out(
-            self.policy,
-            [record.prompt for record in batch.records],
-            batch.start_seeds,
-            batch.step_seeds,
-            self.params.rollout,
-            window_start(self.params.rollout, self.epoch),
-            self.core_keys(batch.records, self.allocation.clause_wise) if self.uses_maps else None,
-            self.allocation,
-        )
+        core = self.core_keys(batch.records, self.allocation.clause_wise) if self.uses_maps else None
+        try:
+            return roll_out(
+                self.policy,
+                [record.prompt for record in batch.records],
+                batch.start_seeds,
+                batch.step_seeds,
+                self.params.rollout,
+                window_start(self.params.rollout, self.epoch),
+                core,
+                self.allocation,
+            )
+        except NotFinite as error:
+            raise Fault(f"epoch {self.epoch + 1}: {error}", batch.facts()) from error
 
     def weigh(
         self, batches: Sequence[Batch], trajectories: Sequence[Trajectory], results: Sequence[RewardResult]
     ) -> list[Scored]:
         """Advantages of this process's rollouts among all of the epoch, and the maps that spread them."""
-        train = self.params.train
+        relevances: list[Tensor | None] = [trajectory.relevance for trajectory in trajectories]
+        if self.allocation.source == "other_rollout":
+            prompts = [record.prompt for batch in batches for record in batch.records]
+            relevances = [*exchanged([maps for maps in relevances if maps is not None], prompts)]
         scored = []
-        for batch, trajectory, advantage in zip(batches, trajectories, self.advantages(results), strict=True):
-            if trajectory.relevance is None:
+        for batch, trajectory, relevance, advantage in zip(
+            batches, trajectories, relevances, self.advantages(batches, results), strict=True
+        ):
+            if relevance is None:
                 steps, rollouts = trajectory.means.shape[:2]
                 locations = patch_mean(trajectory.means[0], self.policy.patch).shape[1]
                 weights = advantage.new_ones(rollouts, steps, 1, locations)
             else:
                 seed = seed_of(self.params.seed, "control", self.epoch, batch.number)
-                relevance = controlled(trajectory.relevance, self.allocation.source, train.group_size, seed)
-                weights = allocation_weights(relevance, self.allocation)
+                weights = allocation_weights(controlled(relevance, self.allocation.source, seed), self.allocation)
                 advantage = advantage[:, : weights.shape[2]]  # the batch may lack the epoch's longest prompt
-                if advantage.shape != weights[:, 0, :, 0].shape:  # it would be broadcast, and counted more than once
-                    raise StarError(
-                        f"allocation.clause_wise: the reward {self.reward.name} gives clauses no shares of its own; "
-                        "set it to false"
-                    )
             scored.append(Scored(batch, trajectory, advantage, weights))
         return scored
 
-    def advantages(self, results: Sequence[RewardResult]) -> list[Tensor]:
-        """Of each of this process's batches, (B, K); groups and spread are those of the whole epoch."""
+    def advantages(self, batches: Sequence[Batch], results: Sequence[RewardResult]) -> list[Tensor]:
+        """Of each of this process's batches, (B, K); groups and spread are those of the whole epoch.
+
+        Raises:
+            StarError: a reward that tells other clauses apart than the prompt's core does.
+        """
         train = self.params.train
         clause_wise = self.allocation.clause_wise and self.uses_maps
-        rows = _padded([share for result in results for share in _clause_shares(result, clause_wise)])
+        shares = [share for result in results for share in _clause_shares(result, clause_wise)]
+        records = [record for batch in batches for record in batch.records]
+        for record, share in zip(records if clause_wise else (), shares, strict=clause_wise):
+            clauses = len(self._core[record.id, True])
+            if len(share) != clauses:  # they would be broadcast, or cut
+                raise StarError(
+                    f"allocation.clause_wise: prompt {record.id} has {clauses} clauses, and the reward "
+                    f"{self.reward.name} gives shares for {len(share)}; set it to false"
+                )
+        rows = _padded(shares)
         parts = rows.to(self.policy.device).split([len(result.scores) for result in results])
         everywhere = self.processes.gather(parts, train.updates_per_epoch)
         advantages = group_advantages(torch.cat(everywhere), train.group_size, train.advantage_clip)
@@ -243,7 +261,8 @@ class Trainer:
                     if train.kl_form != "none" and (train.kl_beta > 0 or logged):
                         penalty = self.penalty(item, row, transition)
                         penalties.append(penalty.detach())
-                        loss = loss + train.kl_beta * penalty
+                        if train.kl_beta > 0:
+                            loss = loss + train.kl_beta * penalty
                     self.scaler.scale(loss / (share * steps)).backward()
                     losses.append(loss.detach())
                     ratios.append(surrogate.ratio.flatten())
@@ -255,6 +274,7 @@ class Trainer:
         every = torch.cat(ratios)
         fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
         facts = {
+            "loss": torch.stack(losses).mean(),
             "ratio_mean": every.mean(),
             "ratio_min": every.min(),
             "ratio_max": every.max(),
@@ -349,15 +369,16 @@ class Trainer:
 
     def _core_weights(self, record: PromptRecord, clause_wise: bool) -> Tensor:
         """Weight of each text position for each clause (or for the whole): float32 (K, text tokens)."""
-        weights = []
-        for part in clause_records(record) if clause_wise else [record]:
-            policy, kinds = self.policy, self.params.core.weights
-            tokens = core_token_weights(part, policy.tokenizers, policy.text_lengths, kinds, self.allocation.encoders)
-            weights.append(tokens.weights)
-        stacked = np.stack(weights)
+        policy, kinds, encoders = self.policy, self.params.core.weights, self.allocation.encoders
+        tokens = [
+            core_token_weights(part, policy.tokenizers, policy.text_lengths, kinds, encoders)
+            for part in (clause_records(record) if clause_wise else [record])
+        ]
+        weights = np.stack([part.weights for part in tokens])
         if self.allocation.source == "random_tokens":
-            stacked = scattered(stacked, seed_of(self.params.seed, "random_tokens", record.id))
-        return torch.from_numpy(stacked).to(self.policy.device)
+            words = np.logical_and.reduce([part.others for part in tokens])
+            weights = scattered(weights, words, seed_of(self.params.seed, "random_tokens", record.id))
+        return torch.from_numpy(weights).to(policy.device)
 
     # -- what the run leaves behind -----------------------------------------------------------------------------------
 
@@ -381,7 +402,7 @@ class Trainer:
             StarError: it is of a training on another base model.
         """
         if facts["base"] != self.base:
-            raise StarError("the state of a training on another base model; set model.path and model.revision to it")
+            raise StarError(OTHER_BASE)
         for i, (parameter, value) in enumerate(zip(self.parameters, self.average.values, strict=True)):
             parameter.copy_(tensors[f"adapter.{i}"])
             value.copy_(tensors[f"ema.{i}"])

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from star.checkpoint import States
+from star.checkpoint import States, read_facts
 from star.checks import check_folders, find_all_models
 from star.epoch import check_processes, epoch_prompts
 from star.errors import StarError
-from star.faults import Fault, save_fault
-from star.files import remove, write_text_atomic
+from star.faults import Fault, memory_for, save_fault
+from star.files import flush_tree, remove, write_text_atomic
 from star.fit import check_core
 from star.interruption import listening
 from star.lock import take_lock
@@ -33,7 +33,7 @@ from star.records import PromptRecord
 from star.rewards.factory import build_reward
 from star.samples import SHEET_PROMPTS, draw_samples
 from star.tracking import Tracker, check_tracker
-from star.trainer import Trainer
+from star.trainer import OTHER_BASE, Trainer
 
 
 def train(
@@ -82,15 +82,17 @@ def train(
         tracker = None
         if processes.main and params.train.tracker != "none":
             tracker = Tracker(params.train.tracker, f"{task}-{method}", work, dataclasses.asdict(params))
+        states = States(work, params.train.keep_states, identity or {})
+        check_base(states, trainer.base)
         policy.prepare_prompts(processes.own(list(dict.fromkeys(record.prompt for record in ahead)), 1))
         accelerator.wait_for_everyone()
-        states = States(work, params.train.keep_states, identity or {})
         look = partial(_draw, trainer, work, tracker)
         run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
         if processes.main:
             trainer.export(work, output)
             write_text_atomic(output / "parameters.json", json.dumps(states.identity, indent=1, sort_keys=True) + "\n")
             (output / ".lock").unlink()
+            flush_tree(output)
             remove(work)
         if tracker is not None:
             tracker.finish()
@@ -101,6 +103,17 @@ def records_ahead(records: Sequence[PromptRecord], params: Params) -> list[Promp
     """The records that a training will draw, each once: those of its epochs and those of its sample sheets."""
     ahead = [record for epoch in range(params.train.epochs) for record in epoch_prompts(records, params, epoch)]
     return list({record.id: record for record in [*ahead, *records[:SHEET_PROMPTS]]}.values())
+
+
+def check_base(states: States, base: str) -> None:
+    """Refuse a base model that is not the one of a training's states, before its prompts are encoded."""
+    files = states.files()
+    try:
+        known = read_facts(files[-1]).get("base", base) if files else base
+    except StarError:  # a damaged one, which `States.newest` reports; what it takes instead is checked by `restore`
+        return
+    if known != base:
+        raise StarError(f"{states.folder}: {OTHER_BASE}")
 
 
 def run_epochs(
@@ -195,8 +208,9 @@ def _append(log: Path, line: dict) -> None:
 def _draw(trainer: Trainer, folder: Path, tracker: Tracker | None) -> None:
     records = trainer.records[:SHEET_PROMPTS]
     core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
-    drawn = draw_samples(
-        trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
-    )
+    with memory_for("sample grid"):
+        drawn = draw_samples(
+            trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
+        )
     if tracker is not None:
         tracker.show(drawn, trainer.epoch)

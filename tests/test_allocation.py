@@ -11,10 +11,12 @@ from star.allocation import (
     allocation_weights,
     clause_shares,
     controlled,
+    exchanged,
     gaussian_smooth,
     normalised_entropy,
-    relevance_map,
+    relevance_maps,
 )
+from star.errors import StarError
 from star.params import AllocationParams
 
 PLAIN = AllocationParams(
@@ -33,6 +35,11 @@ PLAIN = AllocationParams(
 
 def weights_of(maps, **changes):
     return allocation_weights(maps, dataclasses.replace(PLAIN, **changes))
+
+
+def maps_of(mass, token_weights, **changes):
+    """Relevance maps of masses of one step, (B, P, C): (B, K, P)."""
+    return relevance_maps(mass[:, None], token_weights, dataclasses.replace(PLAIN, **changes))[:, 0]
 
 
 def relevance(seed=0, shape=(3, 4, 2, 16)):
@@ -61,6 +68,28 @@ def test_joint_by_hand_gives_more_to_the_step_with_more_attention():
     assert weights[0, 1].mean() > 1 > weights[0, 0].mean()
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_joint_gives_more_to_the_step_at_which_more_is_looked_at_the_core(normalise):
+    """From the attention on: tokens that are made equal within a step must not make the steps equal."""
+    mass = relevance(6, (1, 1, 16, 3)) * torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)[None, :, None, None]
+    joint = dataclasses.replace(PLAIN, temporal="joint", normalise_tokens=normalise)
+    maps = relevance_maps(mass, torch.ones(1, 1, 3, dtype=torch.float64), joint)
+    assert torch.allclose(maps[0, 1], 2 * maps[0, 0]) and torch.allclose(maps[0, 2], 4 * maps[0, 0])
+    first, second, third = allocation_weights(maps, joint).mean(3).flatten().tolist()
+    assert first < second < third
+    if normalise:
+        assert torch.allclose(maps.mean((1, 3)), torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_maps_are_smoothed_before_they_are_shuffled():
+    """The shuffled control has the values of the map that it stands beside."""
+    mass, token = relevance(7, (1, 1, 16, 1)), torch.ones(1, 1, 1, dtype=torch.float64)
+    maps = relevance_maps(mass, token, dataclasses.replace(PLAIN, smoothing=1.0))
+    assert torch.allclose(maps, gaussian_smooth(relevance_maps(mass, token, PLAIN), 1.0))
+    own, shuffled = (weights_of(controlled(maps, source, 1), smoothing=1.0) for source in ("attention", "shuffled"))
+    assert torch.allclose(own.sort(3).values, shuffled.sort(3).values) and not torch.equal(own, shuffled)
+
+
 @pytest.mark.parametrize("temporal", ["per_step", "joint"])
 def test_no_strength_and_a_flat_map_give_ones(temporal):
     ones = torch.ones(3, 4, 2, 16, dtype=torch.float64)
@@ -78,16 +107,16 @@ def small_and_big():
 
 def test_a_small_object_survives_a_big_one_if_tokens_are_normalised():
     ones = torch.ones(1, 1, 2, dtype=torch.float64)
-    both = relevance_map(small_and_big(), ones, normalise_tokens=True)[0, 0]
+    both = maps_of(small_and_big(), ones, normalise_tokens=True)[0, 0]
     assert both[0].item() == pytest.approx(both[1].item())
     assert both.mean().item() == pytest.approx(1.0)
-    raw = relevance_map(small_and_big(), ones, normalise_tokens=False)[0, 0]
+    raw = maps_of(small_and_big(), ones, normalise_tokens=False)[0, 0]
     assert raw[0] > 9 * raw[1]
 
 
 def test_each_clause_reads_its_own_tokens():
     weights = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]], dtype=torch.float64)
-    maps = relevance_map(small_and_big(), weights, normalise_tokens=True)[0]
+    maps = maps_of(small_and_big(), weights)[0]
     assert maps[0].argmax() == 0 and maps[1].argmax() == 1
     assert torch.equal(maps[2], torch.zeros(4, dtype=torch.float64))
     flat = weights_of(maps[None, None])[0, 0, 2]
@@ -122,35 +151,50 @@ def test_padding_tokens_have_no_say():
     weight = torch.tensor([[[1.0, 0.5, 0.0]], [[1.0, 0.5, 0.0]]], dtype=torch.float64)
     other = mass.clone()
     other[:, :, 2] = 7.0
-    assert torch.equal(relevance_map(mass, weight, True), relevance_map(other, weight, True))
+    assert torch.equal(maps_of(mass, weight), maps_of(other, weight))
 
 
 def test_shuffled_maps_keep_values_and_time_and_lose_the_place():
     maps = relevance(2)
-    shuffled = controlled(maps, "shuffled", 1, seed=5)
+    shuffled = controlled(maps, "shuffled", seed=5)
     assert torch.equal(shuffled.sort(dim=3).values, maps.sort(dim=3).values)
     assert not torch.equal(shuffled, maps)
     moved_to = [(maps[0, 0, 0] == value).nonzero().item() for value in shuffled[0, 0, 0]]
     assert torch.equal(shuffled[0], maps[0][:, :, moved_to]), "one permutation for all steps and clauses"
-    assert torch.equal(shuffled, controlled(maps, "shuffled", 1, seed=5))
-    assert not torch.equal(shuffled, controlled(maps, "shuffled", 1, seed=6))
+    assert torch.equal(shuffled, controlled(maps, "shuffled", seed=5))
+    assert not torch.equal(shuffled, controlled(maps, "shuffled", seed=6))
 
 
-def test_maps_of_another_rollout_are_of_another_prompt():
-    maps = relevance(3, (6, 2, 1, 16))
-    assert torch.equal(controlled(maps, "other_rollout", 2, 0), maps[[4, 5, 0, 1, 2, 3]])
-    assert torch.equal(controlled(maps, "other_rollout", 6, 0), maps[[5, 0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("batch", [1, 2, 3, 6])
+def test_maps_of_another_rollout_are_of_another_prompt(batch):
+    """Whatever the batches: the group may be larger than one of them."""
+    maps, prompts = relevance(3, (6, 2, 1, 16)), ["a", "a", "b", "b", "c", "c"]
+    moved = exchanged(maps.split(batch), prompts)
+    assert [len(part) for part in moved] == [batch] * (6 // batch)
+    assert torch.equal(torch.cat(moved), maps[[4, 5, 0, 1, 2, 3]])
+
+
+def test_maps_of_another_rollout_have_the_clauses_of_the_own_batch():
+    one, two = relevance(3, (2, 2, 1, 16)), relevance(4, (2, 2, 2, 16))
+    of_two, of_one = exchanged([one, two], ["a", "a", "b", "b"])
+    assert torch.equal(of_two, two[:, :, :1]) and torch.equal(of_one[:, :, :1], one)
+    assert not of_one[:, :, 1].any(), "flat, once it is scaled"
+
+
+def test_rollouts_of_one_prompt_have_no_maps_of_another():
+    with pytest.raises(StarError, match="other_rollout: too few prompts"):
+        exchanged([relevance(3)], ["a"] * 3)
 
 
 def test_time_averaged_maps_are_the_mean_over_steps():
     maps = relevance(4)
-    averaged = controlled(maps, "time_averaged", 1, 0)
+    averaged = controlled(maps, "time_averaged", 0)
     assert torch.allclose(averaged[:, 2], maps.mean(1)) and torch.equal(averaged[:, 0], averaged[:, 3])
 
 
 @pytest.mark.parametrize("source", ["attention", "random_tokens", "guidance"])
 def test_other_sources_keep_their_maps(source):
-    assert torch.equal(controlled(relevance(5), source, 1, 0), relevance(5))
+    assert torch.equal(controlled(relevance(5), source, 0), relevance(5))
 
 
 def test_smoothing_spreads_a_peak_and_keeps_a_flat_map():

@@ -70,6 +70,16 @@ def test_the_state_before_a_damaged_one_is_used_and_the_log_says_so(tmp_path, ho
     assert "state-000005.safetensors: not a readable" in printed and "trying the state before it" in printed
 
 
+def test_states_are_in_the_order_of_their_epochs(tmp_path):
+    """Also beyond six digits, where the order of their names is another."""
+    states = States(tmp_path, 2, {})
+    for epoch in (999_990, 999_995, 1_000_000):
+        states.save(epoch, {"a": torch.ones(1)}, {"epoch": epoch})
+    assert [int(file.stem.split("-")[1]) for file in states.files()] == [999_995, 1_000_000]
+    found = states.newest()
+    assert found is not None and found[1]["epoch"] == 1_000_000
+
+
 def test_nothing_is_started_over_because_all_states_are_damaged(tmp_path):
     states = States(tmp_path, 2, {})
     assert states.newest() is None

@@ -449,16 +449,28 @@ def test_other_prompts_are_one_clause():
         assert clause_records(record) == [record]
 
 
-def test_scattered_weights_avoid_the_core_and_keep_their_number():
+def test_scattered_weights_lie_on_other_words_and_keep_their_number():
     weights = np.zeros((2, 20), np.float32)
     weights[0, 3], weights[1, 5], weights[1, 6] = 1.0, 0.5, 2.0
-    moved = scattered(weights, 1)
-    assert not moved[:, [3, 5, 6]].any()
+    words = np.zeros(20, bool)
+    words[[1, 2, 8, 9]] = True
+    moved = scattered(weights, words, 1)
+    assert not moved[:, ~words].any()
     assert [sorted(row[row > 0]) for row in moved] == [[1.0], [0.5, 2.0]]
-    assert (scattered(weights, 1) == moved).all() and (scattered(weights, 2) != moved).any()
+    assert (scattered(weights, words, 1) == moved).all() and (scattered(weights, words, 2) != moved).any()
 
 
 def test_scattered_weights_where_nearly_everything_is_core():
-    weights = np.ones((1, 4), np.float32)
-    weights[0, 2] = 0
-    assert np.flatnonzero(scattered(weights, 0)).tolist() == [2]
+    weights, words = np.ones((1, 4), np.float32), np.zeros(4, bool)
+    assert not scattered(weights, words, 0).any(), "nothing but core: no control, a flat map"
+    weights[0, 2], words[2] = 0, True
+    assert scattered(weights, words, 0).tolist() == [[0, 0, 3, 0]], "what it stands for is not lost"
+
+
+@pytest.mark.parametrize("encoders", [{"clip": 1.0, "t5": 1.0}, {"clip": 1.0, "t5": 0.0}])
+def test_other_words_are_neither_core_nor_padding(tokenizers, encoders):
+    record = cored(record_of("a photo of a dog", {"include": [{"class": "dog", "count": 1}]}, "geneval"))
+    found = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS, encoders)
+    assert not (found.others & (found.weights > 0)).any()
+    clip, t5 = found.others[: LENGTHS[0]], found.others[LENGTHS[0] :]
+    assert clip[:16].any() and not clip[0] and not clip[-1] and t5.any() == (encoders["t5"] > 0)

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from star.errors import StarError
 from star.evaluation import evaluate
+from star.lock import take_lock
 from star.outside import score_folder
 from star.params import load_params
 from star.prompts.prepare import prepare
@@ -110,6 +113,14 @@ def test_a_folder_of_its_pictures_gets_the_same_scores(evaluated, params):
         assert [(x["picture"], x["score"], x["detail"]) for x in mine] == [
             (x["picture"], x["score"], x["detail"]) for x in lines if x["task"] == task
         ]
+
+
+@pytest.mark.parametrize("folder", ["work", "again"])
+def test_two_evaluations_of_one_folder(evaluated, params, folder):
+    lock = take_lock(evaluated / folder / ".lock", "star evaluate base")
+    with pytest.raises(StarError, match=rf"star evaluate base \(process {os.getpid()} .* is at work in this folder"):
+        evaluate(params, "base", None, evaluated / "core", evaluated / "work", evaluated / "again")
+    os.close(lock)
 
 
 def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(evaluated, params, monkeypatch):

@@ -147,7 +147,9 @@ def test_clause_wise_maps_and_advantages_of_a_batch(records):
 
 
 def test_clause_wise_with_a_reward_that_knows_no_clauses_is_refused(records):
-    with pytest.raises(StarError, match="clause_wise: the reward redness gives clauses no shares"):
+    with pytest.raises(
+        StarError, match="clause_wise: prompt .* has 2 clauses, and the reward redness gives shares for 1"
+    ):
         trainer(small(), "star", records, Redness(), clause_wise=True).train_epoch()
 
 

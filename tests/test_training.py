@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 import torch
 
+from star import sde
 from star.checkpoint import States
 from star.core import extract_core
 from star.errors import Interrupted, StarError
-from star.faults import MENDS, memory_for
+from star.faults import MENDS, Fault, memory_for
 from star.identity import state_folder, training_identity
 from star.interruption import SAME
 from star.lock import take_lock
 from star.params import load_params
-from star.policy import load_policy
+from star.policy import SD3Policy, load_policy
 from star.prompts.prepare import prepare
 from star.records import write_records
 from star.rewards.base import RewardError, RewardResult, finished
+from star.rollout import sample_pictures
 from star.trainer import Trainer
 from star.training import _cut_log, run_epochs, train
 
@@ -220,16 +222,37 @@ def test_running_out_of_memory_names_the_phase_and_what_to_lower(phase):
         raise RuntimeError("shapes do not match")
 
 
-@pytest.mark.parametrize(("method", "phase"), [("sample", "rollout"), ("collect", "reward"), ("surrogate", "update")])
+@pytest.mark.parametrize(
+    ("method", "phase"),
+    [("sample", "rollout"), ("reward.submit", "reward"), ("collect", "reward"), ("surrogate", "update")],
+)
 def test_memory_is_watched_in_every_phase(method, phase, records, monkeypatch):
     trained = trainer(records)
 
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trained, method, full)
+    owner, _, name = method.rpartition(".")
+    monkeypatch.setattr(getattr(trained, owner) if owner else trained, name, full)
     with pytest.raises(StarError, match=f"out of memory in the {phase} phase"):
         trained.train_epoch()
+
+
+def test_a_latent_that_is_not_finite_is_no_black_picture(records, monkeypatch):
+    trained = trainer(records)
+    step = sde.ode_step
+
+    def overflow(x, *arguments):
+        x = step(x, *arguments)
+        x[1, 0, 0, 0] = torch.inf
+        return x
+
+    monkeypatch.setattr(sde, "ode_step", overflow)
+    with pytest.raises(Fault, match="epoch 1: 1 of 8 pictures are not finite, the first of the prompt '") as f:
+        trained.train_epoch()
+    assert len(f.value.rollouts) == trained.params.rollout.batch
+    with pytest.raises(StarError, match="1 of 2 pictures are not finite, the first of the prompt 'b'"):
+        sample_pictures(trained.policy, ["a", "b"], [1, 2], 2)
 
 
 def test_the_log_has_the_epochs_of_the_state_alone(tmp_path):
@@ -254,6 +277,13 @@ def test_two_trainings_of_one_folder(tmp_path, records):
         ):
             train(small(), "geneval", "star", records, tmp_path / "state", tmp_path / "output")
         os.close(lock)
+
+
+def test_another_base_is_noticed_before_its_prompts_are_encoded(tmp_path, records, monkeypatch):
+    States(tmp_path / "work", 2, {}).save(1, {"a": torch.ones(1)}, {"epoch": 1, "base": "another"})
+    monkeypatch.setattr(SD3Policy, "prepare_prompts", lambda *a: pytest.fail("encoded"))
+    with pytest.raises(StarError, match="work: the state of a training on another base model"):
+        train(small(), "geneval", "star", records, tmp_path / "work", tmp_path / "out")
 
 
 def test_changed_parameters_make_another_training_and_say_so(tmp_path, records, capsys):

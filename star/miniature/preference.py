@@ -30,6 +30,7 @@ from star.miniature.preference_pairs import (
 )
 from star.miniature.tokenizers import CLIP_LENGTH, save_clip_tokenizer
 from star.miniature.training import append_log, forget_log_after, rate_factor, split_optimizers
+from star.precision import autocast
 from star.progress import Progress
 
 LOGIT_SCALE = 30.0  # exp(logit_scale), fixed: scores of unlike pairs about 12, of good pictures above 20
@@ -161,7 +162,7 @@ def pair_losses(
     """The terms of the loss on one batch; their sum is minimised.
 
     Args:
-        model: in float32; its matrix products run in bfloat16.
+        model: in float32; its matrix products run in bfloat16 where the processor has it.
         head: pooled picture -> logits of the attributes.
         processor: its mean, deviation and tokenizer are used.
         batch: n pictures, n // 2 worse ones, n captions, n x k wrong captions.
@@ -170,7 +171,7 @@ def pair_losses(
     pixels = _pixels(np.concatenate([batch.better, batch.worse]), processor)
     texts = batch.captions + [text for texts in batch.wrong for text in texts]
     tokens = processor.tokenizer(texts, padding=True, truncation=True, max_length=CLIP_LENGTH, return_tensors="pt")
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("auto", torch.device("cpu")):
         pooled = model.vision_model(pixel_values=pixels).pooler_output  # (n + n/2, width)
         pictures = model.visual_projection(pooled)
         captions = model.get_text_features(**tokens).pooler_output  # (n + n k, width)

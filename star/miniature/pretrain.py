@@ -35,6 +35,7 @@ from star.checkpoint import load_state, optimizer_tensors, restore_optimizer, sa
 from star.miniature import world
 from star.miniature.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 from star.miniature.training import append_log, forget_log_after, rate_factor, split_optimizers
+from star.precision import autocast
 from star.progress import Progress
 from star.prompts.geneval import TAGS, sample_metadata
 
@@ -124,7 +125,7 @@ def _train_vae(work: Path, config: PretrainConfig) -> AutoencoderKL:
     for step in bar:
         pictures, _ = sample_batch(config.vae_batch, np.random.default_rng([config.seed, 1, step]))
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("auto", torch.device("cpu")):
             posterior = vae.encode(pictures).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample
         error = decoded.float() - pictures
@@ -284,7 +285,7 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: PretrainConfig, step: int
     pictures, prompts = sample_batch(config.batch, rng)
     prompts = ["" if rng.random() < config.text_dropout else prompt for prompt in prompts]
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("auto", torch.device("cpu")):
         with torch.no_grad():
             encoded = pipe.vae.encode(pictures).latent_dist.mode().float()
         x_0 = (encoded - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor  # (batch, 8, 16, 16)
