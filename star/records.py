@@ -92,9 +92,14 @@ def read_lines(path: Path | str) -> list[tuple[int, str]]:
 
 
 def parse_object(line: str, where: str) -> dict:
-    """A line that must be one JSON object; `StarError` beginning with ``where`` if it is not."""
+    """A line that must be one JSON object of characters that UTF-8 has; `StarError` beginning with ``where`` if not."""
     try:
         value = json.loads(line)
+        if "\\ud" in line.lower():  # an escape may be half a surrogate pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = json.dumps(error.object[error.start])
+        raise StarError(f"{where}: {half} is half a surrogate pair and no character; remove it") from error
     except (ValueError, RecursionError) as error:
         raise StarError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from star import params as module
 from star.errors import StarError
@@ -344,9 +346,20 @@ def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[di
         ("train: [1,\n", "line"),
         ("\tseed: 0\n", "line"),
         ("seed: !!python/object/apply:os.getcwd []\n", "constructor"),
-        ("? [a]\n: 1\n", "unhashable"),
+        ("? [a]\n: 1\n", "line 1: key ['a'] is not a text"),
+        ("methods: {1: {}}\n", "line 1: key 1 is not a text"),
         ("seed: \x00\n", "special characters"),
         ("[" * 2000, ""),
+        ("a: &x 1\nb: *x\n", "line 2: alias *x; write the value out"),
+        ("a: &x [*x]\n", "line 1: alias *x"),
+        ("seed: !!bool abc\n", "not a YAML file of parameters"),
+        ('seed: !!int ""\n', "not a YAML file of parameters"),
+        ('seed: !!float ""\n', "not a YAML file of parameters"),
+        ('seed: !!timestamp "foo"\n', "not a YAML file of parameters"),
+        ("seed: 0x" + "F" * 5000, "line 1: '0xFFF"),
+        ("seed: 0b1" + "0" * 20_000, "has more than 100 digits"),
+        ("seed: " + "9" * 5000, "has more than 100 digits"),
+        ("#" * 1_000_001, "larger than 1000000 bytes"),
     ],
 )
 def test_broken_yaml_is_one_line(text: str, expected: str, tmp_path: Path) -> None:
@@ -357,6 +370,89 @@ def test_broken_yaml_is_one_line(text: str, expected: str, tmp_path: Path) -> No
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("no", "yes", "on", "true", "False", "010", "-010", "0o17", "08", "0x1F", "0b11", "+5", "00", "1_000", "6_"),
+        *("1:30", "1:30:00", "1:30.5", "1e3", "1e-3", "1.", ".5", "1_0.5", "-.inf", "1e3_0", "null", "~", "0X10"),
+    ],
+)
+def test_plain_values_are_what_dvc_reads(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"seed: {text}\n", encoding="utf-8")
+    ours, theirs = read_values(path)["seed"], YAML(typ="safe", pure=True).load(path)["seed"]
+    assert (type(ours), ours) == (type(theirs), theirs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("report.title", "a\0b", r"report\.title: 'a\\x00b' has NUL in it; remove that character"),
+        ("report.title", "a \ud83d", r"report\.title: 'a \\ud83d' has half a surrogate pair in it; remove"),
+        ("prompts.ocr.train_file", "a\udc00.txt", r"ocr\.train_file: .*half a surrogate pair"),
+        ("methods", {"a\0": {"lam": 1}}, r"methods\.'a\\x00'\.lam: 'a\\x00' has NUL in it"),
+        (
+            "model.path",
+            "a/" + "x" * 256,
+            r"model\.path: 'x+\.\.\.x+' is longer than 255 bytes",
+        ),
+        ("prompts.ocr.test_file", "é" * 128, r"prompts\.ocr\.test_file: .* is longer than 255 bytes"),
+        ("model.prompt_cache", "x" * 256 + "/a", r"model\.prompt_cache: .* is longer than"),
+    ],
+)
+def test_texts_that_no_file_can_hold(
+    key: str, value: Any, message: str, write_params: Callable[[dict], Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(changed(DEFAULT, key, value)))  # PyYAML would refuse some, or drop them
+    with pytest.raises(StarError, match=message):
+        load_params(path)
+
+
+@pytest.mark.parametrize("value", ["x" * 900_000, ["x" * 1000] * 500, {"x" * 1000: 1}, 10**99, {"a\nb": {"lam": "x"}}])
+@pytest.mark.parametrize("key", ["report.title", "methods", "model.revision", "allocation.blocks", "seed"])
+def test_messages_are_short(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(changed(DEFAULT, key, value)))
+    with pytest.raises(StarError) as caught:
+        load_params(path)
+    assert len(str(caught.value)) < len(str(path)) + 500
+    assert "\n" not in str(caught.value)
+
+
+def test_many_unknown_keys_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(DEFAULT | {f"key{index}": 0 for index in range(20_000)}))
+    with pytest.raises(StarError, match="top level: unknown key 'key0'; known: seed, runs, model") as caught:
+        load_params(path)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("allocation.blocks", "some", "all, or a list of indices from 0"),
+        ("allocation.blocks", [], "all, or a list of indices from 0"),
+        ("model.prompt_cache", 3, "null keeps both in memory"),
+        ("model.revision", "a b", "'a b' is not allowed; Commit of a hub id; null for a directory"),
+        ("model.path", " x", "' x' is not allowed; Directory or hub id of an SD3-family"),
+        ("methods", {"Bad Name": {}}, "the name 'Bad Name' is not allowed; .*lower-case letters, digits and _"),
+        (
+            "prompts.ocr.test_file",
+            {"url": "ftp://a.org/b", "sha256": None},
+            "file.url: 'ftp.* is not allowed; Where",
+        ),
+        ("report.title", "x" * 201, "is too long; Heading of the page; text of at most 200 characters"),
+        ("train.epochs", -1, "train.epochs: -1 is less than the minimum of 1; Rounds of rollout and update; a count"),
+        ("train.learning_rat", 1, "train: unknown key 'learning_rat'; did you mean 'learning_rate'. known: epochs, "),
+    ],
+)
+def test_messages_say_what_is_allowed(key: str, value: Any, message: str, write_params: Callable[[dict], Path]) -> None:
+    with pytest.raises(StarError, match=message) as caught:
+        load_params(write_params(changed(DEFAULT, key, value)))
+    assert "(?" not in str(caught.value) and "given schemas" not in str(caught.value)
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_surrogate_pair_is_a_character(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({**GOOD, "prompt": '\U0001f408 "HI"'}))
+    assert "\\ud83d\\udc08" in path.read_text()
+    assert read_records(path)[0].prompt == '\U0001f408 "HI"'
+
+
 def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
     path = tmp_path / "set.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
@@ -70,6 +77,8 @@ def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
         ("[1]", "expected a JSON object, found list"),
         ("[" * 100_000, "not valid JSON"),
         (json.dumps(GOOD), "id 'a' appears twice, first on line 1"),
+        (json.dumps({**GOOD, "id": "b", "prompt": "a \ud83d cat"}), '"\\ud83d" is half a surrogate pair'),
+        (json.dumps({**GOOD, "id": "b", "metadata": {"\udc00": 1}}), '"\\udc00" is half a surrogate pair'),
         (json.dumps({**GOOD, "id": "b", "prompt": "  "}), "'prompt' must be a non-empty string"),
         (json.dumps({**GOOD, "id": 3}), "'id' must be a non-empty string"),
         *((json.dumps({**GOOD, "id": i}), "names files") for i in ("../b", "a/b", ".b", "a b", "é", "a\n", "a" * 101)),
