@@ -480,9 +480,7 @@ def _check_consistency(params: Params, where: str) -> None:
     for key, path in _paths(params):
         long = next((part for part in path.split("/") if len(part.encode()) > LONGEST_NAME), None)
         if long is not None:
-            raise StarError(
-                f"{where}: {key}: {_shown(long)} is longer than a file's name can be ({LONGEST_NAME} bytes)"
-            )
+            raise StarError(f"{where}: {key}: {_shown(long)} is longer than {LONGEST_NAME} bytes; give a shorter name")
     _check_geneval(params.rewards.geneval, params.prompts.world, where)
     _check_second_readers(params, where)
     for key, changes in (
