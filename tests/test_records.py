@@ -55,6 +55,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_records(path, [PromptRecord(**GOOD), PromptRecord("b", "ocr", "x", {"not json": object()})])
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["set.jsonl"]
 
 
 def test_a_surrogate_pair_is_a_character(tmp_path):
