@@ -511,5 +511,124 @@ def test_refusal_comes_before_torch_and_in_three_seconds(write_params: Callable[
     assert float(seconds) < 3
 
 
+def mutations() -> Iterator[tuple[str, str, str, str]]:
+    """Text of a wrong file, the key that its message names, the value it shows, and what it says is allowed."""
+
+    def text(key: str, value: Any) -> str:
+        return json.dumps(changed(DEFAULT, key, value))
+
+    for section in ("", "model.", "prompts.", "prompts.ocr.", "rollout.", "train.", "rewards.ocr.", "methods.star."):
+        yield text(f"{section}surprise", 1), section.rstrip(".").split(".")[-1], "'surprise'", "known: "
+    for key in ("seed", "model.path", "train", "rollout.window", "rewards.geneval.soft", "study.aim", "core.weights"):
+        yield json.dumps(without(DEFAULT, key)), key.split(".")[-1], "", "is a required property"
+    for key in ("seed", "model.resolution", "rollout.steps", "train.epochs", "evaluate.batch", "study.seeds"):
+        yield text(key, "8"), key, "'8'", "'integer'"
+        yield text(key, None), key, "None", "'integer'"
+        yield text(key, [8]), key, "[8]", "'integer'"
+        yield text(key, -1), key, "-1", "minimum of"
+        yield text(key, 10**90), key, "10000", "maximum of"
+    for key in ("model.precision", "rollout.sampler", "allocation.source", "train.kl_form", "prompts.world"):
+        yield text(key, "surprise"), key, "'surprise'", "is not one of ["
+    for key in (
+        "model.guidance_scale",
+        "train.learning_rate",
+        "rewards.timeout",
+        "allocation.lam",
+        "core.weights.text",
+    ):
+        yield text(key, float("nan")).replace("NaN", ".nan"), key, "nan", "finite number"
+        yield text(key, float("inf")).replace("Infinity", ".inf"), key, "inf", "maximum of"
+        yield text(key, True), key, "True", "'number'"
+    for key, value, shown, allowed in (
+        ("rollout.batch", 7, "7", "use one of 1, 2, 4"),
+        ("train.updates_per_epoch", 3, "3", "use one of 1, 2"),
+        ("rollout.window", [3, 1], "[3, 1]", "must be 0 <= first < end"),
+        ("rollout.window", [0, 8], "[0, 8]", "rollout.steps - 1 = 7"),
+        ("rewards.geneval.detector", "mask2former", "mask2former", "a directory or hub id"),
+        ("rewards.geneval.revision", "abc", "'abc'", "set null"),
+        ("prompts.world", "coco", "coco", "use mask2former"),
+        ("study.rate_seeds", 6, "6", "more than study.seeds 5"),
+        ("study.aim", "nobody", "'nobody'", "one of study.methods"),
+        ("runs.ocr", ["nobody"], "'nobody'", "known: star, flow_grpo"),
+        ("methods.star.objective", "scalar", "scalar", "use weighted or local"),
+        ("allocation.encoders", {"clip": 0, "t5": 0}, "0", "raise one"),
+        ("allocation.blocks", "some", "'some'", "all, or a list of indices from 0"),
+    ):
+        named = {"methods.star.objective": "methods.star", "rewards.geneval.detector": "rewards.geneval.path"}
+        named["allocation.encoders"] = "allocation: encoders"
+        yield text(key, value), named.get(key, key), shown, allowed
+    for broken, shown in (
+        ("seed: 0\nseed: 1\n", "'seed' appears twice"),
+        ("train: {epochs: 1, epochs: 2}\n", "'epochs' appears twice"),
+        ("train: [1,\n", "line"),
+        ("\tseed: 0\n", "line"),
+        ("seed: !!bool abc\n", "abc"),
+        ("a: &x 1\nb: *x\n", "write the value out"),
+        ("seed: 0x" + "F" * 5000, "more than 100 digits"),
+    ):
+        yield broken, "", shown, ""
+
+
+def test_each_of_many_mistakes_is_refused_before_torch_and_in_three_seconds(tmp_path: Path) -> None:
+    cases = list(mutations())
+    assert len(cases) >= 60
+    for index, (text, *_) in enumerate(cases):
+        (tmp_path / f"{index}.yaml").write_text(text)
+    program = (
+        "import json, sys, time; from pathlib import Path\n"
+        "from star.errors import StarError; from star.params import load_params\n"
+        f"for index in range({len(cases)}):\n"
+        "    before = time.process_time()\n"  # of the processor: the tests may share it
+        "    try: load_params(Path(sys.argv[1], f'{index}.yaml'))\n"
+        "    except StarError as error: print(json.dumps([str(error), time.process_time() - before]))\n"
+        "    else: print(json.dumps(['accepted', 0]))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    for (_, key, shown, allowed), line in zip(cases, run.stdout.splitlines(), strict=True):
+        message, seconds = json.loads(line)
+        assert key in message and shown in message and allowed in message, (key, shown, allowed, message)
+        assert seconds < 3 and "\n" not in message
+
+
+LINES = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+PIECES = st.sampled_from(
+    [
+        *"{}[]:,#&*!|>?-'\"%@`~ \n\t\0\r",
+        "!!int ",
+        "!!bool ",
+        "!!float ",
+        "!!binary ",
+        "!!set ",
+        "!!timestamp ",
+        "!!omap ",
+    ]
+    + ["&a ", "*a", "<<: ", "---\n", "? ", "0x", "010", "1:30", ".nan", "\\ud83d", "\ufeff", "null", '"', "- "]
+) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, len("".join(LINES))), st.integers(0, 12), PIECES), max_size=4),
+    moves=st.lists(st.tuples(st.integers(0, len(LINES) - 1), st.sampled_from(["drop", "twice"])), max_size=2),
+)
+def test_any_edit_of_the_text_is_read_or_refused(
+    edits: list[tuple[int, int, str]], moves: list[tuple[int, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = list(LINES)
+    for index, move in moves:
+        lines[index] = "" if move == "drop" else lines[index] * 2
+    text = "".join(lines)
+    for place, length, piece in edits:
+        text = text[:place] + piece + text[place + length :]
+    path = tmp_path_factory.mktemp("edit") / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        assert isinstance(load_params(path), Params)
+    except StarError as error:
+        assert "\n" not in str(error) and len(str(error)) < len(str(path)) + 600
+
+
 def test_module_has_no_second_list_of_tasks() -> None:
     assert set(module.TASKS) == set(schema()["properties"]["runs"]["properties"])
