@@ -32,12 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_ERRORS and "No space left" not in str(error):
             raise
-        return _failed(options.stage, f"{error}; make room or give a folder that can be written, and run it again", 1)
+        return _failed(options.stage, f"{error}; make room or give a place that can be written, and run it again", 1)
     return 0
 
 
-# No room, no room for this user, too large for the file system, and folders that cannot be written.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+# No room, no room for this user, too large for the file system, folders that cannot be written, names that are none or
+# belong to something else, and a broken disk.
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+)
 
 
 def _failed(stage: str, message: str, status: int) -> int:
@@ -148,7 +152,7 @@ def _add_study(stages: _Stages) -> None:
     sub = stages.add("study-run", _study_run, "train one variant of the study from one seed", task=True)
     sub.add_argument("--method", required=True, help="a section of `study.methods` in the parameter file")
     sub.add_argument("--seed", type=int, required=True)
-    sub.add_argument("--rate", type=float, required=True, help="learning rate")
+    sub.add_argument("--rate", type=_positive(float), required=True, help="learning rate")
     _path(sub, "prompts", "training records with core spans")
     _path(sub, "held-out", "test records")
     _path(sub, "output", "JSON file of the run to write")
@@ -257,9 +261,13 @@ def _study_report(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from star.records import read_records
+
     params = load_params(options.params)
     if (options.adapter is None) != (options.checkpoint == "base"):
         raise StarError("--adapter goes with every checkpoint but `base`")
+    for task in TASKS:  # refused before the slow imports
+        read_records(options.prompts_dir / task / "test.jsonl")
     files = [*sorted(options.prompts_dir.glob("*/test.jsonl")), *sorted((options.adapter or Path("none")).glob("*"))]
     from star.identity import code_digest
 

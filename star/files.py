@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one, and a power cut leaves the old one or the new one."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,12 +9,20 @@ from pathlib import Path
 
 
 def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text, or its pieces one by one, under a temporary name, flush to the disk, rename into place."""
+    """Write a text, or its pieces one by one, under a temporary name, flush to the disk, rename into place.
+
+    Whatever fails, the temporary file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines([text] if isinstance(text, str) else text)
-    replace_durably(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+        replace_durably(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

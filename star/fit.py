@@ -1,5 +1,7 @@
-"""Whether the text encoders see the prompts' core content: asked of all prompts beforehand, of the tokenizers alone."""
+"""Whether the text encoders see the prompts' core content, and the model has the blocks that are read: asked of all
+prompts beforehand, of the tokenizers and a description alone."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,16 +28,33 @@ def check_core(
         say: takes the lines of the report.
 
     Raises:
-        StarError: prompts of which nothing is left.
+        StarError: blocks that the model does not have; prompts of which nothing is left.
     """
     if not allocation.uses_maps:
         return
+    check_blocks(folder, allocation.blocks)
     pipe = open_tokenizers(folder, params.model)
     tokenizers = pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3
     lengths = pipe.tokenizer.model_max_length, params.model.t5_tokens
     weights = params.core.weights, allocation.encoders
     for line in unseen_core(records, tokenizers, lengths, *weights, allocation.clause_wise):
         say(f"warning: {line}")
+
+
+def check_blocks(folder: Path, blocks: str | Sequence[int]) -> None:
+    """Refuse blocks that the transformer's description does not have; one that does not count them is left alone.
+
+    Args:
+        folder: of the pipeline.
+        blocks: ``"all"`` or block indices.
+
+    Raises:
+        StarError: names the first one.
+    """
+    count = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8")).get("num_layers")
+    unknown = [block for block in blocks if isinstance(count, int) and block not in range(count)]
+    if blocks != "all" and unknown:
+        raise StarError(f"allocation.blocks: no block {unknown[0]}; the model has 0 to {count - 1}")
 
 
 def unseen_core(

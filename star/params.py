@@ -5,12 +5,13 @@ divide and names that must exist.
 """
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,10 @@ from star.errors import StarError
 
 TASKS = ("geneval", "ocr", "preference")
 TEMPLATE_SIDE = 64  # pixels, the only pictures that the second reader `template` reads
+LARGEST = 1_000_000  # bytes of a parameter file
+LONGEST_NAME = 255  # bytes of a file's name, on Linux
+MOST_DIGITS = 100
+SHOWN = 80  # characters of a value in a message
 STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
 
 
@@ -266,25 +271,35 @@ def load_params(path: Path) -> Params:
 
 
 def read_values(path: Path) -> Any:
-    """The unchecked content of a parameter file; duplicate keys and YAML errors raise `StarError`."""
+    """The unchecked content of a parameter file, as YAML 1.2 reads it.
+
+    Raises:
+        StarError: a file that cannot be read or is larger than `LARGEST`, broken YAML, a key twice, an alias.
+    """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise StarError(f"{path}: {' '.join(str(error).split())}") from error
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise StarError(f"{path}: larger than {LARGEST} bytes; give a parameter file")
+        return yaml.load(content.decode("utf-8"), Loader=_Loader)
+    except StarError:
+        raise
+    except Exception as error:  # the library also raises IndexError, KeyError, AttributeError for tags that do not fit
+        raise StarError(f"{path}: not a YAML file of parameters ({_cut(' '.join(str(error).split()), 300)})") from error
 
 
 def check_schema(values: Any, where: str) -> None:
     """Raise `StarError` for the first key that the schema refuses."""
     import jsonschema
 
+    _check_texts(values, where)
     validator = jsonschema.Draft202012Validator(schema())
     error = jsonschema.exceptions.best_match(validator.iter_errors(values))
     if error is not None:
-        key = ".".join(map(str, error.absolute_path)) or "top level"
-        raise StarError(f"{where}: {key}: {error.message}")
-    for key, value in _numbers(values):
-        if not math.isfinite(value):  # compares as inside any range
-            raise StarError(f"{where}: {key}: {value} is not a finite number")
+        raise StarError(f"{where}: {_dotted(error.absolute_path)}: {_refusal(error)}")
+    for key, value in _leaves(values):
+        if isinstance(value, float) and not math.isfinite(value):  # compares as inside any range
+            raise StarError(f"{where}: {_dotted(key)}: {value} is not a finite number; {_description(key)}")
 
 
 @functools.cache
@@ -299,40 +314,123 @@ def fingerprint(*sections: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses duplicate keys and reads 1e-3 as a number."""
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain values, as DVC reads them, where PyYAML has those of 1.1; keys are texts and come once."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: alias *{event.anchor}; write the value out")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} appears twice")
+        seen = set()
+        for key_node, _ in node.value:
+            line, key = key_node.start_mark.line + 1, self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"line {line}: key {_shown(key)} is not a text; put it in quotes")
+            if key in seen:
+                raise yaml.YAMLError(f"line {line}: key {_shown(key)} appears twice")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        return int(self._digits(node), {"0b": 2, "0o": 8, "0x": 16}.get(node.value.lstrip("+-")[:2], 10))
 
-# YAML 1.2's booleans, as DVC writes them: `dvc exp run -S` drops the quotes of "no", which PyYAML then takes for false.
-_UniqueKeyLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        digits = self._digits(node).lower()
+        return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+
+    def _digits(self, node: yaml.ScalarNode) -> str:
+        if len(node.value) > MOST_DIGITS:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: {_shown(node.value)} has more than {MOST_DIGITS} digits")
+        return self.construct_scalar(node).replace("_", "")
+
+
+# PyYAML takes no, 010, 1:30 and 1e-3 for false, 8, 90 and a text. `dvc exp run -S` drops the quotes of "no".
+_PLAIN = {
+    "bool": ("tTfF", "true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", "[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)"),
+    "float": (
+        "-+.0123456789",
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"
+        r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] not in _PLAIN]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-# YAML 1.2's floats, as DVC reads them; PyYAML's own pattern takes 1e-3 for text.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+for _name, (_first, _pattern) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_pattern})$"), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
 
 
-def _numbers(values: Any, where: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a parsed YAML value, with its dotted key."""
+def _leaves(values: Any, where: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Everything in a parsed YAML value that holds nothing else, with the path to it."""
     if isinstance(values, dict | list):
-        items = values.items() if isinstance(values, dict) else enumerate(values)
-        for key, value in items:
-            yield from _numbers(value, f"{where}.{key}".lstrip("."))
-    elif isinstance(values, int | float):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _leaves(value, (*where, key))
+    else:
         yield where, values
+
+
+def _check_texts(values: Any, where: str) -> None:
+    """Refuse texts, keys among them, that no file and no path can hold."""
+    for path, value in _leaves(values):
+        for text in (*path, value):
+            if isinstance(text, str) and ("\0" in text or text != text.encode("utf-8", "ignore").decode("utf-8")):
+                character = "NUL" if "\0" in text else "half a surrogate pair"
+                raise StarError(
+                    f"{where}: {_dotted(path)}: {_shown(text)} has {character} in it; remove that character"
+                )
+
+
+def _refusal(error: Any) -> str:
+    """What is wrong and what is allowed, of an error of jsonschema, whose own messages quote whole values."""
+    if error.validator == "required":
+        return error.message
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        key = next(key for key in error.instance if key not in known)
+        near = difflib.get_close_matches(key[:SHOWN], known, n=1)
+        return (
+            f"unknown key {_shown(key)}; "
+            + (f"did you mean {near[0]!r}? " if near else "")
+            + f"known: {', '.join(known)}"
+        )
+    shown, message = _shown(error.instance), error.message
+    if error.validator in ("oneOf", "pattern", "const"):  # these say a regular expression, or nothing
+        message = f"{shown} is not allowed"
+    allowed = _description(error.absolute_path)
+    if "propertyNames" in error.absolute_schema_path:
+        message, allowed = f"the name {message}", schema()["$defs"]["method_name"]["description"]
+    return f"{message.replace(repr(error.instance), shown, 1)}; {allowed}"
+
+
+def _description(path: Iterable[str | int]) -> str:
+    """What the schema says of a key, or of the nearest one above it of which it says something."""
+    node, said = schema(), schema()["description"]
+    for part in path:
+        inner = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        node = {**schema()["$defs"].get(inner.get("$ref", "").removeprefix("#/$defs/"), {}), **inner}
+        said = node.get("description", said)
+    return said
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    parts = [str(part) if re.fullmatch(r"[\w-]{1,64}", str(part)) else _shown(part) for part in path]
+    return ".".join(parts) or "top level"
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str, most: int = SHOWN) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def _build(kind: Any, values: Any) -> Any:
@@ -379,6 +477,10 @@ def _check_consistency(params: Params, where: str) -> None:
         )
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         raise StarError(f"{where}: train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact")
+    for key, path in _paths(params):
+        long = next((part for part in path.split("/") if len(part.encode()) > LONGEST_NAME), None)
+        if long is not None:
+            raise StarError(f"{where}: {key}: {_shown(long)} is longer than {LONGEST_NAME} bytes; give a shorter name")
     _check_geneval(params.rewards.geneval, params.prompts.world, where)
     _check_second_readers(params, where)
     for key, changes in (
@@ -400,6 +502,22 @@ def _check_consistency(params: Params, where: str) -> None:
             if name not in params.methods:
                 known = ", ".join(params.methods)
                 raise StarError(f"{where}: runs.{task}: no method {name!r} under `methods`; known: {known}")
+
+
+def _paths(params: Params) -> Iterator[tuple[str, str]]:
+    """The keys that may name a file or folder, and their values."""
+    geneval = params.rewards.geneval
+    named: dict[str, str | PromptSource | None] = {
+        "model.path": params.model.path,
+        "model.prompt_cache": params.model.prompt_cache,
+        "rewards.geneval.path": geneval.path,
+        "rewards.geneval.color_path": geneval.color_path,
+        "rewards.preference.path": params.rewards.preference.path,
+    }
+    for task in TASKS:
+        sets: PromptSetParams = getattr(params.prompts, task)
+        named |= {f"prompts.{task}.train_file": sets.train_file, f"prompts.{task}.test_file": sets.test_file}
+    return ((key, value) for key, value in named.items() if isinstance(value, str))
 
 
 def _check_geneval(geneval: GenevalParams, world: str, where: str) -> None:

@@ -34,9 +34,9 @@ def read_picture(path: Path, side: int) -> np.ndarray:
         raise StarError(f"{path}: no such picture") from None
     except Image.DecompressionBombError as error:
         raise StarError(f"{path}: {error}; give pictures of {side} x {side} pixels") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, StarError):
-            raise
+    except StarError:
+        raise
+    except Exception as error:  # of a damaged chunk Pillow also raises IndexError, TypeError, struct.error, zlib.error
         raise StarError(f"{path}: not a readable PNG ({error}); write it again") from error
 
 

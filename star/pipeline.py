@@ -108,6 +108,8 @@ def _check_description(folder: Path, where: str) -> None:
     for part in (*PARTS, *OTHERS):
         if not isinstance(index.get(part), list) or len(index[part]) != 2 or index[part][0] is None:
             raise StarError(f"{where}: {INDEX} names no {part}; a pipeline with all three text encoders is needed")
+        if not all(isinstance(name, str) for name in index[part]):
+            raise StarError(f"{where}: {INDEX}, {part}: {str(index[part]):.80} is not a library and a class; mend it")
         if not (folder / part).is_dir():
             raise StarError(f"{where}: the part {part}/ is missing; copy the whole pipeline directory")
     for part, kind in PARTS.items():
@@ -131,7 +133,7 @@ def _check_class(found: object, wanted: str, where: str) -> None:
 def _read(file: Path, where: str) -> dict:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StarError(f"{where}: {file.parent.name}/{file.name} cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise StarError(f"{where}: {file.parent.name}/{file.name} is no JSON object")

@@ -13,6 +13,7 @@ from pathlib import Path
 from star.errors import StarError
 from star.files import write_text_atomic
 from star.params import TASKS
+from star.prompts.geneval import TAGS, check_clauses, is_index
 
 ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 KINDS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
@@ -35,7 +36,7 @@ class CoreSpan:
 class PromptRecord:
     """One prompt of one task.
 
-    ``metadata`` is GenEval's line (``tag``, ``include``, ``exclude``?, ``prompt``), ``{"text": WORD}`` for OCR, either
+    ``metadata`` is GenEval's line (``tag``, ``include``, ``exclude``?, ``prompt``?), ``{"text": WORD}`` for OCR, either
     of the two or nothing for preference. ``core`` is None until the core stage has filled it.
     """
 
@@ -91,19 +92,19 @@ def read_lines(path: Path | str) -> list[tuple[int, str]]:
 
 
 def parse_object(line: str, where: str) -> dict:
-    """A line that must be one JSON object; `StarError` beginning with ``where`` if it is not."""
+    """A line that must be one JSON object of characters that UTF-8 has; `StarError` beginning with ``where`` if not."""
     try:
         value = json.loads(line)
+        if "\\ud" in line.lower():  # an escape may be half a surrogate pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = json.dumps(error.object[error.start])
+        raise StarError(f"{where}: {half} is half a surrogate pair and no character; remove it") from error
     except (ValueError, RecursionError) as error:
         raise StarError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise StarError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def is_index(value: object) -> bool:
-    """Whether a JSON value is an integer of at least zero (``true`` is not one, though Python's `bool` is an int)."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _as_line(record: PromptRecord) -> str:
@@ -128,8 +129,22 @@ def _parse_record(line: str, where: str) -> PromptRecord:
         raise StarError(f"{where}: unknown key {unknown[0]!r}")
     if value["task"] not in TASKS:
         raise StarError(f"{where}: task {value['task']!r} is not one of {', '.join(TASKS)}")
+    _check_metadata(value["metadata"], value["task"], where)
     core = None if value.get("core") is None else _parse_core(value["core"], value["prompt"], where)
     return PromptRecord(value["id"], value["task"], value["prompt"], value["metadata"], core)
+
+
+def _check_metadata(metadata: dict, task: str, where: str) -> None:
+    where = f"{where}: metadata"
+    for key in {"geneval": ("include", "tag"), "ocr": ("text",)}.get(task, ()):
+        if key not in metadata:
+            raise StarError(f"{where}: key {key!r} is missing; a record of the task {task} needs it")
+    if task == "geneval" and metadata["tag"] not in TAGS:
+        raise StarError(f"{where}: tag {metadata['tag']!r} is not one of {', '.join(TAGS)}")
+    if task == "ocr" and not (isinstance(metadata["text"], str) and metadata["text"].strip()):
+        raise StarError(f"{where}: text {metadata['text']!r} must be the word to be drawn")
+    if "include" in metadata:
+        check_clauses(metadata, None, where)
 
 
 def _parse_core(values: object, prompt: str, where: str) -> tuple[CoreSpan, ...]:

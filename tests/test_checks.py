@@ -13,7 +13,7 @@ from star.checks import check_writable
 from star.core import extract_core
 from star.errors import StarError
 from star.evaluation import evaluate
-from star.fit import check_core
+from star.fit import check_blocks, check_core
 from star.params import Params, PreferenceParams, load_params
 from star.policy import load_policy
 from star.prompts.prepare import prepare
@@ -148,6 +148,22 @@ def test_an_adapter_folder_without_an_adapter_is_refused_before_the_model_opens(
     stages(small(), "geneval", tmp_path)
     with pytest.raises(StarError, match="no pytorch_lora_weights.safetensors in it"):
         evaluate(small(), "ocr-star", tmp_path / "none", tmp_path / "core", tmp_path / "work", tmp_path / "out")
+
+
+@pytest.mark.usefixtures("nothing_opens")
+def test_trainings_refuse_blocks_that_the_model_lacks_before_it_opens(tmp_path: Path) -> None:
+    params = dataclasses.replace(small(), allocation=dataclasses.replace(small().allocation, blocks=[0, 8, 999]))
+    for stage in ("train", "study"):
+        with pytest.raises(StarError, match="^allocation.blocks: no block 8; the model has 0 to 7$"):
+            stages(params, "geneval", tmp_path)[stage]()
+
+
+def test_a_model_that_does_not_count_its_blocks_and_all_of_them_are_let_through(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    check_blocks(tmp_path, [999])
+    check_blocks(Path(small().model.path), "all")
+    check_blocks(Path(small().model.path), [0, 7])
 
 
 # ---------------------------------------------------------------- prompts longer than the encoders take

@@ -1,5 +1,6 @@
 """The command line: stages chained by files, and one-line errors that overwrite nothing."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,47 @@ def test_malformed_prompt_file_is_named_with_its_line(tmp_path, capsys):
     assert f"{prompts}:2" in error_of(["core", "--prompts", str(prompts), "--output", str(out)], capsys)
     assert "missing.jsonl" in error_of(["core", "--prompts", "missing.jsonl", "--output", str(out)], capsys)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["folder", "file/x", "file/x/y", "x" * 256, "loop/x"])
+def test_places_that_cannot_be_written_are_one_line(tmp_path, place, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    arguments = ["prompts", "--task", "ocr", "--train", str(tmp_path / place), "--test", str(tmp_path / "test.jsonl")]
+    text = error_of(arguments, capsys)
+    assert str(tmp_path / place.split("/")[0]) in text and "give a place that can be written" in text
+    assert (tmp_path / "file").read_text() == "precious"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error", "train.jsonl")
+
+    monkeypatch.setattr("star.records.write_text_atomic", failing)
+    arguments = ["prompts", "--task", "ocr", "--train", str(tmp_path / "a"), "--test", str(tmp_path / "b")]
+    assert "Input/output error: 'train.jsonl'" in error_of(arguments, capsys)
+
+
+@pytest.mark.parametrize("rate", ["nan", "-1", "0", "inf", "fast"])
+def test_a_rate_must_be_a_positive_number(rate, capsys):
+    arguments = ["study-run", "--task", "ocr", "--method", "star", "--seed", "0", f"--rate={rate}"]
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--prompts", "a", "--held-out", "b", "--output", "c"])
+    assert end.value.code == 2
+    assert f"argument --rate: invalid positive float value: '{rate}'" in capsys.readouterr().err
+
+
+def test_an_evaluation_reads_its_prompts_before_the_slow_imports(tmp_path):
+    code = (
+        "import sys\nfrom star.cli import main\n"
+        f"sys.argv = ['star']\nstatus = main(['evaluate', '--checkpoint', 'base', '--prompts-dir', {str(tmp_path)!r}, "
+        f"'--output', {str(tmp_path / 'out')!r}])\n"
+        "assert status == 1 and 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "geneval/test.jsonl: cannot be read" in run.stderr
 
 
 def test_training_errors_come_before_the_work(tmp_path, capsys):

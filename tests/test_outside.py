@@ -112,6 +112,25 @@ def test_a_bad_picture_is_refused_by_name_with_the_mend(tmp_path, kind):
     assert str(tmp_path / "bad.png") in str(error.value)
 
 
+@pytest.mark.parametrize("length", [0, 1, 2])
+@pytest.mark.parametrize(
+    "name", [b"iCCP", b"tRNS", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"zTXt", b"iTXt", b"acTL", b"fcTL"]
+)
+def test_a_short_chunk_of_any_kind_is_no_traceback(tmp_path, name, length):
+    path = tmp_path / "bad.png"
+    Image.fromarray(noise(1)).save(path)
+    content, chunk = path.read_bytes(), name + bytes(length)
+    chunk = struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[:33] + chunk + content[33:])  # after the header
+    try:
+        assert np.array_equal(read_picture(path, SIDE), noise(1))
+    except StarError as error:
+        assert str(path) in str(error)
+    if name == b"iCCP" and length < 2:
+        with pytest.raises(StarError, match="not a readable PNG"):
+            read_picture(path, SIDE)
+
+
 def test_a_bad_picture_costs_no_scoring(params, tmp_path, monkeypatch):
     records = prepare("ocr", params)[1]
     folder = folder_of(tmp_path / "pictures", records)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from star import params as module
 from star.errors import StarError
@@ -344,9 +346,20 @@ def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[di
         ("train: [1,\n", "line"),
         ("\tseed: 0\n", "line"),
         ("seed: !!python/object/apply:os.getcwd []\n", "constructor"),
-        ("? [a]\n: 1\n", "unhashable"),
+        ("? [a]\n: 1\n", "line 1: key ['a'] is not a text"),
+        ("methods: {1: {}}\n", "line 1: key 1 is not a text"),
         ("seed: \x00\n", "special characters"),
         ("[" * 2000, ""),
+        ("a: &x 1\nb: *x\n", "line 2: alias *x; write the value out"),
+        ("a: &x [*x]\n", "line 1: alias *x"),
+        ("seed: !!bool abc\n", "not a YAML file of parameters"),
+        ('seed: !!int ""\n', "not a YAML file of parameters"),
+        ('seed: !!float ""\n', "not a YAML file of parameters"),
+        ('seed: !!timestamp "foo"\n', "not a YAML file of parameters"),
+        ("seed: 0x" + "F" * 5000, "line 1: '0xFFF"),
+        ("seed: 0b1" + "0" * 20_000, "has more than 100 digits"),
+        ("seed: " + "9" * 5000, "has more than 100 digits"),
+        ("#" * 1_000_001, "larger than 1000000 bytes"),
     ],
 )
 def test_broken_yaml_is_one_line(text: str, expected: str, tmp_path: Path) -> None:
@@ -357,6 +370,89 @@ def test_broken_yaml_is_one_line(text: str, expected: str, tmp_path: Path) -> No
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("no", "yes", "on", "true", "False", "010", "-010", "0o17", "08", "0x1F", "0b11", "+5", "00", "1_000", "6_"),
+        *("1:30", "1:30:00", "1:30.5", "1e3", "1e-3", "1.", ".5", "1_0.5", "-.inf", "1e3_0", "null", "~", "0X10"),
+    ],
+)
+def test_plain_values_are_what_dvc_reads(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"seed: {text}\n", encoding="utf-8")
+    ours, theirs = read_values(path)["seed"], YAML(typ="safe", pure=True).load(path)["seed"]
+    assert (type(ours), ours) == (type(theirs), theirs)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("report.title", "a\0b", r"report\.title: 'a\\x00b' has NUL in it; remove that character"),
+        ("report.title", "a \ud83d", r"report\.title: 'a \\ud83d' has half a surrogate pair in it; remove"),
+        ("prompts.ocr.train_file", "a\udc00.txt", r"ocr\.train_file: .*half a surrogate pair"),
+        ("methods", {"a\0": {"lam": 1}}, r"methods\.'a\\x00'\.lam: 'a\\x00' has NUL in it"),
+        (
+            "model.path",
+            "a/" + "x" * 256,
+            r"model\.path: 'x+\.\.\.x+' is longer than 255 bytes",
+        ),
+        ("prompts.ocr.test_file", "é" * 128, r"prompts\.ocr\.test_file: .* is longer than 255 bytes"),
+        ("model.prompt_cache", "x" * 256 + "/a", r"model\.prompt_cache: .* is longer than"),
+    ],
+)
+def test_texts_that_no_file_can_hold(
+    key: str, value: Any, message: str, write_params: Callable[[dict], Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(changed(DEFAULT, key, value)))  # PyYAML would refuse some, or drop them
+    with pytest.raises(StarError, match=message):
+        load_params(path)
+
+
+@pytest.mark.parametrize("value", ["x" * 900_000, ["x" * 1000] * 500, {"x" * 1000: 1}, 10**99, {"a\nb": {"lam": "x"}}])
+@pytest.mark.parametrize("key", ["report.title", "methods", "model.revision", "allocation.blocks", "seed"])
+def test_messages_are_short(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(changed(DEFAULT, key, value)))
+    with pytest.raises(StarError) as caught:
+        load_params(path)
+    assert len(str(caught.value)) < len(str(path)) + 500
+    assert "\n" not in str(caught.value)
+
+
+def test_many_unknown_keys_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(json.dumps(DEFAULT | {f"key{index}": 0 for index in range(20_000)}))
+    with pytest.raises(StarError, match="top level: unknown key 'key0'; known: seed, runs, model") as caught:
+        load_params(path)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("allocation.blocks", "some", "all, or a list of indices from 0"),
+        ("allocation.blocks", [], "all, or a list of indices from 0"),
+        ("model.prompt_cache", 3, "null keeps both in memory"),
+        ("model.revision", "a b", "'a b' is not allowed; Commit of a hub id; null for a directory"),
+        ("model.path", " x", "' x' is not allowed; Directory or hub id of an SD3-family"),
+        ("methods", {"Bad Name": {}}, "the name 'Bad Name' is not allowed; .*lower-case letters, digits and _"),
+        (
+            "prompts.ocr.test_file",
+            {"url": "ftp://a.org/b", "sha256": None},
+            "file.url: 'ftp.* is not allowed; Where",
+        ),
+        ("report.title", "x" * 201, "is too long; Heading of the page; text of at most 200 characters"),
+        ("train.epochs", -1, "train.epochs: -1 is less than the minimum of 1; Rounds of rollout and update; a count"),
+        ("train.learning_rat", 1, "train: unknown key 'learning_rat'; did you mean 'learning_rate'. known: epochs, "),
+    ],
+)
+def test_messages_say_what_is_allowed(key: str, value: Any, message: str, write_params: Callable[[dict], Path]) -> None:
+    with pytest.raises(StarError, match=message) as caught:
+        load_params(write_params(changed(DEFAULT, key, value)))
+    assert "(?" not in str(caught.value) and "given schemas" not in str(caught.value)
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -413,6 +509,125 @@ def test_refusal_comes_before_torch_and_in_three_seconds(write_params: Callable[
     assert "-1" in message
     assert heavy == "[]"
     assert float(seconds) < 3
+
+
+def mutations() -> Iterator[tuple[str, str, str, str]]:
+    """Text of a wrong file, the key that its message names, the value it shows, and what it says is allowed."""
+
+    def text(key: str, value: Any) -> str:
+        return json.dumps(changed(DEFAULT, key, value))
+
+    for section in ("", "model.", "prompts.", "prompts.ocr.", "rollout.", "train.", "rewards.ocr.", "methods.star."):
+        yield text(f"{section}surprise", 1), section.rstrip(".").split(".")[-1], "'surprise'", "known: "
+    for key in ("seed", "model.path", "train", "rollout.window", "rewards.geneval.soft", "study.aim", "core.weights"):
+        yield json.dumps(without(DEFAULT, key)), key.split(".")[-1], "", "is a required property"
+    for key in ("seed", "model.resolution", "rollout.steps", "train.epochs", "evaluate.batch", "study.seeds"):
+        yield text(key, "8"), key, "'8'", "'integer'"
+        yield text(key, None), key, "None", "'integer'"
+        yield text(key, [8]), key, "[8]", "'integer'"
+        yield text(key, -1), key, "-1", "minimum of"
+        yield text(key, 10**90), key, "10000", "maximum of"
+    for key in ("model.precision", "rollout.sampler", "allocation.source", "train.kl_form", "prompts.world"):
+        yield text(key, "surprise"), key, "'surprise'", "is not one of ["
+    for key in (
+        "model.guidance_scale",
+        "train.learning_rate",
+        "rewards.timeout",
+        "allocation.lam",
+        "core.weights.text",
+    ):
+        yield text(key, float("nan")).replace("NaN", ".nan"), key, "nan", "finite number"
+        yield text(key, float("inf")).replace("Infinity", ".inf"), key, "inf", "maximum of"
+        yield text(key, True), key, "True", "'number'"
+    for key, value, shown, allowed in (
+        ("rollout.batch", 7, "7", "use one of 1, 2, 4"),
+        ("train.updates_per_epoch", 3, "3", "use one of 1, 2"),
+        ("rollout.window", [3, 1], "[3, 1]", "must be 0 <= first < end"),
+        ("rollout.window", [0, 8], "[0, 8]", "rollout.steps - 1 = 7"),
+        ("rewards.geneval.detector", "mask2former", "mask2former", "a directory or hub id"),
+        ("rewards.geneval.revision", "abc", "'abc'", "set null"),
+        ("prompts.world", "coco", "coco", "use mask2former"),
+        ("study.rate_seeds", 6, "6", "more than study.seeds 5"),
+        ("study.aim", "nobody", "'nobody'", "one of study.methods"),
+        ("runs.ocr", ["nobody"], "'nobody'", "known: star, flow_grpo"),
+        ("methods.star.objective", "scalar", "scalar", "use weighted or local"),
+        ("allocation.encoders", {"clip": 0, "t5": 0}, "0", "raise one"),
+        ("allocation.blocks", "some", "'some'", "all, or a list of indices from 0"),
+    ):
+        named = {"methods.star.objective": "methods.star", "rewards.geneval.detector": "rewards.geneval.path"}
+        named["allocation.encoders"] = "allocation: encoders"
+        yield text(key, value), named.get(key, key), shown, allowed
+    for broken, shown in (
+        ("seed: 0\nseed: 1\n", "'seed' appears twice"),
+        ("train: {epochs: 1, epochs: 2}\n", "'epochs' appears twice"),
+        ("train: [1,\n", "line"),
+        ("\tseed: 0\n", "line"),
+        ("seed: !!bool abc\n", "abc"),
+        ("a: &x 1\nb: *x\n", "write the value out"),
+        ("seed: 0x" + "F" * 5000, "more than 100 digits"),
+    ):
+        yield broken, "", shown, ""
+
+
+def test_each_of_many_mistakes_is_refused_before_torch_and_in_three_seconds(tmp_path: Path) -> None:
+    cases = list(mutations())
+    assert len(cases) >= 60
+    for index, (text, *_) in enumerate(cases):
+        (tmp_path / f"{index}.yaml").write_text(text)
+    program = (
+        "import json, sys, time; from pathlib import Path\n"
+        "from star.errors import StarError; from star.params import load_params\n"
+        f"for index in range({len(cases)}):\n"
+        "    before = time.process_time()\n"  # of the processor: the tests may share it
+        "    try: load_params(Path(sys.argv[1], f'{index}.yaml'))\n"
+        "    except StarError as error: print(json.dumps([str(error), time.process_time() - before]))\n"
+        "    else: print(json.dumps(['accepted', 0]))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    for (_, key, shown, allowed), line in zip(cases, run.stdout.splitlines(), strict=True):
+        message, seconds = json.loads(line)
+        assert key in message and shown in message and allowed in message, (key, shown, allowed, message)
+        assert seconds < 3 and "\n" not in message
+
+
+LINES = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+PIECES = st.sampled_from(
+    [
+        *"{}[]:,#&*!|>?-'\"%@`~ \n\t\0\r",
+        "!!int ",
+        "!!bool ",
+        "!!float ",
+        "!!binary ",
+        "!!set ",
+        "!!timestamp ",
+        "!!omap ",
+    ]
+    + ["&a ", "*a", "<<: ", "---\n", "? ", "0x", "010", "1:30", ".nan", "\\ud83d", "\ufeff", "null", '"', "- "]
+) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, len("".join(LINES))), st.integers(0, 12), PIECES), max_size=4),
+    moves=st.lists(st.tuples(st.integers(0, len(LINES) - 1), st.sampled_from(["drop", "twice"])), max_size=2),
+)
+def test_any_edit_of_the_text_is_read_or_refused(
+    edits: list[tuple[int, int, str]], moves: list[tuple[int, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = list(LINES)
+    for index, move in moves:
+        lines[index] = "" if move == "drop" else lines[index] * 2
+    text = "".join(lines)
+    for place, length, piece in edits:
+        text = text[:place] + piece + text[place + length :]
+    path = tmp_path_factory.mktemp("edit") / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        assert isinstance(load_params(path), Params)
+    except StarError as error:
+        assert "\n" not in str(error) and len(str(error)) < len(str(path)) + 600
 
 
 def test_module_has_no_second_list_of_tasks() -> None:

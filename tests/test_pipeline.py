@@ -90,6 +90,14 @@ DESCRIBED = {
         lambda folder: (folder / "model_index.json").write_text("[]"),
         "model_index.json is no JSON object",
     ),
+    "an index that nests too deep": (
+        lambda folder: (folder / "model_index.json").write_text("[" * 100_000),
+        "model_index.json cannot be read (maximum recursion depth",
+    ),
+    "a class that is a number": (
+        edited("model_index.json", tokenizer=["transformers", 5]),
+        "model_index.json, tokenizer: ['transformers', 5] is not a library and a class",
+    ),
     "pickled weights": (
         lambda folder: (folder / TRANSFORMER).rename(folder / "transformer/diffusion_pytorch_model.bin"),
         "transformer/ has no .safetensors weights",

@@ -11,6 +11,8 @@ from star.params import TASKS
 from star.records import ID, KINDS, CoreSpan, PromptRecord, read_records, write_records
 
 GOOD = {"id": "a", "task": "ocr", "prompt": 'a sign that says "HI"', "metadata": {"text": "HI"}}
+CAT = {"class": "cat", "count": 1}
+NEEDED = {"geneval": {"tag": "single_object", "include": [CAT]}, "ocr": {"text": "HI"}}  # of a task's metadata
 
 texts = st.text(max_size=20).map(lambda text: text + "x")  # any character, line ends of all kinds among them
 ids = st.from_regex(ID, fullmatch=True)
@@ -22,10 +24,9 @@ def records(draw) -> PromptRecord:
     start = draw(st.integers(0, len(prompt) - 1))
     end = draw(st.integers(start + 1, len(prompt)))
     span = CoreSpan(start, end, draw(st.sampled_from(KINDS)), draw(st.none() | st.integers(0, 5)))
-    metadata = draw(st.dictionaries(texts, texts | st.integers() | st.lists(texts), max_size=3))
-    return PromptRecord(
-        draw(ids), draw(st.sampled_from(TASKS)), prompt, metadata, draw(st.sampled_from([None, (span,)]))
-    )
+    task = draw(st.sampled_from(TASKS))
+    metadata = draw(st.dictionaries(texts, texts | st.integers() | st.lists(texts), max_size=3)) | NEEDED.get(task, {})
+    return PromptRecord(draw(ids), task, prompt, metadata, draw(st.sampled_from([None, (span,)])))
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,6 +55,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_records(path, [PromptRecord(**GOOD), PromptRecord("b", "ocr", "x", {"not json": object()})])
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["set.jsonl"]
+
+
+def test_a_surrogate_pair_is_a_character(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({**GOOD, "prompt": '\U0001f408 "HI"'}))
+    assert "\\ud83d\\udc08" in path.read_text()
+    assert read_records(path)[0].prompt == '\U0001f408 "HI"'
 
 
 def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
@@ -69,6 +78,8 @@ def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
         ("[1]", "expected a JSON object, found list"),
         ("[" * 100_000, "not valid JSON"),
         (json.dumps(GOOD), "id 'a' appears twice, first on line 1"),
+        (json.dumps({**GOOD, "id": "b", "prompt": "a \ud83d cat"}), '"\\ud83d" is half a surrogate pair'),
+        (json.dumps({**GOOD, "id": "b", "metadata": {"\udc00": 1}}), '"\\udc00" is half a surrogate pair'),
         (json.dumps({**GOOD, "id": "b", "prompt": "  "}), "'prompt' must be a non-empty string"),
         (json.dumps({**GOOD, "id": 3}), "'id' must be a non-empty string"),
         *((json.dumps({**GOOD, "id": i}), "names files") for i in ("../b", "a/b", ".b", "a b", "é", "a\n", "a" * 101)),
@@ -104,6 +115,62 @@ def test_a_malformed_line_is_named(tmp_path, second, message):
     assert str(error.value).startswith(f"{path}:2: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "metadata", "message"),
+    [
+        *(
+            ("geneval", {"tag": "colors", "include": include}, "'include' must be a list")
+            for include in (5, [], {}, "x")
+        ),
+        *(
+            ("geneval", {"tag": "colors", "include": [x]}, r"include\[0\] must be an object")
+            for x in ("x", 5, None, [])
+        ),
+        ("geneval", {"tag": "colors", "include": [{}]}, r"include\[0\]: key 'class' is missing"),
+        *(
+            ("geneval", {"tag": "colors", "include": [CAT, CAT | change]}, rf"include\[1\]: {message}")
+            for change, message in (
+                ({"class": 3}, "class 3 must be the name"),
+                ({"class": ["cat"]}, "class .* must be the name"),
+                ({"class": " "}, "class ' ' must be the name"),
+                ({"count": "1"}, "count '1' must be a whole number"),
+                ({"count": 0}, "count 0 must be"),
+                ({"count": True}, "count True must be"),
+                ({"position": 5}, "position 5 must be"),
+                ({"position": []}, r"position \[\] must be"),
+                ({"position": [["above"], 0]}, "position .* must be"),
+                ({"position": ["above", 1]}, "position refers to clause 1"),
+                ({"color": 4}, "color 4 is not one of red"),
+                ({"colour": "red"}, "unknown key 'colour'"),
+            )
+        ),
+        ("geneval", {"tag": "colors", "include": [CAT], "exclude": 5}, "'exclude' must be a list"),
+        ("geneval", {"tag": "colors", "include": [CAT], "exclude": [3]}, r"exclude\[0\] must be an object"),
+        ("geneval", {}, "key 'include' is missing; a record of the task geneval needs it"),
+        ("geneval", {"include": [CAT]}, "key 'tag' is missing"),
+        ("geneval", {"include": [CAT], "tag": ["colors"]}, "tag .* is not one of single_object"),
+        ("preference", {"include": [{}]}, r"include\[0\]: key 'class' is missing"),
+        ("ocr", {}, "key 'text' is missing; a record of the task ocr needs it"),
+        ("ocr", {"text": 5}, "text 5 must be the word"),
+        ("ocr", {"text": ""}, "text '' must be the word"),
+    ],
+)
+def test_metadata_that_no_stage_can_use_are_named(tmp_path, task, metadata, message):
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({**GOOD, "task": task, "metadata": metadata}))
+    with pytest.raises(StarError, match=f"^{path}:1: metadata: {message}") as error:
+        read_records(path)
+    assert "\n" not in str(error.value)
+
+
+def test_metadata_of_any_class_are_taken_as_they_are(tmp_path):
+    metadata = {"tag": "position", "include": [CAT, {"class": "axolotl", "count": 2, "position": ["above", 0]}]}
+    path = tmp_path / "set.jsonl"
+    for task, kept in (("geneval", metadata), ("preference", metadata), ("preference", {}), ("preference", {"a": 1})):
+        path.write_text(json.dumps({**GOOD, "task": task, "metadata": kept}))
+        assert read_records(path)[0].metadata == kept
 
 
 @pytest.mark.parametrize("key", sorted(GOOD))

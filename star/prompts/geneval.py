@@ -10,7 +10,6 @@ import difflib
 import numpy as np
 
 from star.errors import StarError
-from star.records import is_index
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -118,6 +117,15 @@ def check_metadata(line: dict, classes: tuple[str, ...], where: str) -> None:
         raise StarError(f"{where}: tag {line['tag']!r} is not one of {', '.join(TAGS)}")
     if not isinstance(line["prompt"], str) or not any(map(str.isalnum, line["prompt"])):
         raise StarError(f"{where}: 'prompt' must be a text with at least one word")
+    check_clauses(line, classes, where)
+
+
+def check_clauses(line: dict, classes: tuple[str, ...] | None, where: str) -> None:
+    """Check the clauses of ``include`` and ``exclude``, as `check_metadata` does; without ``classes`` any may be named.
+
+    Raises:
+        StarError: begins with ``where``.
+    """
     for key in ("include", "exclude"):
         clauses = line.get(key, [])
         if not isinstance(clauses, list) or (key == "include" and not clauses):
@@ -126,13 +134,20 @@ def check_metadata(line: dict, classes: tuple[str, ...], where: str) -> None:
             _check_clause(clause, index, classes, f"{where}: {key}[{index}]")
 
 
-def _check_clause(clause: object, index: int, classes: tuple[str, ...], where: str) -> None:
+def is_index(value: object) -> bool:
+    """Whether a JSON value is an integer of at least zero (``true`` is not one, though Python's `bool` is an int)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_clause(clause: object, index: int, classes: tuple[str, ...] | None, where: str) -> None:
     if not isinstance(clause, dict):
         raise StarError(f"{where} must be an object with class and count")
     _check_keys(clause, {"class", "count"}, {"color", "position"}, where)
     name, count = clause["class"], clause["count"]
-    if name not in classes:
-        near = difflib.get_close_matches(str(name), classes, n=1, cutoff=0.0)[0]
+    if not isinstance(name, str) or not name.strip():
+        raise StarError(f"{where}: class {name!r} must be the name of an object")
+    if classes is not None and name not in classes:
+        near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
         raise StarError(f"{where}: unknown class {name!r}; the nearest of the {len(classes)} known is {near!r}")
     if not (is_index(count) and count > 0):
         raise StarError(f"{where}: count {count!r} must be a whole number of at least 1")

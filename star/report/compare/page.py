@@ -51,8 +51,7 @@ def compare_runs(folders: Sequence[Path], output: Path | None) -> str:
     comparison = compare(Run(first, tuple(others), ()), RESAMPLES, SEED)  # the first in base's place
     table = show(runs, comparison)
     if output is not None:
-        page = render_page(runs, comparison)
-        write_text_atomic(output, page.encode(errors="replace").decode())  # JSON can hold half a surrogate pair
+        write_text_atomic(output, render_page(runs, comparison))
     return table
 
 
