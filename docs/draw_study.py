@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from star.report.figures import TASK_NAMES
+from star.report.judges import task_names
 from star.report.study.comparison import FLOW_GRPO
 from star.report.study.figures import CONTROL, OWN, REFERENCE, learning_curves
 from star.report.svg import color_class
 
 FOLDER = Path(__file__).parent / "study"
+NAMES = task_names(None)  # the study's tasks are geneval and ocr
 SHARED_RATE = "0.0015"  # of the committed study
 COLUMNS, WIDTH, HEIGHT, GAP = 3, 340, 210, 16  # charts in a row; pixels
 LEGEND = {"the method named above a chart": OWN, "flow_grpo": REFERENCE, "shuffled": CONTROL, "flow_grpo's end": 0}
@@ -61,9 +62,9 @@ def main() -> None:
         parts.append(f'<path class="line {color_class(color)}" d="M{x} 22h24"/>')
         parts.append(f'<text x="{x + 32}" y="27">{label}</text>')
     for task in dict.fromkeys(row["task"] for row in rows):
-        parts.append(f'<text class="task" x="{GAP}" y="{y + 24}">{TASK_NAMES[task]}: held-out graded score</text>')
+        parts.append(f'<text class="task" x="{GAP}" y="{y + 24}">{NAMES[task]}: held-out graded score</text>')
         y += 40
-        for i, chart in enumerate(learning_curves(read_task(rows, task)).charts):
+        for i, chart in enumerate(learning_curves(read_task(rows, task), NAMES).charts):
             x, top = GAP + i % COLUMNS * (WIDTH + GAP), y + i // COLUMNS * (HEIGHT + GAP)
             parts.append(chart.replace("<svg ", f'<svg x="{x}" y="{top}" width="{WIDTH}" height="{HEIGHT}" ', 1))
         y = top + HEIGHT + GAP

@@ -48,7 +48,7 @@ def model_folder(path: str, revision: str | None, key: str, patterns: Sequence[s
     """
     if Path(path).exists():
         return Path(path)
-    if not _is_hub_id(path):
+    if not is_hub_id(path):
         raise StarError(f"{key} {path!r}: no such directory, and no hub id (owner/name); give one of the two")
     refusal = _refusal(path, revision)
     try:
@@ -61,7 +61,7 @@ def model_folder(path: str, revision: str | None, key: str, patterns: Sequence[s
     return Path(folder)
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
     """Whether a path that does not exist can be a hub id; below models/ it is a directory whose name is wrong."""
     try:
         validate_repo_id(path)

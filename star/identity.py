@@ -27,12 +27,18 @@ def training_identity(
         prompts: file of the training records.
         more: whatever else decides the result.
     """
+    values = parameter_sections(params, task, allocation)
+    values |= {"task": task, "method": method, "code": code_digest(), **more}
+    values["prompts"] = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    return json.loads(json.dumps(values))  # as it will be read back
+
+
+def parameter_sections(params: Params, task: str, allocation: AllocationParams) -> dict[str, Any]:
+    """The parameters that decide a training's result, as nested JSON values."""
     sections = {name: getattr(params, name) for name in ("model", "core", "rollout", "train")}
     sections |= {"allocation": allocation, "reward": getattr(params.rewards, task)}
     values: dict[str, Any] = {name: dataclasses.asdict(section) for name, section in sections.items()}
-    values |= {"task": task, "method": method, "seed": params.seed, "code": code_digest(), **more}
-    values["prompts"] = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    return json.loads(json.dumps(values))  # as it will be read back
+    return json.loads(json.dumps(values | {"seed": params.seed}))
 
 
 def code_digest() -> str:

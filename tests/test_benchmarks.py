@@ -9,8 +9,10 @@ from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 
 from benchmarks import sd35m
+from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
 from star.params import load_params
+from star.plan.scorers import CLIP_L_ID, MASK2FORMER_ID, read_clip, read_detector
 from star.plan.shapes import SD35_MEDIUM_ID, read_pipeline
 from star.policy import LORA_TARGETS
 
@@ -30,6 +32,13 @@ def test_the_random_model_has_the_parameters_that_the_plan_counts(layers):
     assert transformer.pos_embed.pos_embed.numel() == counted.positions
     if layers == 24:
         assert of(transformer) == 2_243_171_520
+
+
+def test_the_random_detector_and_clip_have_the_parameters_that_the_plan_counts():
+    with torch.device("meta"):
+        detector, clip = random_detector(), random_clip()
+    assert of(detector) == read_detector(MASK2FORMER_ID).parameters() == 68_741_083
+    assert of(clip) == sum(half.parameters for half in read_clip(CLIP_L_ID))
 
 
 def test_the_tiny_vae_has_the_same_latent():

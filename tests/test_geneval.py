@@ -388,11 +388,40 @@ def test_unknown_detector_names_the_key():
         build_detector(replace(PARAMS, detector="yolo"))
 
 
+@pytest.mark.parametrize(
+    ("excluded", "message"),
+    [
+        ({"class": "unicorn", "count": 1}, "knows no class 'unicorn'"),
+        ({"count": 1}, "knows no class None"),
+        ({"class": "cat"}, "the exclude clause of 'cat' needs a `count` of at least 1"),
+    ],
+)
+def test_an_exclude_clause_that_says_nothing_is_refused(excluded, message):
+    """Of an unknown class there would never be too many."""
+    reward = GenevalReward(build_detector(PARAMS), PARAMS)
+    with pytest.raises(RewardError, match=f"^bad-1: .*{message}"):
+        reward.submit(np.zeros((1, 64, 64, 3), np.uint8), [record(line(clause(), exclude=[excluded]), "bad-1")])
+
+
+def test_colours_are_asked_for_where_a_clause_has_one():
+    class Asked:
+        classes = CLASSES
+
+        def detect(self, images, colored=None):
+            self.colored = colored
+            return [[] for _ in images]
+
+    records = [record(line(clause("cat"), clause("car", color="red")), "a-1"), record(line(clause("cat")), "a-2")]
+    detector = Asked()
+    GenevalReward(detector, PARAMS).submit(np.zeros((2, 64, 64, 3), np.uint8), records)
+    assert detector.colored == [{"car"}, set()]
+
+
 def test_a_picture_that_the_detector_cannot_judge_is_named():
     class Broken:
         classes = CLASSES
 
-        def detect(self, images):
+        def detect(self, images, colored=None):
             raise DetectionError(1, "no light")
 
     records = [record(line(clause()), name) for name in ("good-1", "dark-2", "good-3")]

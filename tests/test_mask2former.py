@@ -326,6 +326,26 @@ def test_detections_and_scores_of_pictures_with_models_from_disk(models: Path) -
     assert json.loads(json.dumps(result.details)) == result.details
 
 
+def test_only_classes_whose_colour_is_asked_for_go_through_clip(models: Path, monkeypatch) -> None:
+    detector = build_detector(params_for(models))
+    everything = detector.detect(PICTURES)
+    name = everything[0][0].name
+    compared: list[str] = []
+    similarities = detector._colors.similarities
+
+    def counted(crops, names):
+        compared.extend(names)
+        return similarities(crops, names)
+
+    monkeypatch.setattr(detector._colors, "similarities", counted)
+    found = detector.detect(PICTURES, [{name}, set(), {"no such class"}])
+    assert set(compared) == {name} and len(compared) == sum(d.name == name for d in everything[0])
+    for picture, (objects, full) in enumerate(zip(found, everything, strict=True)):
+        assert [(d.name, d.score, d.box) for d in objects] == [(d.name, d.score, d.box) for d in full]
+        wanted = [d.color if picture == 0 and d.name == name else None for d in full]
+        assert [d.color for d in objects] == wanted
+
+
 def network_that_says(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> object:
     """A stand-in for Mask2Former whose pictures have the given logits, in turn."""
     pictures = iter(zip(class_logits, mask_logits, strict=True))
@@ -368,8 +388,9 @@ def test_output_that_is_not_finite_raises_with_the_record(models: Path) -> None:
     detector._model = network_that_says(class_logits, torch.ones(3, 2, 24, 32))
     with torch.no_grad():
         detector._colors._model.visual_projection.weight.fill_(float("nan"))
+    colored = [record(index, {"class": "cat", "count": 1, "color": "red"}) for index in range(3)]
     with pytest.raises(RewardError, match="^test-0: .*colour model's output is not finite"):
-        GenevalReward(detector, params).submit(PICTURES, records)
+        GenevalReward(detector, params).submit(PICTURES, colored)
 
 
 # ---------------------------------------------------------------- models that do not open

@@ -169,7 +169,8 @@ def test_what_the_command_prints(capsys):
     assert ["pictures", "an", "epoch", "128", "8", "groups"] in lines
     assert ["one", "training", "ocr", "preference"] in lines
     assert ["forward", "and", "backward:", "update", "6,120", "6,120"] in lines
-    assert ["peak", "phase", "update", "update"] in lines and "hours: update" in text
+    assert ["peak", "phase", "update", "update", "decoding"] in lines and "hours: update" in text
+    assert "hours: evaluation by one process" in text and "host memory" not in text
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -180,6 +181,38 @@ def test_json_has_the_same_figures(capsys):
     assert values["counts"]["images"] == 5760 and list(values["tasks"]) == ["geneval"]
     assert values["tasks"]["geneval"]["memory"]["total"] == memory.total
     assert values["tasks"]["geneval"]["memory"]["peak"] == memory.peak
+
+
+PRESET = load_params(Path("presets/sd35m-8gpu-geneval.yaml"))
+
+
+def test_an_evaluation_has_the_judge_the_detector_and_the_encoders_on_its_device():
+    plan = make_plan(PRESET, ["geneval", "ocr", "preference"], processes=8)
+    memory, resident = plan.evaluation, plan.evaluation.resident
+    detector, judge = (plan.tasks[task].memory.resident["reward model"] for task in ("geneval", "preference"))
+    assert resident["reward model"] == judge > 0 and memory.phases["scoring"] > detector > 0
+    encoders = 2 * (123_650_304 + 694_659_840 + 4_762_310_656)
+    assert memory.peak == "encoding prompts" and memory.phases["encoding prompts"] > encoders
+    kept = make_plan(changed(PRESET, model={"prompt_cache": None}), ["ocr"]).evaluation
+    assert kept.resident["text encoders"] == encoders
+    larger = make_plan(changed(PRESET, evaluate={"batch": 32}), ["ocr"]).evaluation
+    assert larger.phases["denoising"] - detector == 2 * (memory.phases["denoising"] - detector)
+
+
+def test_host_memory_and_the_prompt_cache_of_a_preset(capsys):
+    plan = make_plan(PRESET, ["geneval", "ocr", "preference"], processes=8)
+    assert [round(task.prompt_cache / 1e9) for task in plan.tasks.values()] == [84, 17, 34]
+    opened = sum(plan.tasks["ocr"].memory.resident[name] for name in ("transformer, float32", "VAE, float32"))
+    assert plan.host > opened + 2 * (123_650_304 + 694_659_840 + 4_762_310_656)
+    assert main(["plan", "--params", "presets/sd35m-8gpu-geneval.yaml", "--processes", "8"]) == 0
+    text = capsys.readouterr().out
+    assert f"{plan.host * 8 / 2**30:,.0f} for 8 on one machine" in text and "GB on disk: prompt cache" in text
+
+
+def test_a_sample_grid_denoises_all_its_pictures_at_once():
+    phases = total(PRESET).phases
+    denoised = (phases["denoising"] - total(PRESET).trajectories) / PRESET.rollout.batch * 16
+    assert phases["sample grid"] == denoised > 0
 
 
 @pytest.mark.parametrize("option", [["--processes", "0"], ["--tflops", "nan"], ["--tflops", "-1"]])

@@ -31,8 +31,19 @@ def test_preset_is_complete_consistent_and_says_what_it_costs(file):
     images, updates = params.images_per_epoch * params.train.epochs, 2 * params.train.epochs
     assert f"{params.images_per_epoch:,} images in {params.train.prompts_per_epoch} groups, 2 updates" in text
     assert f"All: {images:,} images, {updates:,} updates" in text
-    hours = make_plan(params, [task], SCALES[scale], tflops=300).tasks[task].hours
-    assert hours is not None
+    plan = make_plan(params, [task], SCALES[scale], tflops=300)
+    hours, cache = plan.tasks[task].hours, plan.tasks[task].prompt_cache
+    assert hours is not None and cache is not None and plan.host is not None
+    assert f"on disk, {cache / 1e9:.0f} GB for this training" in text
+    if scale != "1gpu":
+        own, machine = plan.host / 2**30, 8 * plan.host / 2**30
+        assert f"{own:.0f} GiB a process by `star plan`, so {machine:.0f} GiB a machine" in text
+        sizes = {int(size) for size in re.findall(r"mem_mb=(\d+)", text)}
+        assert sizes == {240000} and machine * 2**30 < 240000e6
+    else:
+        assert plan.host < 64000e6  # the profiles' own
+    assert "for task in geneval ocr preference; do star prompts --task $task" in text
+    assert [getattr(params.prompts, name).test_file.sha256 for name in TASKS] == [None] * 3
     assert f"A training is {(hours['rollout'] + hours['update']) * SCALES[scale]:,.0f} GPU hours" in text
 
 

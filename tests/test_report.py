@@ -216,6 +216,23 @@ def test_published_row_and_the_stand_in_are_marked_as_what_they_are(results):
     assert text.count("PickScore") == 2  # the published figure and the note under the table
 
 
+def test_with_a_preset_s_rewards_the_page_speaks_of_pickscore_and_not_of_the_miniature(results):
+    params, preset = make_params(), load_params(Path("presets/sd35m-8gpu-preference.yaml"))
+    text = Outline(report(results, dataclasses.replace(params, model=preset.model, rewards=preset.rewards))).text
+    text = re.sub(r"\s+", " ", text)
+    for wrong in ("stand-in", "another and much larger model", "real PickScore", "not comparable", "another scale"):
+        assert wrong not in text, wrong
+    assert "PickScore logit of PickScore" in text and "trained on PickScore" in text
+    assert "is of this model, by a training, prompts and code of its own" in text
+    assert "facebook/mask2former-swin-small-coco-instance, which is not GenEval's own code" in text.replace("’", "'")
+    rewards = dataclasses.replace(
+        preset.rewards, preference=dataclasses.replace(preset.rewards.preference, path="others/judge")
+    )
+    text = re.sub(r"\s+", " ", Outline(report(results, dataclasses.replace(params, rewards=rewards))).text)
+    assert "Preference by others/judge" in text and "by others/judge, which is not PickScore" in text
+    assert "is of SD3.5-M and not of models/miniature" in text
+
+
 def test_comparison_in_closed_form(results):
     run = load_run(make_params(), results)
     comparison = compare(run, resamples=50, seed=0)

@@ -27,6 +27,7 @@ the interior's median, and None when that is far from all ten or when too little
 cat is a cat of no colour.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import NamedTuple
@@ -89,11 +90,12 @@ class ExactDetector:
 
     classes: tuple[str, ...] = CLASSES
 
-    def detect(self, images: np.ndarray) -> list[list[Detection]]:
+    def detect(self, images: np.ndarray, colored: Sequence[Collection[str]] | None = None) -> list[list[Detection]]:
         """Detections of each picture with a score of at least `MIN_SCORE`, best first.
 
         Args:
             images: uint8 (n, 64, 64, 3).
+            colored: makes no difference here: every object has its colour.
 
         Raises:
             StarError: pictures of another size or type.

@@ -4,12 +4,12 @@ No model is loaded, and torch is not imported.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from star.params import AllocationParams, Params
+from star.params import TASKS, AllocationParams, Params
 from star.plan.counts import Counts, Passes, count, count_passes
-from star.plan.memory import Memory, estimate, is_fused
+from star.plan.memory import Memory, drawn_prompts, estimate, estimate_evaluation, host_memory, is_fused, prompt_bytes
 from star.plan.operations import Operations, count_operations
 from star.plan.scorers import read_scorer
 from star.plan.shapes import read_pipeline
@@ -19,17 +19,20 @@ from star.plan.shapes import read_pipeline
 class TaskPlan:
     """One training of a task, by the costliest of its methods. Operations and memory are None where nothing says how
     large the model is. hours: of rollout and update on each process, and of one evaluation on one; None without a rate.
+    prompt_cache: bytes that its prompts take in `model.prompt_cache`, on disk; None without one.
     """
 
     passes: Passes
     operations: Operations | None
     memory: Memory | None
     hours: dict[str, float] | None
+    prompt_cache: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """tokens: of a sequence, image and text; None where nothing says so. notes: what could not be told."""
+    """tokens: of a sequence, image and text; None where nothing says so. evaluation: memory of a process that evaluates
+    a checkpoint; host: bytes of host memory that a process beside a GPU takes. notes: what could not be told."""
 
     model: str
     device: str
@@ -38,6 +41,8 @@ class Plan:
     tokens: tuple[int, int] | None
     tasks: dict[str, TaskPlan]
     notes: list[str]
+    evaluation: Memory | None = None
+    host: int | None = None
 
 
 def make_plan(
@@ -70,8 +75,16 @@ def make_plan(
             operations,
             estimate(params, task, allocation, pipeline, scorer, processes, device),
             None if tflops is None else hours(operations, processes, tflops),
+            drawn_prompts(params, task) * prompt_bytes(params, pipeline, device) if params.model.prompt_cache else None,
         )
-    return Plan(params.model.path, device, counts, trainings, tokens, planned, notes)
+    tested = replace(params, rollout=replace(params.rollout, batch=params.evaluate.batch))
+    scorers = {task: read_scorer(tested, task) for task in TASKS}
+    evaluation = estimate_evaluation(params, pipeline, scorers, device)
+    unknown = (path for scorer in scorers.values() for path in scorer.unknown)
+    notes += [f"the memory of {path} is unknown and not counted" for path in unknown]
+    host = host_memory(params, pipeline) if device == "cuda" else None
+    notes = list(dict.fromkeys(notes))
+    return Plan(params.model.path, device, counts, trainings, tokens, planned, notes, evaluation, host)
 
 
 def hours(operations: Operations, processes: int, tflops: float) -> dict[str, float]:
@@ -90,9 +103,11 @@ def costliest(params: Params, task: str) -> AllocationParams:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan's fields, sizes in bytes, with the peak of each task's memory and its total."""
+    """The plan's fields, sizes in bytes, with the peak of each task's and the evaluation's memory and its total."""
     values = asdict(plan)
     for name, task in plan.tasks.items():
         if task.memory is not None:
             values["tasks"][name]["memory"] |= {"peak": task.memory.peak, "total": task.memory.total}
+    if plan.evaluation is not None:
+        values["evaluation"] |= {"peak": plan.evaluation.peak, "total": plan.evaluation.total}
     return values

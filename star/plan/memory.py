@@ -18,9 +18,10 @@ Not counted: the allocator's fragments, kernels' scratch, the CUDA context (abou
 save otherwise, the reading of maps, and clauses beyond the first of clause-wise ones.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from star.params import AllocationParams, Params
+from star.params import TASKS, AllocationParams, Params
 from star.plan.counts import branches, shared
 from star.plan.scorers import Scorer
 from star.plan.shapes import Pipeline, Transformer, Vae
@@ -30,6 +31,7 @@ PLAIN_TOKENS = 512  # as star.attention.PLAIN_TOKENS
 ENCODED = 16  # as star.policy.ENCODED
 KEPT = 512  # as star.conditioning.KEPT
 SHEET_PROMPTS = 16  # as star.samples.SHEET_PROMPTS
+OWN, OCR_WORKER = 4 * 2**30, 2**29  # host memory of interpreter, libraries and CUDA, and of an OCR process: assumed
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,12 @@ def estimate(
         scorer: the models of the task's reward.
         device: ``cuda`` or ``cpu``; on the CPU pictures are counted, and short sequences meet the plain attention.
     """
-    model, train, rollout = params.model, params.train, params.rollout
+    model, rollout = params.model, params.rollout
     sequence = Sequence.of(params, pipeline, device)
     transformer, encoder_value = pipeline.transformer, sequence.value if device == "cuda" else FLOAT
     adapter = FLOAT * transformer.adapter(model.lora_rank)
     encoders = encoder_value * sum(encoder.parameters for encoder in pipeline.encoders)
-    prompt = encoder_value * (sequence.text * transformer.text_width + transformer.pooled_width)
-    prompts = min(train.epochs * train.prompts_per_epoch, getattr(params.prompts, task).train)
+    prompt, prompts = prompt_bytes(params, pipeline, device), drawn_prompts(params, task)
     cached = model.prompt_cache is not None
     resident = {
         "transformer, float32": FLOAT * (transformer.parameters() + transformer.positions),
@@ -214,7 +215,10 @@ def estimate(
         "encoding prompts": encoding + (encoders if cached else trajectories),
         "denoising": trajectories + drawn * sequence.forward(),
         "decoding": trajectories + decode(rollout.batch, model.vae_slicing),
-        "sample grid": decode(max(rollout.batch, SHEET_PROMPTS), model.vae_slicing),
+        "sample grid": max(
+            decode(max(rollout.batch, SHEET_PROMPTS), model.vae_slicing),
+            branches(params) * SHEET_PROMPTS * sequence.forward(),
+        ),
         "update": trajectories + gradients + updating(params, sequence, model.gradient_checkpointing),
     }
     if scorer.parameters:
@@ -226,6 +230,59 @@ def estimate(
         "update, gradient_checkpointing true": updating(params, sequence, True),
     }
     return Memory(resident, trajectories, phases, alternatives)
+
+
+def estimate_evaluation(params: Params, pipeline: Pipeline, scorers: Mapping[str, Scorer], device: str) -> Memory:
+    """Of a process that evaluates one checkpoint on all benchmarks; no trajectories.
+
+    Args:
+        scorers: of every task, for batches of `evaluate.batch`; the preference model judges all benchmarks' pictures.
+    """
+    model, batch = params.model, params.evaluate.batch
+    sequence = Sequence.of(params, pipeline, device)
+    encoder_value = sequence.value if device == "cuda" else FLOAT
+    encoders = encoder_value * sum(encoder.parameters for encoder in pipeline.encoders)
+    tested, cached = sum(getattr(params.prompts, task).test for task in TASKS), model.prompt_cache is not None
+    resident = {
+        "transformer, float32": FLOAT * (pipeline.transformer.parameters() + pipeline.transformer.positions),
+        "VAE, float32": FLOAT * pipeline.vae.parameters(),
+        "text encoders": 0 if cached else encoders,
+        "prompt embeddings": prompt_bytes(params, pipeline, device) * (min(KEPT, tested) if cached else tested),
+        "reward model": FLOAT * scorers["preference"].parameters,
+        "LoRA": FLOAT * pipeline.transformer.adapter(model.lora_rank),
+    }
+    encoding = ENCODED * max(encoder.fullest(encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
+    own = FLOAT * max(scorers[task].parameters for task in TASKS if task != "preference")  # opened for its benchmark
+    decoded = decoding(pipeline.vae, model.resolution, batch, model.vae_slicing, copied=device == "cpu")
+    phases = {
+        "encoding prompts": encoding + (encoders if cached else 0),
+        "denoising": own + branches(params) * batch * sequence.forward(),
+        "decoding": own + decoded,
+        "scoring": own + max(scorer.scoring for scorer in scorers.values()),
+    }
+    return Memory(resident, 0, phases, {})
+
+
+def drawn_prompts(params: Params, task: str) -> int:
+    """Prompts that a training draws, at most: it may draw one twice."""
+    return min(params.train.epochs * params.train.prompts_per_epoch, getattr(params.prompts, task).train)
+
+
+def prompt_bytes(params: Params, pipeline: Pipeline, device: str) -> int:
+    """Bytes of one prompt's embeddings, in memory as in `model.prompt_cache`."""
+    sequence = Sequence.of(params, pipeline, device)
+    value = sequence.value if device == "cuda" else FLOAT
+    return value * (sequence.text * pipeline.transformer.text_width + pipeline.transformer.pooled_width)
+
+
+def host_memory(params: Params, pipeline: Pipeline) -> int:
+    """Bytes of host memory that a process beside a GPU takes at its highest, when it has opened the pipeline and not
+    yet moved it: the text encoders come back there once prompts are encoded. With the process's own and its OCR
+    workers'."""
+    value = 2 if params.model.precision != "no" else FLOAT
+    opened = FLOAT * (pipeline.transformer.parameters() + pipeline.transformer.positions + pipeline.vae.parameters())
+    opened += value * sum(encoder.parameters for encoder in pipeline.encoders)
+    return opened + OWN + params.rewards.ocr.workers * OCR_WORKER
 
 
 def updating(params: Params, sequence: Sequence, checkpointing: bool) -> int:

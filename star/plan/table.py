@@ -19,8 +19,18 @@ def show(plan: Plan) -> str:
     memories = [task.memory for task in tasks if task.memory is not None]
     if memories:
         device = "GPU" if plan.device == "cuda" else "process"
-        lines += ["", *_aligned([[f"GiB of a {device}", *plan.tasks], *_memory(memories)]), ESTIMATED]
+        heads = [f"GiB of a {device}", *plan.tasks]
+        if plan.evaluation is not None:
+            memories, heads = [*memories, plan.evaluation], [*heads, "one evaluation"]
+        lines += ["", *_aligned([heads, *_memory(memories)]), ESTIMATED]
+    if plan.host is not None:
+        lines += ["", _host(plan.host, counts.processes)]
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def _host(host: int, processes: int) -> str:
+    together = f", {host * processes / GIB:,.0f} for {processes} on one machine" if processes > 1 else ""
+    return f"GiB of host memory: {host / GIB:,.0f} a process, which opens the whole pipeline there first{together}"
 
 
 def _counts(plan: Plan) -> list[list[str]]:
@@ -58,7 +68,12 @@ def _work(tasks: Sequence[TaskPlan]) -> list[list[str]]:
         rows.append(["10^15 operations: update, KL", *(_short(o.update / 1e15) for o in operations)])
         rows.append(["10^15 operations: one evaluation", *(_short(o.evaluation / 1e15) for o in operations)])
     hours = [t.hours for t in tasks if t.hours is not None]
-    rows += [[f"hours: {name}", *(_short(h[name]) for h in hours)] for name in (hours[0] if hours else ())]
+    for name in hours[0] if hours else ():
+        label = f"hours: {name}" + (" by one process" if name == "evaluation" else "")
+        rows.append([label, *(_short(h[name]) for h in hours)])
+    caches = [t.prompt_cache for t in tasks if t.prompt_cache is not None]
+    if caches:
+        rows.append(["GB on disk: prompt cache", *(_short(cache / 1e9) for cache in caches)])
     return rows
 
 
@@ -66,11 +81,13 @@ def _memory(memories: Sequence[Memory]) -> list[list[str]]:
     def row(name: str, values: Sequence[int]) -> list[str]:
         return [name, *(_short(value / GIB) for value in values)]
 
-    rows = [row(name, [m.resident[name] for m in memories]) for name in memories[0].resident]
+    rows = [row(name, [m.resident.get(name, 0) for m in memories]) for name in memories[0].resident]
     rows.append(row("trajectories of an epoch", [m.trajectories for m in memories]))
     for name in dict.fromkeys(name for m in memories for name in m.phases):
         rows.append(row(f"phase: {name}", [m.phases.get(name, 0) for m in memories]))
-    rows += [row(f"of which {name}", [m.alternatives[name] for m in memories]) for name in memories[0].alternatives]
+    for name in memories[0].alternatives:
+        values = [_short(m.alternatives[name] / GIB) if name in m.alternatives else "-" for m in memories]
+        rows.append([f"of which {name}", *values])
     rows.append(row("total at the peak", [m.total for m in memories]))
     rows.append(["peak phase", *(m.peak for m in memories)])
     return rows

@@ -1,12 +1,13 @@
 """Checkpoints against base and against each other: which score of which image, means, paired differences, winners."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from star.errors import StarError
 from star.prompts.geneval import TAGS
+from star.report.judges import preference_judge
 from star.report.run import Checkpoint, ImageScore, Run
 from star.statistics import Interval, bootstrap_mean, paired_difference, paired_tag_difference
 
@@ -57,10 +58,9 @@ METRICS = (
     Metric(
         "preference",
         "score",
-        "Synthetic preference stand-in",
-        "logit of the stand-in model",
+        "Preference",  # `metrics_of` names the judge
+        "logit of the model",
         lambda image: image.detail["score"],
-        published="PickScore 23.60 (another scale)",
         headline=True,
     ),
 )
@@ -104,14 +104,28 @@ class Comparison:
     verdicts: tuple[Verdict, ...]
 
 
-def compare(run: Run, resamples: int, seed: int) -> Comparison:
+def metrics_of(path: str | None) -> tuple[Metric, ...]:
+    """`METRICS`, the preference one with the name of its judge at ``path`` (None: not known)."""
+    judge = preference_judge(path)
+    return tuple(
+        replace(metric, label=judge.label, unit=judge.unit, published=judge.published)
+        if metric.task == "preference"
+        else metric
+        for metric in METRICS
+    )
+
+
+def compare(run: Run, resamples: int, seed: int, preference: str | None = None) -> Comparison:
     """All numbers of the report's table, from the scores and, paired image by image, from the images.
+
+    Args:
+        preference: `rewards.preference.path`, which names its column; None where it is not known.
 
     Raises:
         StarError: a score file without the mean and the interval of a benchmark that base has, an image without the
             detail that a benchmark needs, or scores that are not those of the images.
     """
-    metrics = tuple(metric for metric in METRICS if metric.task in run.base.benchmarks)
+    metrics = tuple(metric for metric in metrics_of(preference) if metric.task in run.base.benchmarks)
     scores = {c.name: [score_of(c, metric) for metric in metrics] for c in run.checkpoints}
     for checkpoint in run.checkpoints:
         for metric, score in zip(metrics, scores[checkpoint.name], strict=True):

@@ -1,14 +1,13 @@
 """The report's charts, made of a run: learning curves, training statistics, GenEval tags, seconds per phase."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from star.report.comparison import METRICS, tag_scores
 from star.report.run import Run, Training
 from star.report.svg import Bar, Line, Segment, bar_chart, legend, line_chart, stacked_bars
 
-TASK_NAMES = {"geneval": "GenEval", "ocr": "OCR", "preference": "preference stand-in"}
 SMOOTHING = 5  # epochs of the running mean in learning curves
 # Log key -> what is drawn; the ratio also gets a band from its least to its greatest value.
 STATISTICS = {
@@ -36,17 +35,17 @@ def method_colors(run: Run) -> dict[str, int]:
     return {method: index for index, method in enumerate(methods, 1)}
 
 
-def learning_curves(run: Run) -> list[Panel]:
-    """Mean training reward by images seen, one panel a task."""
+def learning_curves(run: Run, names: Mapping[str, str]) -> list[Panel]:
+    """Mean training reward by images seen, one panel a task; ``names`` are the tasks'."""
     panels = []
     for task, trainings in _logged(run).items():
         lines = [reward_curve(t.method, method_colors(run)[t.method], t.log) for t in trainings]
-        chart = line_chart(lines, f"{TASK_NAMES[task]}: reward", IMAGES_AXIS, "mean reward")
-        panels.append(_panel(run, TASK_NAMES[task], trainings, [chart]))
+        chart = line_chart(lines, f"{names[task]}: reward", IMAGES_AXIS, "mean reward")
+        panels.append(_panel(run, names[task], trainings, [chart]))
     return panels
 
 
-def training_statistics(run: Run) -> list[Panel]:
+def training_statistics(run: Run, names: Mapping[str, str]) -> list[Panel]:
     """Small multiples of what the optimiser did, one panel a task; a statistic that was never logged has no chart."""
     panels = []
     for task, trainings in _logged(run).items():
@@ -54,8 +53,8 @@ def training_statistics(run: Run) -> list[Panel]:
         for key, label in STATISTICS.items():
             lines = [_statistic(t, key, method_colors(run)[t.method]) for t in trainings]
             drawn = [line for line in lines if any(map(math.isfinite, line.y))]
-            charts.append(line_chart(drawn, f"{TASK_NAMES[task]}: {label}", IMAGES_AXIS, label, height=200))
-        panels.append(_panel(run, TASK_NAMES[task], trainings, charts))
+            charts.append(line_chart(drawn, f"{names[task]}: {label}", IMAGES_AXIS, label, height=200))
+        panels.append(_panel(run, names[task], trainings, charts))
     return panels
 
 

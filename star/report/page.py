@@ -6,7 +6,7 @@ own).
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,16 +16,16 @@ from markupsafe import Markup
 
 from star.files import write_text_atomic
 from star.params import Params
-from star.report.comparison import METRICS, compare
+from star.report.comparison import compare, metrics_of
 from star.report.figures import (
     SMOOTHING,
-    TASK_NAMES,
     learning_curves,
     method_colors,
     seconds_panels,
     tag_panel,
     training_statistics,
 )
+from star.report.judges import is_miniature, is_stand_in, published_note, task_names
 from star.report.metrics import curves_csv, summary_json
 from star.report.pictures import Pair, choose_maps, choose_pairs, embedder
 from star.report.provenance import provenance
@@ -87,18 +87,23 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
     resamples, seed = params.evaluate.bootstrap, params.seed
     galleries = [Gallery(task, tuple(choose_pairs(run, task, params.report.pictures))) for task in params.runs]
     strips = [Strip(training.task, training.method, tuple(choose_maps(training))) for training in run.trainings]
-    template = environment(embedder(_shown(galleries, strips))).get_template("page.html.j2")
+    judge = params.rewards.preference.path
+    names = task_names(judge)
+    template = environment(embedder(_shown(galleries, strips)), names).get_template("page.html.j2")
     return template.render(
         css=style_sheet(),
         params=params,
         run=run,
-        comparison=compare(run, resamples, seed),
-        all_metrics=METRICS,
+        comparison=compare(run, resamples, seed, judge),
+        published_note=published_note(params),
+        miniature=is_miniature(params),
+        stand_in=is_stand_in(judge),
+        all_metrics=metrics_of(judge),
         counts=_counts(run),
         colors=method_colors(run),
-        curves=learning_curves(run),
+        curves=learning_curves(run, names),
         smoothing=SMOOTHING,
-        statistics=training_statistics(run),
+        statistics=training_statistics(run, names),
         unlogged=[training.name for training in run.trainings if not training.log],
         tags=tag_panel(run, resamples, seed),
         quality_labels=quality_labels(params),
@@ -149,10 +154,10 @@ def style_sheet() -> Markup:
     return Markup(resources.files("star.report").joinpath("page.css").read_text(encoding="utf-8"))
 
 
-def environment(embed: Callable[[Path], str]) -> Environment:
+def environment(embed: Callable[[Path], str], names: Mapping[str, str]) -> Environment:
     """What renders the templates below this package: escapes all text, has the filters that the macros use.
 
-    ``embed`` makes a data URI of a picture.
+    ``embed`` makes a data URI of a picture; ``names`` are the tasks'.
     """
     made = Environment(
         loader=PackageLoader("star.report", ""),
@@ -168,7 +173,7 @@ def environment(embed: Callable[[Path], str]) -> Environment:
         note=image_note,
         color=color_class,
         embed=embed,
-        task=lambda name: TASK_NAMES[name],
+        task=lambda name: names[name],
         svg=Markup,  # only ever applied to the output of `svg`, which escapes its texts
     )
     return made

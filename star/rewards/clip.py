@@ -15,7 +15,8 @@ from star.hub import DESCRIPTIONS, model_folder
 from star.opening import OPENING_ERRORS, cannot_open
 from star.rewards.pretrained import find_model, open_model
 
-# Models published without a processor of their own -> where the processor lies.
+# Models published without a processor of their own -> where the processor lies: its newest commit there, as the model's
+# `revision` is one of another repository. It holds a tokenizer and the pictures' size, mean and spread.
 PROCESSORS = {"yuvalkirstain/PickScore_v1": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 BATCH = 64  # pictures or texts a forward pass
 

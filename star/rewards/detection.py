@@ -1,5 +1,6 @@
 """What a detector is: the interface that the miniature's exact detector and a neural one share."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ class Detection:
         score: confidence in [0, 1].
         box: (x0, y0, x1, y1) in pixels, x to the right, y down, the far edges exclusive.
         mask: bool (height, width) of the whole picture.
-        color: GenEval colour name, or None where it cannot be told.
+        color: GenEval colour name, or None where it cannot be told or was not asked for.
     """
 
     name: str
@@ -43,11 +44,12 @@ class Detector(Protocol):
 
     classes: tuple[str, ...]
 
-    def detect(self, images: np.ndarray) -> list[list[Detection]]:
+    def detect(self, images: np.ndarray, colored: Sequence[Collection[str]] | None = None) -> list[list[Detection]]:
         """Detections of each picture, best first.
 
         Args:
             images: uint8 (n, height, width, 3).
+            colored: of each picture the classes whose colours are asked for (None: all); others may be left out.
 
         Raises:
             DetectionError: a picture could not be judged; a failure never becomes an empty list.

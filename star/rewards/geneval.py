@@ -174,7 +174,8 @@ class GenevalReward:
         """Score pictures; see `star.rewards.base.Reward.submit`.
 
         A detail is ``{"tag", "strict", "soft", "clauses": [{"clause", "kind", "name", "wanted", "score"}], "found":
-        [[class, colour, score, box]]}``; ``found`` is what the detector reports, thresholded or not.
+        [[class, colour, score, box]]}``; ``found`` is what the detector reports, thresholded or not, with a colour
+        where the prompt asks for the class's.
 
         Raises:
             RewardError: a record without GenEval metadata, or with a class that the detector cannot see, or a picture
@@ -184,7 +185,7 @@ class GenevalReward:
         for record in records:
             self._check_record(record)
         try:
-            found = self._detector.detect(images)
+            found = self._detector.detect(images, [_colored_classes(record.metadata) for record in records])
         except DetectionError as error:
             raise RewardError(f"{records[error.picture].id}: reward geneval: {error}") from error
         details, shares = [], []
@@ -212,13 +213,20 @@ class GenevalReward:
                 f"{record.id}: reward geneval: the record's metadata has no `tag` and `include`; "
                 "score it with its own task's reward, or give it a GenEval metadata line"
             )
-        for index, clause in enumerate(include):
+        for clause in (*include, *record.metadata.get("exclude", ())):
             name = clause.get("class")
             if name not in self._detector.classes:
                 raise RewardError(
                     f"{record.id}: reward geneval: the detector knows no class {name!r}; "
                     f"known: {', '.join(self._detector.classes)}"
                 )
+        for clause in record.metadata.get("exclude", ()):
+            if clause.get("count", 0) < 1:
+                raise RewardError(
+                    f"{record.id}: reward geneval: the exclude clause of {clause['class']!r} needs a `count` of at "
+                    "least 1"
+                )
+        for index, clause in enumerate(include):
             if clause.get("count", 0) < 1:
                 raise RewardError(f"{record.id}: reward geneval: include clause {index} needs a `count` of at least 1")
             if "position" in clause and not 0 <= clause["position"][1] < index:
@@ -226,6 +234,11 @@ class GenevalReward:
                     f"{record.id}: reward geneval: include clause {index} refers to clause {clause['position'][1]}; "
                     "a position refers to an earlier clause"
                 )
+
+
+def _colored_classes(metadata: dict) -> set[str]:
+    """Classes whose colours decide."""
+    return {clause["class"] for clause in metadata["include"] if "color" in clause}
 
 
 def _rank(detection: Detection) -> tuple:

@@ -9,7 +9,7 @@ Mask2Former (Cheng et al., arXiv 2112.01527); GenEval (Ghosh et al., arXiv 2310.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,8 +50,8 @@ class Sizes:
 class Mask2FormerDetector:
     """Detector of COCO's 80 classes; implements `star.rewards.detection.Detector`.
 
-    It reports what may count under either threshold, with a colour: a score above the lower one, at most
-    ``max_per_class`` of a class. Everything else is left out: a mask is as large as its picture.
+    It reports what may count under either threshold, with a colour where one is asked for: a score above the lower
+    one, at most ``max_per_class`` of a class. Everything else is left out: a mask is as large as its picture.
     """
 
     classes: tuple[str, ...] = COCO_CLASSES
@@ -69,11 +69,12 @@ class Mask2FormerDetector:
         self._model = open_model(Mask2FormerForUniversalSegmentation, path, params.revision, KEY).to(device)
         self._colors = ColorClassifier(color_path, params.color_revision, device)
 
-    def detect(self, images: np.ndarray) -> list[list[Detection]]:
+    def detect(self, images: np.ndarray, colored: Sequence[Collection[str]] | None = None) -> list[list[Detection]]:
         """Detections of pictures, best first.
 
         Args:
             images: uint8 (n, height, width, 3).
+            colored: of each picture the classes whose objects get a colour; None: all.
 
         Raises:
             DetectionError: a model's output is not finite.
@@ -82,7 +83,7 @@ class Mask2FormerDetector:
         for objects in self._objects(images):
             groups = keep_detections(objects, self._threshold, self._params.max_per_class).values()
             found.append(sorted(itertools.chain(*groups), key=lambda detection: -detection.score))
-        return self._colored(images, found)
+        return self._colored(images, found, colored)
 
     @torch.no_grad()
     def _objects(self, images: np.ndarray) -> Iterator[list[Detection]]:
@@ -97,18 +98,26 @@ class Mask2FormerDetector:
                     raise DetectionError(first + index, "the detector's output is not finite; check its weights")
                 yield find_objects(classes[index], masks[index], sizes, self._threshold)
 
-    def _colored(self, images: np.ndarray, found: list[list[Detection]]) -> list[list[Detection]]:
-        """The same detections with their colours; the crops of all pictures share their forward passes."""
-        numbered = [(picture, detection) for picture, objects in enumerate(found) for detection in objects]
+    def _colored(
+        self, images: np.ndarray, found: list[list[Detection]], wanted: Sequence[Collection[str]] | None
+    ) -> list[list[Detection]]:
+        """The same detections, those of ``wanted`` classes with their colours; the crops of all pictures share their
+        forward passes."""
+        numbered = [
+            (picture, place)
+            for picture, objects in enumerate(found)
+            for place, detection in enumerate(objects)
+            if wanted is None or detection.name in wanted[picture]
+        ]
         similarities = self._colors.similarities(
-            [object_crop(images[picture], detection) for picture, detection in numbered],
-            [detection.name for _, detection in numbered],
+            [object_crop(images[picture], found[picture][place]) for picture, place in numbered],
+            [found[picture][place].name for picture, place in numbered],
         )
-        colored: list[list[Detection]] = [[] for _ in found]
-        for (picture, detection), row in zip(numbered, similarities, strict=True):
+        colored = [list(objects) for objects in found]
+        for (picture, place), row in zip(numbered, similarities, strict=True):
             if not np.isfinite(row).all():
                 raise DetectionError(picture, "the colour model's output is not finite; check its weights")
-            colored[picture].append(replace(detection, color=COLORS[int(row.argmax())]))
+            colored[picture][place] = replace(found[picture][place], color=COLORS[int(row.argmax())])
         return colored
 
 

@@ -32,6 +32,14 @@ def tasks_of(runs: Sequence[ComparedRun]) -> list[str]:
     return [task for task in TASKS if task in runs[0].checkpoint.benchmarks]
 
 
+def judge_of(runs: Sequence[ComparedRun]) -> str | None:
+    """`rewards.preference.path` as the trainings on it recorded it; None where none or not one did."""
+    rewards = [run.parameters.get("reward") for run in runs if run.parameters and run.checkpoint.task == "preference"]
+    paths = {reward.get("path") for reward in rewards if isinstance(reward, dict)}
+    path = paths.pop() if len(paths) == 1 else None
+    return path if isinstance(path, str) else None
+
+
 def choose_pairs(runs: Sequence[ComparedRun], task: str, count: int) -> list[Pair]:
     """The pictures whose graded scores lie furthest apart over the runs, at most one a prompt; ties by file order."""
     (metric,) = (metric for metric in METRICS if (metric.task, metric.key) == (task, GRADED[task]))

@@ -3,7 +3,7 @@
 The page is made as the report's is: it loads nothing, and every text from a file is escaped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from star.report.compare.content import (
     choose_pairs,
     differing_parameters,
     figures_of,
+    judge_of,
     tasks_of,
     without_log,
     without_parameters,
@@ -22,7 +23,8 @@ from star.report.compare.content import (
 from star.report.compare.runs import ComparedRun, load_runs
 from star.report.compare.text import show
 from star.report.comparison import Comparison, compare
-from star.report.figures import IMAGES_AXIS, SMOOTHING, TASK_NAMES, Panel, reward_curve
+from star.report.figures import IMAGES_AXIS, SMOOTHING, Panel, reward_curve
+from star.report.judges import task_names
 from star.report.page import environment, style_sheet
 from star.report.pictures import embedder
 from star.report.run import Run
@@ -48,7 +50,7 @@ def compare_runs(folders: Sequence[Path], output: Path | None) -> str:
         raise StarError(f"{output}: a folder; give the name of the HTML file to write")
     runs = load_runs(folders)
     first, *others = (run.checkpoint for run in runs)
-    comparison = compare(Run(first, tuple(others), ()), RESAMPLES, SEED)  # the first in base's place
+    comparison = compare(Run(first, tuple(others), ()), RESAMPLES, SEED, judge_of(runs))  # the first in base's place
     table = show(runs, comparison)
     if output is not None:
         write_text_atomic(output, render_page(runs, comparison))
@@ -59,8 +61,9 @@ def render_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
     """The page as text."""
     galleries = {task: choose_pairs(runs, task, PICTURES) for task in tasks_of(runs)}
     shown = sum(len(pair.images) for pairs in galleries.values() for pair in pairs)
+    called = task_names(judge_of(runs))
     return (
-        environment(embedder(shown))
+        environment(embedder(shown), called)
         .get_template("compare/page.html.j2")
         .render(
             css=style_sheet() + Markup(_style()),
@@ -69,7 +72,7 @@ def render_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
             comparison=comparison,
             resamples=RESAMPLES,
             smoothing=SMOOTHING,
-            curves=learning_curves(runs),
+            curves=learning_curves(runs, called),
             unlogged=without_log(runs),
             parameters=differing_parameters(runs),
             recorded=sum(run.parameters is not None for run in runs),
@@ -80,15 +83,15 @@ def render_page(runs: Sequence[ComparedRun], comparison: Comparison) -> str:
     )
 
 
-def learning_curves(runs: Sequence[ComparedRun]) -> list[Panel]:
-    """Mean training reward by images seen, one panel a task; a run has the colour of its place."""
+def learning_curves(runs: Sequence[ComparedRun], names: Mapping[str, str]) -> list[Panel]:
+    """Mean training reward by images seen, one panel a task of ``names``; a run has the colour of its place."""
     panels = []
-    for task in TASK_NAMES:
+    for task, name in names.items():
         logged = [(run, color) for color, run in enumerate(runs) if run.checkpoint.task == task and run.log]
         lines = [reward_curve(run.label, color, run.log) for run, color in logged]
-        chart = line_chart(lines, f"{TASK_NAMES[task]}: reward", IMAGES_AXIS, "mean reward")
+        chart = line_chart(lines, f"{name}: reward", IMAGES_AXIS, "mean reward")
         if chart:
-            panels.append(Panel(TASK_NAMES[task], legend([(run.label, color) for run, color in logged]), (chart,)))
+            panels.append(Panel(name, legend([(run.label, color) for run, color in logged]), (chart,)))
     return panels
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from star.report.compare.content import differing_parameters, figures_of, tasks_of, without_parameters
+from star.report.compare.content import differing_parameters, figures_of, judge_of, tasks_of, without_parameters
 from star.report.compare.runs import ComparedRun
 from star.report.comparison import Comparison
-from star.report.figures import SMOOTHING, TASK_NAMES
+from star.report.figures import SMOOTHING
+from star.report.judges import task_names
 from star.report.page import interval, number
 from star.statistics import Interval
 
@@ -50,11 +51,11 @@ def _trainings(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def _figures(runs: Sequence[ComparedRun]) -> list[str]:
-    lines = []
+    lines, called = [], task_names(judge_of(runs))
     for task in tasks_of(runs):
         names = figures_of(runs, task)
         if names:
-            rows = [[f"pictures, {TASK_NAMES[task]}", *(label for label, _ in names.values())]]
+            rows = [[f"pictures, {called[task]}", *(label for label, _ in names.values())]]
             for run in runs:
                 quality = run.checkpoint.quality.get(task, {})
                 rows.append([run.label, *(number(quality[n].mean) if n in quality else "-" for n in names)])

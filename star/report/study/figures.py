@@ -1,16 +1,18 @@
 """Learning curves of the study as small multiples: each method against the two references, on one y axis a task."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from star.report.figures import IMAGES_AXIS, TASK_NAMES, Panel
+from star.report.figures import IMAGES_AXIS, Panel
 from star.report.study.comparison import FLOW_GRPO, SHUFFLED, TaskResult
 from star.report.svg import Line, legend, line_chart
 
 OWN, REFERENCE, CONTROL = 1, 2, 3  # colours; 0 is the level
 
 
-def learning_curves(task: TaskResult) -> Panel:
-    """A chart a method: mean over seeds, and a band from the least to the greatest seed."""
+def learning_curves(task: TaskResult, names: Mapping[str, str]) -> Panel:
+    """A chart a method: mean over seeds, and a band from the least to the greatest seed; ``names`` are the tasks'."""
     drawn = [task.method(FLOW_GRPO), task.method(SHUFFLED)]
     every = np.concatenate([method.curves.ravel() for method in task.methods])
     charts = []
@@ -22,7 +24,7 @@ def learning_curves(task: TaskResult) -> Panel:
                 _line(task, FLOW_GRPO, REFERENCE),
                 _line(task, method.name, OWN),
             ]
-            title = f"{TASK_NAMES[task.task]}, {method.name}: held-out graded score"
+            title = f"{names[task.task]}, {method.name}: held-out graded score"
             limits = float(every.min()), float(every.max())
             charts.append(line_chart(lines, title, IMAGES_AXIS, method.name, height=210, y_range=limits))
     entries = [("the method above the chart", OWN), (FLOW_GRPO, REFERENCE), (SHUFFLED, CONTROL)]

@@ -1,7 +1,7 @@
 """`star study-report`: the runs of the study -> one self-contained HTML page, and small tables beside it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from star.files import write_text_atomic
 from star.params import Params, fingerprint
-from star.report.figures import TASK_NAMES
+from star.report.judges import task_names
 from star.report.page import SECOND_READERS, interval, number, verdict
 from star.report.provenance import git_commit, package_versions
 from star.report.study.comparison import (
@@ -29,7 +29,6 @@ from star.report.study.tables import tables
 from star.statistics import Interval
 
 WATCH_LABELS = {
-    "preference": ("preference stand-in", "logit; not trained against"),
     "edges": ("edges", "share of pixels"),
     "dark": ("dark", "share of pixels"),
     "diversity": ("diversity", "mean difference of two pictures, of 255"),
@@ -63,7 +62,8 @@ def write_study(params: Params, runs_folder: Path, output: Path) -> None:
 
 def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
     """The page as text; it links to ``files``, names beside it."""
-    template = _environment().from_string(_asset("star.report.study", "page.html.j2"))
+    names = task_names(params.rewards.preference.path)
+    template = _environment(names).from_string(_asset("star.report.study", "page.html.j2"))
     differences = [d for task in study.tasks for m in task.methods for d in (m.to_flow_grpo, m.to_control)]
     twice = len(study.tasks)  # flow_grpo with its control, and that with flow_grpo
     reader = SECOND_READERS[params.study.second_reader]
@@ -77,8 +77,10 @@ def render_study(params: Params, study: Study, files: Sequence[str]) -> str:
         control=control_of(params.study.methods, params.study.aim),
         aim_ratio=AIM_RATIO,
         answers={task.task: list(answer(task)) for task in study.tasks},
-        curves={task.task: learning_curves(task) for task in study.tasks},
-        watch_labels=WATCH_LABELS | {"second_reader": ("second reader", f"OCR reward by {reader}")},
+        curves={task.task: learning_curves(task, names) for task in study.tasks},
+        watch_labels={"preference": (names["preference"], "logit; not trained against")}
+        | WATCH_LABELS
+        | {"second_reader": ("second reader", f"OCR reward by {reader}")},
         log_labels=LOG_LABELS,
         quantile=t_quantile(params.study.seeds),
         half_width=t_quantile(params.study.seeds) / math.sqrt(params.study.seeds),
@@ -149,7 +151,7 @@ def bounded(value: Interval, signed: bool = False) -> str:
     return interval(value, signed) if math.isfinite(value.low) else ""
 
 
-def _environment() -> Environment:
+def _environment(names: Mapping[str, str]) -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         number=number,
@@ -157,7 +159,7 @@ def _environment() -> Environment:
         verdict=verdict,
         times=times,
         ends=ends,
-        task=lambda name: TASK_NAMES[name],
+        task=lambda name: names[name],
         svg=Markup,  # only ever applied to the output of `svg`, which escapes its texts
     )
     environment.tests["infinite"] = math.isinf
