@@ -248,17 +248,18 @@ def estimate_evaluation(params: Params, pipeline: Pipeline, scorers: Mapping[str
         "VAE, float32": FLOAT * pipeline.vae.parameters(),
         "text encoders": 0 if cached else encoders,
         "prompt embeddings": prompt_bytes(params, pipeline, device) * (min(KEPT, tested) if cached else tested),
-        "reward model": FLOAT * scorers["preference"].parameters,
         "LoRA": FLOAT * pipeline.transformer.adapter(model.lora_rank),
     }
+    judge = FLOAT * scorers["preference"].parameters  # opened once the prompts of a cache are encoded
     encoding = ENCODED * max(encoder.fullest(encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
-    own = FLOAT * max(scorers[task].parameters for task in TASKS if task != "preference")  # opened for its benchmark
+    # A benchmark's own is opened beside it; the preference task's is a second copy of the judge.
+    own = judge + FLOAT * max(scorer.parameters for scorer in scorers.values())
     decoded = decoding(pipeline.vae, model.resolution, batch, model.vae_slicing, copied=device == "cpu")
     phases = {
-        "encoding prompts": encoding + (encoders if cached else 0),
+        "encoding prompts": encoding + (encoders if cached else judge),
         "denoising": own + branches(params) * batch * sequence.forward(),
         "decoding": own + decoded,
-        "scoring": own + max(scorer.scoring for scorer in scorers.values()),
+        "scoring": judge + max(FLOAT * scorer.parameters + scorer.scoring for scorer in scorers.values()),
     }
     return Memory(resident, 0, phases, {})
 
