@@ -16,6 +16,9 @@ min_version("9.0")
 
 support.prefer_code_in(workflow.basedir)
 
+# A scheduler that stops a job signals all its processes. The shell and `tee` wait for the stage, which saves its work.
+shell.prefix('set -euo pipefail; trap : TERM USR1; tee() {{ (trap "" TERM USR1; exec tee "$@"); }}; ')
+
 
 configfile: "params.yaml"
 

@@ -491,6 +491,11 @@ def _check_consistency(params: Params, where: str) -> None:
         method = dataclasses.replace(params.allocation, **changes)
         if not any(method.encoders.values()):
             raise StarError(f"{where}: {key}: encoders are all 0, which leaves no core token; raise one")
+        if method.source == "guidance" and method.clause_wise and method.clause_maps == "share":
+            raise StarError(
+                f"{where}: {key}: with source guidance every clause has one map, so clause_maps share leaves none; "
+                "set clause_maps to own, or clause_wise to false"
+            )
         if method.objective == "scalar" and method.source != "uniform":
             raise StarError(
                 f"{where}: {key}: the scalar objective has no place for maps of source {method.source}; "

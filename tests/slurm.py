@@ -68,7 +68,7 @@ def scheduler(folder: Path) -> Iterator[None]:
         "SelectTypeParameters": "CR_Core_Memory",
         "AccountingStorageType": "accounting_storage/none",
         "JobAcctGatherType": "jobacct_gather/none",
-        "MinJobAge": 600,
+        "MinJobAge": 86_400,
         "KillWait": _KILL_WAIT,
         "OverTimeLimit": 0,
         "GresTypes": "gpu",
@@ -107,7 +107,10 @@ def scheduler(folder: Path) -> Iterator[None]:
     finally:
         if len(started) == 4:
             subprocess.run(["scancel", "--user", "root"], capture_output=True, timeout=60)
-            time.sleep(1)
+            for _ in range(3 * _KILL_WAIT):  # no job outlives its scheduler
+                if not subprocess.run(["squeue", "--noheader"], capture_output=True, timeout=60).stdout.strip():
+                    break
+                time.sleep(1)
         for process in reversed(started):
             process.terminate()
         for process in started:

@@ -280,6 +280,10 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Callabl
         ({"rollout.sampler": "cps", "rollout.noise_level": 1.2}, "rollout.noise_level 1.2.*at most 1"),
         ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders are all 0"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1 wants a train.kl_form"),
+        (
+            {"methods.odd": {"source": "guidance", "clause_wise": True}},
+            "methods.odd: with source guidance every clause has one map",
+        ),
         ({"methods.odd": {"objective": "scalar"}}, "methods.odd: the scalar objective.*source attention"),
         ({"rewards.geneval.detector": "mask2former"}, r"geneval\.path: mask2former wants .*facebook/mask2former"),
         (

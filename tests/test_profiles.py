@@ -124,3 +124,9 @@ def test_a_job_that_pbs_has_forgotten_is_no_running_one(project: Project) -> Non
     command = ["workflow/profiles/pbs/status.sh", "9.pbs"]
     run = subprocess.run(command, cwd=project.root, env=project.environment(), capture_output=True, text=True)
     assert run.stdout == "failed\n" and "job_history_enable" in run.stderr
+
+
+def test_a_profile_that_is_not_there_runs_nothing(project: Project) -> None:
+    """Given by its path, as in README; Snakemake would take a wrong workflow profile for none."""
+    said = project.run("snakemake", "--profile", "workflow/profiles/slrum", expect=1)
+    assert "slrum" in said and project.ran() == set()

@@ -117,7 +117,7 @@ def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path, sta
     assert {job["JobState"] for job in mine} == {"COMPLETED"}
     by_rule = {rule: [job for job in mine if f"rule_{rule}_" in job["Comment"]] for rule in TRAINED}
     assert [len(found) for found in by_rule.values()] == [1, 2], [job["Comment"] for job in mine]
-    assert all("gres:gpu:1" in job["TresPerJob"] for found in by_rule.values() for job in found)
+    assert all(re.search("gres[:/]gpu:1", job["TresPerJob"]) for found in by_rule.values() for job in found)
     assert not any("TresPerJob" in job for job in mine if not any(job in found for found in by_rule.values()))
     assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
 
@@ -130,7 +130,7 @@ def test_one_training_on_two_machines(cluster, tmp_path, start):
     finish(start(tmp_path, write_profile(tmp_path, **spread), "results/train/geneval-star/log.jsonl"), tmp_path)
     (job,) = (job for number, job in jobs().items() if number not in known)
     assert (job["JobState"], job["NumNodes"]) == ("COMPLETED", "2")
-    assert "gres:gpu:2" in job["TresPerJob"]
+    assert re.search("gres[:/]gpu:2", job["TresPerJob"])
     assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
 
 
@@ -169,13 +169,19 @@ def test_a_killed_job_and_one_out_of_time_go_on_and_the_run_ends_its_jobs(cluste
     wait_for(lambda: len(epochs()) >= 3, process, tmp_path)
     subprocess.run(["scancel", "--signal=KILL", "--full", str(trainings()[0][0])])  # says 1 if a step is gone already
     for count in (2, 3):  # after the killed one, and after one that is out of time
-        wait_for(lambda count=count: len(trainings()) == count, process, tmp_path)
-        reached = len(epochs())
-        wait_for(lambda goal=reached + 2: len(epochs()) >= goal, process, tmp_path)
+        wait_for(lambda count=count: len(trainings()) >= count, process, tmp_path)
+        reached, least = len(epochs()), [10_000]
+
+        def goes_on(goal: int = reached + 2, least: list[int] = least) -> bool:
+            least[0] = min(least[0], len(epochs()))
+            return len(epochs()) >= goal
+
+        wait_for(goes_on, process, tmp_path)
+        assert least[0] >= reached - 1, "it started over"
     states = [state for _, state in trainings()]
     assert states[0] in ("FAILED", "CANCELLED") and states[1:] == ["TIMEOUT", "RUNNING"], states
     assert epochs() == list(range(1, len(epochs()) + 1))
     process.send_signal(signal.SIGINT)
     assert process.wait(120) != 0
-    wait_for(lambda: trainings()[-1][1] != "RUNNING", None, tmp_path)
-    assert trainings()[-1][1] == "CANCELLED" and len(trainings()) == 3
+    wait_for(lambda: trainings()[-1][1] == "CANCELLED", None, tmp_path)
+    assert len(trainings()) == 3

@@ -1,7 +1,11 @@
 """The whole pipeline with tiny parameters, through Snakemake, in a folder of its own: what it makes and changes."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +95,27 @@ def check_evaluation(folder: Path, base: Path, params: Params) -> None:
     assert all((folder / line["picture"]).exists() for line in lines)
     paired = [(line["id"], line["index"], line["seed"]) for line in read_lines(base / "images.jsonl")]
     assert [(line["id"], line["index"], line["seed"]) for line in lines] == paired
+
+
+def test_a_job_whose_processes_are_all_signalled_saves_its_training(tmp_path: Path, write_params) -> None:
+    """As schedulers do before a time limit: shell and `tee` get the signal too, and have to outlive the training."""
+    values = smoke_values()
+    values["train"] |= {"epochs": 10_000, "save_every": 10_000, "sample_every": 10_000, "tracker": "none"}
+    write_params(values)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    target = ("--cores", "2", "--nolock", "results/train/geneval-star/log.jsonl")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with (
+        open(tmp_path / "output", "w", encoding="utf-8") as output,
+        subprocess.Popen(
+            [*command, *target], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        ) as run,
+    ):
+        while len(epochs := [line for log in tmp_path.glob(".star/state/*/log.jsonl") for line in read_lines(log)]) < 3:
+            assert run.poll() is None, (tmp_path / "output").read_text(encoding="utf-8")[-3000:]
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM)
+        assert run.wait(60) != 0
+    assert "asked to stop" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
+    (state,) = tmp_path.glob(".star/state/*/state-*.safetensors")
+    assert int(state.stem.removeprefix("state-")) >= len(epochs)

@@ -263,11 +263,11 @@ def test_the_second_of_two_at_once_is_refused(
     with project.start(*first) as running:
         try:
             wait_until(project.journal.exists, running)
-            refused = project.run(*second, expect=None, seconds=60)  # it may not wait for the other
+            refused = project.run(*second, expect=None, seconds=180)  # it may not wait for the other
             assert running.poll() is None
         finally:
             project.hold.unlink()
-            said, _ = running.communicate(timeout=60)
+            said, _ = running.communicate(timeout=180)
     assert re.search(rf"{owner} \(process \d+ on .+\) is at work in this folder", refused), refused
     assert running.returncode == 0, said
     assert project.ran() == REPORT
@@ -276,8 +276,8 @@ def test_the_second_of_two_at_once_is_refused(
 
 
 def wait_until(happened: Callable[[], bool], running: subprocess.Popen[str]) -> None:
-    """Wait for what a running process does, no longer than it runs or a minute."""
-    end = time.monotonic() + 60
+    """Wait for what a running process does, no longer than it runs or three minutes."""
+    end = time.monotonic() + 180
     while not happened():
         assert running.poll() is None and time.monotonic() < end, "the stage did not start"
         time.sleep(0.1)
