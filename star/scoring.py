@@ -93,6 +93,7 @@ def picture_lines(
             "index": sample.index,
             "seed": sample.seed,
             "prompt": sample.record.prompt,
+            "metadata": sample.record.metadata,
             "score": sample.score,
             "detail": sample.detail,
             "quality": quality,

@@ -13,7 +13,7 @@ from star.errors import StarError
 from star.evaluation import evaluate
 from star.lock import take_lock
 from star.outside import score_folder
-from star.params import load_params
+from star.params import TASKS, load_params
 from star.prompts.prepare import prepare
 from star.records import PromptRecord, read_records, write_records
 from star.rollout import sample_pictures
@@ -47,6 +47,10 @@ def test_every_picture_has_a_line_and_a_file(evaluated):
     assert len(lines) == 3 * 6 * 2
     assert len({(line["id"], line["index"]) for line in lines}) == len(lines) == len({line["seed"] for line in lines})
     assert all((evaluated / "base" / line["picture"]).is_file() for line in lines)
+    records = {r.id: r for task in TASKS for r in read_records(evaluated / "core" / task / "test.jsonl")}
+    assert all(line["metadata"] == records[line["id"]].metadata for line in lines), (
+        "any other scorer can be run on them"
+    )
 
 
 def test_summaries_are_the_means_of_the_lines(evaluated):

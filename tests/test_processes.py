@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file
 
 from star.core import extract_core
 from star.epoch import check_processes
@@ -110,9 +112,12 @@ def test_two_processes_train_as_one_does(tmp_path):
     for one, two in zip(alone, both, strict=True):
         assert two["reward_mean"] == pytest.approx(one["reward_mean"], abs=1e-6)
         assert two["first_ratio_error"] == one["first_ratio_error"] == 0.0
-        for key in ("reward_std", "ratio_mean", "ratio_min", "ratio_max", "clip_fraction", "kl", "map_entropy"):
+        for key in ("reward_std", "loss", "ratio_mean", "ratio_min", "ratio_max", "clip_fraction", "kl", "map_entropy"):
             assert two[key] == pytest.approx(one[key], abs=1e-6), key
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    adapters = [load_file(output / "adapter/pytorch_lora_weights.safetensors") for output in outputs]
+    trained = [np.concatenate([value.ravel() for key, value in found.items() if "lora_B" in key]) for found in adapters]
+    assert np.abs(trained[0]).mean() > 1e-3 and np.abs(trained[1] - trained[0]).max() < 1e-6, "both moved from zero"
     assert sorted(f.name for f in outputs[1].rglob("*.png")) == sorted(f.name for f in outputs[0].rglob("*.png"))
 
 

@@ -6,6 +6,7 @@ are padded to T5's, guidance in rollout, update and evaluation, and its recipe o
 noise differs within a group). Widths, depths and vocabularies are small, and the weights random.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from transformers import (
 )
 
 from star.cli import main
+from star.params import ModelParams, load_params
+from star.policy import load_policy
+from star.rollout import sample_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -143,5 +147,24 @@ def test_prompts_to_exported_adapter(values: dict, tmp_path: Path) -> None:
     star("evaluate", *common, "--checkpoint", "preference-star", *draw, "--output", scores)
     assert set(json.loads((scores / "scores.json").read_text())["benchmarks"]) == set(TASKS)
     star("export", *common, "--training", training, "--evaluation", scores, "--output", tmp_path / "out")
-    pipe = StableDiffusion3Pipeline.from_pretrained(values["model"]["path"], dtype=torch.float32)
-    pipe.load_lora_weights(tmp_path / "out")
+    assert_plain_diffusers_draws_the_same(load_params(params).model, tmp_path / "out")
+
+
+def assert_plain_diffusers_draws_the_same(model: ModelParams, adapter: Path) -> None:
+    """With the recipe's guidance and text lengths, in float32 as the stock pipeline computes."""
+    prompts, seeds, steps = ["a photo of a red car", 'a sign that says "STAR"'], [1, 2], 4
+    policy = load_policy(dataclasses.replace(model, precision="no", prompt_cache=None), torch.device("cpu"), adapter)
+    ours = sample_pictures(policy, prompts, seeds, steps)
+    pipe = StableDiffusion3Pipeline.from_pretrained(model.path, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn() -> np.ndarray:
+        settings = {"guidance_scale": model.guidance_scale, "max_sequence_length": model.t5_tokens}
+        size = {"height": model.resolution, "width": model.resolution}
+        asked = {"num_inference_steps": steps, "latents": policy.noise(seeds), "output_type": "np"}
+        return (pipe(prompts, **settings, **size, **asked).images * 255).round()
+
+    base = drawn()
+    pipe.load_lora_weights(adapter)
+    assert np.abs(drawn() - ours).max() <= 1
+    assert (base != ours).any(), "the adapter changes what is drawn"
