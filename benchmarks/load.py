@@ -1,4 +1,5 @@
-"""What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make run`.
+"""What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make run` (which only
+`report` needs; names of parts measure these alone).
 
 - prompts: 50,000 GenEval prompts of COCO's classes prepared and their core content marked;
 - lines: 2,000 prompts taken from a file of a million distinct ones;
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from star.params import TASKS, load_params
 from star.prompts.words import WORDS
 
 DEFAULT = Path("params.yaml")
+PARTS = ("prompts", "lines", "plan", "report", "leak")
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -155,6 +158,7 @@ def resident() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[[], *PARTS], help=f"default: {', '.join(PARTS)}")
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--checkpoints", type=int, default=200)
@@ -162,15 +166,16 @@ def main() -> None:
     options = parser.parse_args()
     values = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
     figures: dict[str, Any] = {}
-    for name, work in {
+    works: dict[str, Callable[[Path], dict[str, Any]]] = {
         "prompts": lambda folder: prompts(folder),
         "lines": lambda folder: lines(values, folder, options.lines),
         "plan": lambda folder: plan(values, folder, options.jobs) | {"jobs": options.jobs},
         "report": lambda folder: report(values, folder, options.checkpoints) | {"checkpoints": options.checkpoints},
         "leak": lambda folder: leak(options.epochs),
-    }.items():
+    }
+    for name in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            figures[name] = work(Path(folder))
+            figures[name] = works[name](Path(folder))
         print(name, figures[name], file=sys.stderr)
     print(json.dumps(figures, indent=1))
 

@@ -26,6 +26,7 @@ TEMPLATE_SIDE = 64  # pixels, the only pictures that the second reader `template
 LARGEST = 1_000_000  # bytes of a parameter file
 LONGEST_NAME = 255  # bytes of a file's name, on Linux
 MOST_DIGITS = 100
+MOST_VALUES = 100_000  # of a parameter file, its aliases written out
 SHOWN = 80  # characters of a value in a message
 STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
 
@@ -274,7 +275,8 @@ def read_values(path: Path) -> Any:
     """The unchecked content of a parameter file, as YAML 1.2 reads it.
 
     Raises:
-        StarError: a file that cannot be read or is larger than `LARGEST`, broken YAML, a key twice, an alias.
+        StarError: a file that cannot be read or is larger than `LARGEST`, broken YAML, a key twice, an alias
+            for what it is in.
     """
     try:
         with open(path, "rb") as file:
@@ -317,11 +319,11 @@ def fingerprint(*sections: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain values, as DVC reads them, where PyYAML has those of 1.1; keys are texts and come once."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: alias *{event.anchor}; write the value out")
-        return super().compose_node(parent, index)
+    def compose_document(self) -> yaml.Node | None:
+        node = super().compose_document()
+        if node is not None and _written_out(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values once its aliases are written out")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -346,6 +348,22 @@ class _Loader(yaml.SafeLoader):
             line = node.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: {_shown(node.value)} has more than {MOST_DIGITS} digits")
         return self.construct_scalar(node).replace("_", "")
+
+
+def _written_out(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Values below a node, counted as if every alias were written out: a few lines of aliases can stand for billions.
+
+    Args:
+        known: the counts so far; 0 while a node is being counted.
+    """
+    if node not in known:
+        known[node] = 0
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [part for pair in node.value for part in pair] if pairs else node.value
+        known[node] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_written_out(part, known) for part in inner))
+    if not known[node]:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an alias for what it is in")
+    return known[node]
 
 
 # PyYAML takes no, 010, 1:30 and 1e-3 for false, 8, 90 and a text. `dvc exp run -S` drops the quotes of "no".

@@ -1,6 +1,7 @@
 """The benchmarks' random model is SD3.5 Medium, and what the benchmark of its settings says of those that fail."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,14 @@ def test_the_recipe_is_the_presets():
     assert params.images_per_epoch == params.rollout.batch == 8 and params.rollout.window == [0, 9]
     assert params.model.guidance_scale == 4.5 and params.model.resolution == 512 and params.train.kl_beta == 0.04
     assert not params.model.gradient_checkpointing and params.model.precision == "bf16"
+
+
+def test_the_committed_load_is_within_what_was_asked():
+    """Seconds and bytes of `benchmarks.load`; memory after 80 of 400 epochs stays where it is."""
+    figures = json.loads(Path("benchmarks/figures/load.json").read_text(encoding="utf-8"))
+    made = figures["prompts"]
+    assert made["prepared"]["seconds"] + made["core"]["seconds"] < 60
+    assert max(made["prepared"]["bytes"], made["core"]["bytes"], figures["lines"]["bytes"]) < 1e9
+    assert figures["plan"]["jobs"] >= 1000 and figures["plan"]["seconds"] < 10
+    seen = figures["leak"]["bytes"]
+    assert figures["leak"]["epochs"] >= 200 and max(seen[2:]) < 1.02 * seen[2]

@@ -340,6 +340,14 @@ def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[di
         load_params(write_params(changed(DEFAULT, key, 1)))
 
 
+def test_an_alias_stands_for_its_value(write_params: Callable[[dict], Path]) -> None:
+    """`yaml.safe_dump` writes them for a list that is used twice."""
+    names = ["star", "flow_grpo"]
+    path = write_params({**DEFAULT, "runs": {"geneval": names, "ocr": names, "preference": names}})
+    assert "*id001" in path.read_text(encoding="utf-8")
+    assert load_params(path).runs == {"geneval": names, "ocr": names, "preference": names}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -354,8 +362,11 @@ def test_unknown_key_is_refused_by_name(section: str, write_params: Callable[[di
         ("methods: {1: {}}\n", "line 1: key 1 is not a text"),
         ("seed: \x00\n", "special characters"),
         ("[" * 2000, ""),
-        ("a: &x 1\nb: *x\n", "line 2: alias *x; write the value out"),
-        ("a: &x [*x]\n", "line 1: alias *x"),
+        ("a: &x [*x]\n", "line 1: an alias for what it is in"),
+        (
+            "".join(f"v{i}: &v{i} [{', '.join([f'*v{i - 1}' if i else '0'] * 9)}]\n" for i in range(30)),
+            "more than 100000 values once its aliases are written out",
+        ),
         ("seed: !!bool abc\n", "not a YAML file of parameters"),
         ('seed: !!int ""\n', "not a YAML file of parameters"),
         ('seed: !!float ""\n', "not a YAML file of parameters"),
@@ -567,7 +578,7 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
         ("train: [1,\n", "line"),
         ("\tseed: 0\n", "line"),
         ("seed: !!bool abc\n", "abc"),
-        ("a: &x 1\nb: *x\n", "write the value out"),
+        ("a: &x [*x]\n", "an alias for what it is in"),
         ("seed: 0x" + "F" * 5000, "more than 100 digits"),
     ):
         yield broken, "", shown, ""
