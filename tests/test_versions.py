@@ -102,6 +102,15 @@ def test_an_edit_runs_exactly_what_depends_on_it(project: Project, name: str) ->
     assert project.results() == before
 
 
+def test_dvc_alone_makes_everything_from_nothing(project: Project) -> None:
+    before = project.results()
+    for folder in ("results", ".dvc/cache", ".snakemake", ".star"):
+        shutil.rmtree(project.root / folder)
+    (project.root / "dvc.lock").unlink()
+    assert run_with("dvc", project) == PROMPTS | CORE | TRAIN | EVALUATIONS
+    assert project.results() == before and project.status() == {}
+
+
 def test_where_dvc_runs_more_each_accepts_what_the_other_did(project: Project) -> None:
     before = project.results()
     for edit in COARSE:
