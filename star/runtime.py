@@ -37,6 +37,7 @@ def stay_offline() -> None:
         "DISABLE_TELEMETRY": "1",
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
