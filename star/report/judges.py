@@ -40,15 +40,15 @@ def task_names(path: str | None) -> dict[str, str]:
 
 def is_miniature(params: Params) -> bool:
     """Whether model and judges are all the miniature's own."""
-    model, rewards = params.model.path.rstrip("/"), params.rewards
-    return model.endswith(MINIATURE) and rewards.geneval.detector == "exact" and is_stand_in(rewards.preference.path)
+    own = params.model.path.rstrip("/").endswith(MINIATURE) and is_stand_in(params.rewards.preference.path)
+    return own and params.rewards.geneval.detector == "exact"
 
 
 def published_note(params: Params) -> str:
     """How the paper's row stands to the rows above it, where they are not the miniature's."""
-    rewards, path = params.rewards, params.rewards.preference.path
+    path, exact = params.rewards.preference.path, params.rewards.geneval.detector == "exact"
     model = "this model" if params.model.path == SD35_MEDIUM_ID else f"SD3.5-M and not of {params.model.path}"
-    detector = "the exact detector of drawn scenes" if rewards.geneval.detector == "exact" else rewards.geneval.path
+    detector = "the exact detector of drawn scenes" if exact else params.rewards.geneval.path
     other = "" if path == PICKSCORE_ID else ", which is not PickScore"
     return (
         f"is of {model}, by a training, prompts and code of its own, of which only the abstract was known here. The "
