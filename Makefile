@@ -46,7 +46,7 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 	snakemake --cores 1 --nolock --touch --forceall --quiet
 
 test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
-	pytest $(ARGS)
+	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(INSTALLED) ## check style, types and the workflow
 	ruff check .

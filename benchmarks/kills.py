@@ -59,7 +59,7 @@ def write_params(folder: Path) -> Path:
     values["model"] |= {"path": "models/miniature", "prompt_cache": str(folder / "prompts")}
     values["rewards"]["preference"]["path"] = "models/miniature-preference"
     values["rewards"]["ocr"]["workers"] = 1
-    values["train"] |= {"epochs": 5, "save_every": 2, "updates_per_epoch": 2, "sample_every": 2, "kl_beta": 0.04}
+    values["train"] |= {"epochs": 5, "save_every": 2, "updates_per_epoch": 2, "sample_every": 3, "kl_beta": 0.04}
     values["evaluate"] |= {"batch": 2, "steps": 2, "second_reader": "none"}
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
