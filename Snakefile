@@ -10,7 +10,7 @@ from snakemake.utils import min_version, validate
 from star.errors import StarError
 from star.lock import take_lock
 from star.params import TASKS, load_params
-from workflow import support
+from workflow import dvc_lock, support
 
 min_version("9.0")
 
@@ -61,11 +61,22 @@ include: "workflow/rules/study.smk"
 
 
 onstart:
+    by_dvc = "DVC_STAGE" in os.environ
     try:
         # Snakemake's own lock lets a second `snakemake` train beside `dvc repro`, and survives a kill.
-        take_lock(Path(".star/workflow.lock"), "dvc repro" if "DVC_STAGE" in os.environ else "snakemake")
+        take_lock(Path(".star/workflow.lock"), "dvc repro" if by_dvc else "snakemake")
+        if not by_dvc:
+            dvc_lock.hold()
     except StarError as error:
         raise WorkflowError(str(error)) from error
+
+
+onsuccess:
+    dvc_lock.release(os.getpid())
+
+
+onerror:
+    dvc_lock.release(os.getpid())
 
 
 rule all:

@@ -57,9 +57,15 @@ def memory_for(phase: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        by_torch = isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
-        if isinstance(error, RuntimeError) and not by_torch:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise StarError(f"out of memory in the {phase} phase: {MENDS[phase]} ({reason})") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)

@@ -6,6 +6,7 @@ from star.errors import StarError
 from star.params import GenevalParams, RewardsParams
 from star.rewards.base import Reward
 from star.rewards.detection import Detector
+from star.rewards.guarded import GuardedReward
 
 
 def build_reward(task: str, params: RewardsParams) -> Reward:
@@ -13,7 +14,7 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
     if task == "geneval":
         from star.rewards.geneval import GenevalReward
 
-        return GenevalReward(build_detector(params.geneval), params.geneval)
+        return GuardedReward(GenevalReward(build_detector(params.geneval), params.geneval), params.timeout)
     if task == "ocr":
         from star.rewards.ocr import OcrReward
 
@@ -21,7 +22,7 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
     if task == "preference":
         from star.rewards.preference import PreferenceReward
 
-        return PreferenceReward(params.preference)
+        return GuardedReward(PreferenceReward(params.preference), params.timeout)
     raise ValueError(f"no reward for task {task!r}")
 
 

@@ -47,5 +47,6 @@ rule record_versions:
     params:
         digest=support.recorded_digest(),
     shell:
-        "if [ -d .dvc ] && [ -e .git ] && [ -f dvc.yaml ]; then dvc commit --force;"
+        "if [ -d .dvc ] && [ -e .git ] && [ -f dvc.yaml ]; then"
+        " python -m workflow.dvc_lock release; dvc commit --force;"
         " else echo 'not the root of a Git and DVC repository: nothing to record'; fi 2>&1 | tee {log}"
