@@ -158,12 +158,15 @@ def resident() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[[], *PARTS], help=f"default: {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", default=PARTS, help=f"default: {', '.join(PARTS)}")
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--checkpoints", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=400)
     options = parser.parse_args()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no part {unknown[0]!r}; known: {', '.join(PARTS)}")
     values = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
     figures: dict[str, Any] = {}
     works: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -173,7 +176,7 @@ def main() -> None:
         "report": lambda folder: report(values, folder, options.checkpoints) | {"checkpoints": options.checkpoints},
         "leak": lambda folder: leak(options.epochs),
     }
-    for name in options.parts or PARTS:
+    for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
             figures[name] = works[name](Path(folder))
         print(name, figures[name], file=sys.stderr)

@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: threads that spin for e
 import pytest
 import yaml
 
-from star.params import read_values
+from star.values import read_values
 
 ROOT = Path(__file__).resolve().parents[1]
 

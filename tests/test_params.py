@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from star import params as module
 from star.errors import StarError
-from star.params import Params, PromptSource, fingerprint, load_params, read_values, schema
+from star.params import TASKS, Params, PromptSource, fingerprint, load_params
+from star.schema import schema
+from star.values import read_values
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -646,4 +647,4 @@ def test_any_edit_of_the_text_is_read_or_refused(
 
 
 def test_module_has_no_second_list_of_tasks() -> None:
-    assert set(module.TASKS) == set(schema()["properties"]["runs"]["properties"])
+    assert set(TASKS) == set(schema()["properties"]["runs"]["properties"])

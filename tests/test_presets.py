@@ -8,8 +8,9 @@ import pytest
 from dvc.repo import Repo
 
 from star.epoch import check_processes
-from star.params import load_params, read_values
+from star.params import load_params
 from star.plan import make_plan
+from star.values import read_values
 
 FILES = sorted(Path("presets").glob("*.yaml"))
 SCALES = {"1gpu": 1, "8gpu": 8, "32gpu": 32}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from star.params import read_values
+from star.values import read_values
 from tests import edits, slurm
 from tests.versioned import prepare
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from star.params import Params, load_params, read_values
+from star.params import Params, load_params
+from star.values import read_values
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {"geneval-star": "star", "ocr-flow_grpo": "flow_grpo", "preference-star": "star"}

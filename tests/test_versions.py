@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from star.params import read_values
+from star.values import read_values
 from tests.edits import (
     BASE,
     COARSE,

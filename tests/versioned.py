@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from star.params import read_values
+from star.values import read_values
 from tests.test_workflow_contract import Job, parse_jobs
 
 ROOT = Path(__file__).resolve().parents[1]

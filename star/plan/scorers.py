@@ -43,7 +43,7 @@ def read_scorer(params: Params, task: str) -> Scorer:
         return _clip_scorer(params.rewards.preference.path, min(SCORED, batch))
     if task != "geneval" or geneval.detector != "mask2former":
         return Scorer(0, 0)
-    assert geneval.color_path is not None  # as star.params has checked
+    assert geneval.color_path is not None  # as star.consistency has checked
     colors = _clip_scorer(geneval.color_path, SCORED)  # its batches are of crops, of which there may be many
     objects = _detector_scorer(geneval, min(geneval.batch, batch))
     return Scorer(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from star.params import STUDY_REFERENCES, Params, StudyRun
+from star.consistency import STUDY_REFERENCES
+from star.params import Params, StudyRun
 from star.report.study.intervals import crossing_ratio, t_interval
 from star.report.study.runs import LOGGED, Curve, load_curves, watched
 from star.statistics import Interval
@@ -132,7 +133,7 @@ def compare_task(params: Params, task: str, curves: dict[StudyRun, Curve]) -> Ta
     methods = tuple(_method(params, task, name, shared, best[name]) for name in study.methods)
     base_graded, level = float(np.mean(starts)), float(_graded(shared[FLOW_GRPO])[:, -1].mean())
     aim = next(method for method in methods if method.name == study.aim)
-    assert aim.to_control is not None  # the aim is neither reference: star.params
+    assert aim.to_control is not None  # the aim is neither reference: star.consistency
     return TaskResult(
         task=task,
         pictures=every[0].pictures,
