@@ -92,6 +92,16 @@ class Sequence:
             is_fused(device, image + text),
         )
 
+    @property
+    def latent(self) -> int:
+        """Elements of one picture's latent."""
+        return self.image * self.transformer.patch**2 * self.transformer.channels
+
+    @property
+    def input(self) -> int:
+        """Bytes of one sequence as it enters a block."""
+        return (self.image + self.text) * self.transformer.width * self.value
+
     # -- kept for the backward pass ---------------------------------------------------------------------------------
 
     def kept(self, index: int) -> int:
@@ -138,7 +148,7 @@ class Sequence:
     def graph(self, sequences: int, checkpointing: bool) -> int:
         """Bytes that one forward pass leaves: of all blocks, or with checkpointing their inputs alone."""
         t = self.transformer
-        inputs = t.depth * sequences * (self.image + self.text) * t.width * self.value
+        inputs = t.depth * sequences * self.input
         blocks = sum(self.block(i, sequences) for i in range(t.depth))
         return sequences * self.image * self._layer_norm() + (inputs if checkpointing else blocks)
 
@@ -150,23 +160,27 @@ class Sequence:
 
     def forward(self) -> int:
         """Bytes of one sequence at the fullest moment of a block without gradient, whichever it is: queries and keys
-        leave their norms in float32 and are cast; scores become probabilities; the MLP's GELU."""
-        d, value, tokens = self.transformer.width, self.value, self.image + self.text
-        streams = tokens * d * (value + self.norm)  # the residual streams and what entered the attention
-        normalised = 3 * tokens * d * value + (2 * tokens * d * FLOAT if self.mixed and self.transformer.qk_norm else 0)
-        scores = 0 if self.fused else 2 * self.transformer.heads * tokens**2 * value
+        leave their norms in float32 and are cast; scores become probabilities; the GELU of either stream's MLP."""
+        t, value, image, text = self.transformer, self.value, self.image, self.text
+        d, tokens = t.width, image + text
+        second = image * self.norm if t.dual else 0  # a value of what enters the image-only attention
+        entered = tokens * d * (value + self.norm) + d * second  # the residual streams and what enters the attentions
+        normalised = 3 * tokens * d * value + (2 * tokens * d * FLOAT if self.mixed and t.qk_norm else 0)
+        scores = 0 if self.fused else 2 * t.heads * tokens**2 * value
         attention = (4 if self.fused else 5) * tokens * d * value + scores
-        return streams + max(normalised, attention, self._mlp() + self.image * d * value)
+        # In the MLPs both streams' block inputs and attention outputs are there as well, in the text's also what the
+        # image's gave.
+        streams = tokens * (2 * value + self.norm) + (image * value if t.dual else 0) + second
+        mlp = d * (streams + max(9 * image, 9 * text + 2 * image) * value)  # the new sum, and both sides of the GELU
+        return max(entered + max(normalised, attention), mlp)
 
     def backward(self) -> int:
         """Bytes of one sequence's gradients at the fullest moment of a block, beside the graph: in the MLP, or in the
         attention (3 widths a token), by when what the MLPs kept inside their GELU (4) is gone."""
         d, value, tokens = self.transformer.width, self.value, self.image + self.text
         scores = 0 if self.fused else 2 * self.transformer.heads * tokens**2 * value
-        return 2 * tokens * d * value + max(self._mlp(), scores - tokens * d * value)
-
-    def _mlp(self) -> int:
-        return 8 * self.image * self.transformer.width * self.value  # before and after the GELU
+        mlp = 8 * max(self.image, self.text) * d * value  # before and after the GELU, of the longer stream
+        return 2 * tokens * d * value + max(mlp, scores - tokens * d * value)
 
 
 def estimate(
@@ -204,7 +218,7 @@ def estimate(
     pictures = params.images_per_epoch // processes
     trajectories = pictures * (_trajectory(params, allocation, sequence) + prompt)
     trajectories += pictures * 3 * model.resolution**2 if device == "cpu" else 0
-    drawn = branches(params) * rollout.batch
+    drawn, drawing = branches(params) * rollout.batch, rollout.batch * _drawing(params, sequence)
     encoding = ENCODED * max(encoder.fullest(encoder_value, model.t5_tokens) for encoder in pipeline.encoders)
     gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
 
@@ -214,7 +228,7 @@ def estimate(
     phases = {
         "encoding prompts": encoding + (encoders if cached else trajectories),
         "denoising": trajectories + drawn * sequence.forward(),
-        "decoding": trajectories + decode(rollout.batch, model.vae_slicing),
+        "decoding": trajectories + drawing + decode(rollout.batch, model.vae_slicing),
         "sample grid": max(
             decode(max(rollout.batch, SHEET_PROMPTS), model.vae_slicing),
             branches(params) * SHEET_PROMPTS * sequence.forward(),
@@ -289,14 +303,17 @@ def host_memory(params: Params, pipeline: Pipeline) -> int:
 def updating(params: Params, sequence: Sequence, checkpointing: bool) -> int:
     """Bytes that the fullest step of an update adds: its graph, with gradients or with the reference's pass.
 
-    With checkpointing each block comes back, one at a time, before its gradients.
+    With checkpointing each block comes back, one at a time, before its gradients; the inputs of those behind it are
+    gone by then.
     """
     rollout, train = params.rollout, params.train
     first = branches(params) * rollout.batch // shared(params)  # sequences of the window's first step
     steps = rollout.window[1] - rollout.window[0]
     most = branches(params) * rollout.batch if steps > 1 else first
-    again = max(sequence.block(i, most) for i in range(sequence.transformer.depth)) if checkpointing else 0
-    full = sequence.graph(most, checkpointing) + again + most * sequence.backward()
+    full = sequence.graph(most, checkpointing) + most * sequence.backward()
+    if checkpointing:
+        depth = sequence.transformer.depth
+        full += max(sequence.block(i, most) - (depth - 1 - i) * most * sequence.input for i in range(depth))
     if train.kl_form == "none":
         return full
     judged = most if train.kl_beta > 0 else first  # without a weight only the first step is, for the log
@@ -304,7 +321,8 @@ def updating(params: Params, sequence: Sequence, checkpointing: bool) -> int:
 
 
 def decoding(vae: Vae, resolution: int, pictures: int, slicing: bool, copied: bool) -> int:
-    """Bytes that decoding adds, in float32: the fullest moment of its fullest level.
+    """Bytes that decoding adds, in float32: the fullest moment of its fullest level or, of few channels or slices, of
+    what is done with the pictures.
 
     A resnet holds its input, the level's own input, and the most of: norm and activation; both sides of its first
     convolution; the two branches, their sum and what is returned. Upsampling holds both sides of its convolution.
@@ -322,13 +340,20 @@ def decoding(vae: Vae, resolution: int, pictures: int, slicing: bool, copied: bo
             first = (2 if copied else 1) * resnet.inner + resnet.outer
             fullest = max(fullest, area * (held + max(2 * resnet.inner, first, branches_and_sum)))
         fullest = max(fullest, area * (entered + (1 + (3 if copied else 2) * 4) * upsampled))
-    finished = 2 * 3 * resolution**2  # decoded, and scaled to grey levels
-    return FLOAT * ((fullest if slicing else pictures * fullest) + pictures * finished)
+    picture = 3 * resolution**2
+    levels = fullest + (pictures - 1) * picture if slicing else pictures * fullest  # of slices those done are kept
+    return FLOAT * max(levels, 3 * pictures * picture)  # decoded; halved and raised; or clamped, grey levels, rounded
+
+
+def _drawing(params: Params, sequence: Sequence) -> int:
+    """Bytes that the rollout of one picture holds beside its trajectory while it is decoded: latents and means a second
+    time, as the lists that they were stacked from; the finished latent; the last velocity and noise."""
+    steps = params.rollout.window[1] - params.rollout.window[0]
+    return FLOAT * (2 * steps + 1 + 3) * sequence.latent
 
 
 def _trajectory(params: Params, allocation: AllocationParams, sequence: Sequence) -> int:
     """Bytes that the rollout of one picture keeps for the update: latents, means, relevance and allocation maps."""
-    t, steps = sequence.transformer, params.rollout.window[1] - params.rollout.window[0]
-    latent = sequence.image * t.patch**2 * t.channels
+    steps = params.rollout.window[1] - params.rollout.window[0]
     maps = 1 if allocation.source == "uniform" or allocation.lam == 0 else 2
-    return FLOAT * ((2 * steps + 1) * latent + maps * steps * sequence.image)
+    return FLOAT * ((2 * steps + 1) * sequence.latent + maps * steps * sequence.image)
