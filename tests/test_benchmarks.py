@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 
-from benchmarks import sd35m
+from benchmarks import orchestration, sd35m
 from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
 from star.params import load_params
@@ -122,3 +122,33 @@ def test_the_committed_load_is_within_what_was_asked():
     assert figures["plan"]["jobs"] >= 1000 and figures["plan"]["seconds"] < 10
     seen = figures["leak"]["bytes"]
     assert figures["leak"]["epochs"] >= 200 and max(seen[2:]) < 1.02 * seen[2]
+
+
+LOG = """host: here
+[Wed Nov 25 21:15:05 2026]
+localrule prepare_prompts:
+    output: a
+    jobid: 4
+    benchmark: logs/a.tsv
+
+[Wed Nov 25 21:15:06 2026]
+rule train_policy:
+    jobid: 12
+
+[Wed Nov 25 21:15:09 2026]
+Finished jobid: 4 (Rule: prepare_prompts)
+1 of 3 steps (33%) done
+[Wed Nov 25 21:16:06 2026]
+Finished jobid: 12 (Rule: train_policy)
+[Wed Nov 25 21:17:00 2026]
+rule write_report:
+    jobid: 1
+"""
+
+
+def test_the_jobs_of_a_log_and_the_time_that_they_cover():
+    first, second = orchestration.job_intervals(LOG)  # the third did not end
+    assert (first[1] - first[0], second[1] - second[0], second[0] - first[0]) == (4, 60, 1)
+    assert orchestration.covered([first, second]) == 61
+    assert orchestration.covered([(0, 1), (3, 5), (4, 4.5)]) == 3
+    assert orchestration.covered([]) == 0

@@ -230,6 +230,29 @@ def test_experiments_run_and_are_compared(project: Project) -> None:
     assert project.reproduce() == set()
 
 
+def test_the_commands_of_readme_work_as_they_are_written(project: Project) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"### Versions and experiments\n\n((?: {4}.+\n)+)", page)
+    commands = [line.partition("  #")[0].strip() for line in block.splitlines()]
+    assert len(commands) == 9
+    for command in commands:
+        if command.startswith("make "):
+            make(project, command.removeprefix("make "))
+            continue
+        project.run("bash", "-ec", command.replace("/path/to/storage", str(project.folder / "storage")))
+        if "dvc queue start" in command:  # which works in the background
+            end = time.monotonic() + 300
+            while (said := project.run("dvc", "queue", "status")).count("Success") < 2:
+                assert "Failed" not in said and time.monotonic() < end, said
+                time.sleep(1)
+    stored = sum(file.is_file() for file in (project.folder / "storage").rglob("*"))
+    assert stored > len(TRAIN | EVALUATIONS)
+    shown = project.run("dvc", "exp", "show", "--only-changed", "--csv")
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    assert {"2.0", "8.0"} <= {row["allocation.lam"] for row in rows}
+    assert "0.0005" in {row["train.learning_rate"] for row in rows}
+
+
 NAMES = ("here", "queued", "aside")
 
 
