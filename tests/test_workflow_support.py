@@ -1,5 +1,9 @@
 """What the rules share: which code a rule runs, one run at a time, and where two parameter values differ."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +53,21 @@ def test_models_of_a_reward_are_inputs_where_they_are_directories(tmp_path: Path
     assert folders("geneval", "preference") == ["detector", "colors", "taste"]
     rewards["geneval"] |= {"path": "owner/hub-id", "color_path": None}
     assert folders("geneval") == []
+
+
+@pytest.mark.parametrize("cmd", ["snakemake", "dvc repro"])
+def test_entries_that_a_kill_left_in_dvcs_table_are_in_nobodys_way(tmp_path, monkeypatch, cmd):
+    from workflow import dvc_lock
+
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / ".dvc/tmp/rwlock"
+    table.parent.mkdir(parents=True)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    pid = os.getpid() if cmd == "snakemake" else ended.pid  # of Snakemake's even where the number is another's now
+    results = str(tmp_path / "results")
+    table.write_text(json.dumps({"write": {results: {"pid": pid, "cmd": cmd}}, "read": {}}))
+    dvc_lock.hold()
+    assert json.loads(table.read_text())["write"] == {results: {"pid": os.getpid(), "cmd": "snakemake"}}
+    dvc_lock.release(os.getpid())
+    assert not json.loads(table.read_text())["write"]

@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+from dvc.exceptions import DvcException
 from dvc.fs import localfs
-from dvc.lock import LockError
 from dvc.rwlock import _check_blockers, _edit_rwlock  # its context manager ends with the process that began it
 
 from star.errors import StarError
@@ -19,21 +19,25 @@ OWNER = "snakemake"
 
 
 def hold() -> None:
-    """Enter the results folder for this process; DVC passes over entries of processes that have ended.
+    """Enter the results folder for this process, which has the Snakefile's lock: older entries of Snakemake are dead.
 
     Raises:
-        StarError: a DVC command is at work on them.
+        StarError: a DVC command is at work on them, or its table cannot be read.
     """
     if not TABLE.parent.is_dir():
         return
     TABLE.mkdir(exist_ok=True)
+    try:
+        release()
+    except DvcException as error:
+        raise StarError(f"{TABLE / 'rwlock'}: {error}; delete it if no DVC command runs") from error
     results, entry = os.path.abspath("results"), {"pid": os.getpid(), "cmd": OWNER}
     try:
         with _edit_rwlock(str(TABLE), localfs, False) as table:
             for mode in ("write", "read"):
                 _check_blockers(str(TABLE), table, entry, mode=mode, waiters=[results])
-            table["write"][results] = entry
-    except LockError as error:
+            table.setdefault("write", {})[results] = entry  # the checks drop what is empty
+    except DvcException as error:
         raise StarError(f"DVC is at work in this folder; wait for it, or stop it first: {error}") from error
 
 
