@@ -2,16 +2,15 @@
 
 One rollout-and-update phase of a group with SD3.5-M's own block shapes (24 heads of 64, 1,024 image tokens of a picture
 of 512 pixels, 77 + 128 text tokens) and random weights, allocation by attention against the uniform one, on one model,
-interleaved in one process: ratios of wall time and of peak memory, medians over pairs with the smallest and largest. On
-the CPU a few layers stand for the 24, every one of them is read, and there is no guidance: each makes STAR's share
-larger than it is in training. On a GPU: all 24 layers, and also pictures/s and the share of the card's own bf16 matrix
-rate that the update reaches.
+interleaved in one process: ratios of wall time and of peak memory, medians over pairs with a 95 % interval, the
+smallest and the largest pair. On the CPU a few layers stand for the 24, every one of them is read, and there is no
+guidance: each makes STAR's share larger than it is in training. On a GPU: all 24 layers, and also pictures/s and the
+share of the card's own bf16 matrix rate that the update reaches.
 """
 
 import argparse
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -22,8 +21,9 @@ import torch
 
 from benchmarks.measure import machine, measure_peak, use_of_card
 from benchmarks.random_weights import LAYERS, T5_TOKENS, random_pipeline, random_trainer, random_transformer, random_vae
-from benchmarks.speed import paired, seconds
+from benchmarks.speed import paired, seconds, spread
 from star.params import Params, load_params
+from star.precision import resolve_precision
 from star.runtime import keep_freed_memory, stay_offline
 from star.trainer import Trainer
 
@@ -45,7 +45,7 @@ def peak_memory(method: str, arguments: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--layers", type=int, help="default: 2 on a CPU, 24 on a GPU")
     parser.add_argument("--peak", metavar="METHOD", help="only print the peak memory of a method's phases, in bytes")
     parser.add_argument("--group", type=int, help="pictures; default: 2 on a CPU, 8 on a GPU")
@@ -57,9 +57,10 @@ def main() -> None:
     gpu = device.type == "cuda"
     layers, group = options.layers or (LAYERS if gpu else 2), options.group or (8 if gpu else 2)
     params = load_params(options.params)
+    precision = resolve_precision("auto", device)
     params = dataclasses.replace(
         params,
-        model=dataclasses.replace(params.model, resolution=512, t5_tokens=T5_TOKENS, precision="bf16"),
+        model=dataclasses.replace(params.model, resolution=512, t5_tokens=T5_TOKENS, precision=precision),
         rollout=dataclasses.replace(params.rollout, steps=3, window=[0, 2], same_latent=False, batch=group),
         allocation=dataclasses.replace(params.allocation, blocks="all"),
         train=dataclasses.replace(
@@ -81,6 +82,7 @@ def main() -> None:
     arguments = ["--params", str(options.params), "--layers", str(layers), "--group", str(group)]
     figures = {
         "machine": machine(),
+        "precision": precision,
         "layers": layers,
         "pictures": group,
         "attention": run.policy.attention_kernel,
@@ -97,9 +99,7 @@ def main() -> None:
 def memory(arguments: list[str], pairs: int) -> dict[str, dict[str, float]]:
     """Bytes of both methods' processes, and the ratio of their peaks."""
     found = [{name: peak_memory(name, arguments) for name in ("star", "flow_grpo")} for _ in range(pairs)]
-    ratios = [pair["star"]["peak"] / pair["flow_grpo"]["peak"] for pair in found]
-    spread = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": pairs}
-    return {"peak_ratio": spread, **found[0]}
+    return {"peak_ratio": spread([pair["star"]["peak"] / pair["flow_grpo"]["peak"] for pair in found]), **found[0]}
 
 
 def ratios(first: Callable[[], None], second: Callable[[], None], pairs: int) -> dict[str, dict[str, float]]:
@@ -114,8 +114,7 @@ def ratios(first: Callable[[], None], second: Callable[[], None], pairs: int) ->
 
     by_wall = paired(lambda: wall(first), lambda: wall(second), pairs)
     of_pairs = [a / b for a, b in zip(processor[2::2], processor[3::2], strict=True)]  # the first pair does not count
-    by_processor = {"median": statistics.median(of_pairs), "min": min(of_pairs), "max": max(of_pairs), "pairs": pairs}
-    return {"time": by_wall, "processor_time": by_processor}
+    return {"time": by_wall, "processor_time": spread(of_pairs)}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What STAR costs on the miniature: ``python -m benchmarks.speed > benchmarks/figures/speed.json``.
 
-All figures are ratios of runs interleaved in one process, medians over pairs, with the smallest and largest pair:
+All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval, the smallest and the largest pair:
 
 - ``rollout``: pictures/s of `roll_out` with step means and maps over pictures/s of the stock pipeline's ``__call__``
   with the same model, steps, guidance, batch and precision (at least 0.9 wanted).
@@ -16,7 +16,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +50,15 @@ class Free:
 
 def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> dict[str, float]:
     """Ratio first/second of what the two return, run alternately, after one uncounted pair."""
-    ratios = [first() / second() for _ in range(pairs + 1)][1:]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "pairs": pairs}
+    return spread([first() / second() for _ in range(pairs + 1)][1:])
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """``median`` of pairs with its 95 % bootstrap interval, ``low`` to ``high``; the smallest and largest pair."""
+    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    middle = {"median": statistics.median(ratios), "low": float(low), "high": float(high)}
+    return middle | {"min": min(ratios), "max": max(ratios), "pairs": len(ratios)}
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -32,6 +32,7 @@ from star.quality import feature_diversity, pixel_diversity
 from star.records import PromptRecord, read_records
 from star.rewards.base import Reward
 from star.rewards.factory import build_reward
+from star.rewards.guarded import in_time
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
 from star.scoring import Numbered, Sample, picture_lines, picture_name, score_batches, write_scores
@@ -100,9 +101,11 @@ def _merge(
     side = params.model.resolution
     pictures, others = (_read_pictures(work / name, wanted, side) for name in ("pictures", "others"))
     assert pictures is not None and others is not None  # this evaluation drew them
-    figures = zip(pixel_diversity(pictures, others), feature_diversity(judge, pictures, others), strict=True)
-    for line, (pixels, features) in zip(first, figures, strict=True):
-        line["quality"] |= {"diversity": round(float(pixels), 6), "feature_diversity": round(float(features), 6)}
+    those = f"{records[0].id} and {len(pictures) - 1} more: features of reward {judge.name}"
+    features = in_time(lambda: feature_diversity(judge, pictures, others), those, params.rewards.timeout)
+    figures = zip(pixel_diversity(pictures, others), features, strict=True)
+    for line, (diversity, of_features) in zip(first, figures, strict=True):
+        line["quality"] |= {"diversity": round(float(diversity), 6), "feature_diversity": round(float(of_features), 6)}
     return lines
 
 

@@ -66,7 +66,7 @@ class SD3Policy:
             self.transformer.enable_gradient_checkpointing()
         if model.vae_slicing:
             pipe.vae.enable_slicing()
-        folder = Path(model.prompt_cache) / encoder_key(model) if model.prompt_cache else None
+        folder = Path(model.prompt_cache) / encoder_key(model, self.device.type) if model.prompt_cache else None
         self.prompts = PromptStore(self._encode, folder, self.device, ENCODED)
 
     @property
@@ -286,8 +286,9 @@ def _check_base(adapter: Path, transformer: SD3Transformer2DModel, model: ModelP
         )
 
 
-def encoder_key(model: ModelParams) -> str:
-    """Changes with all that decides what prompts become: the model, its revision and files, lengths and precision."""
+def encoder_key(model: ModelParams, device: str) -> str:
+    """Changes with all that decides what prompts become: the model, its revision and files, lengths, precision and the
+    kind of device."""
     files = sorted(Path(model.path).glob("t*encoder*/*")) + sorted(Path(model.path).glob("tokenizer*/*"))
     listed = [(file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return fingerprint(model.path, model.revision, model.t5_tokens, model.precision, listed)
+    return fingerprint(model.path, model.revision, model.t5_tokens, model.precision, device, listed)

@@ -19,6 +19,7 @@ from star.params import Params
 from star.quality import picture_statistics
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardError, scores_of
+from star.rewards.guarded import GuardedReward
 from star.rewards.preference import PreferenceReward
 from star.second_reader import read_again
 from star.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
@@ -84,7 +85,8 @@ def picture_lines(
     """The lines of images.jsonl, a picture each, with a ``number`` besides that says its place."""
     clock = time.perf_counter()
     by_batch = itertools.groupby(samples, key=lambda sample: sample.number // params.evaluate.batch)
-    qualities = [quality for _, batch in by_batch for quality in _qualities(list(batch), judge)]
+    guarded = GuardedReward(judge, params.rewards.timeout)
+    qualities = [quality for _, batch in by_batch for quality in _qualities(list(batch), guarded)]
     lines = [
         {
             "number": sample.number,
@@ -117,7 +119,7 @@ def _add_second_readings(lines: Sequence[dict], samples: Sequence[Sample], param
         line["quality"]["second_reader"] = round(reading.reward, 6)
 
 
-def _qualities(samples: Sequence[Sample], judge: PreferenceReward) -> list[dict[str, float]]:
+def _qualities(samples: Sequence[Sample], judge: Reward) -> list[dict[str, float]]:
     """What `star.quality` says of each picture of a batch: judged together, however many processes there are."""
     pictures = np.stack([sample.picture for sample in samples])
     with memory_for("scoring"):

@@ -26,6 +26,7 @@ from star.policy import load_policy
 from star.quality import picture_statistics, pixel_diversity
 from star.records import PromptRecord
 from star.rewards.factory import build_reward
+from star.rewards.guarded import GuardedReward
 from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
 from star.second_reader import read_again
@@ -116,7 +117,8 @@ def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]
     Those of `star.quality`, and for OCR ``second_reader``: the OCR reward by `study.second_reader`.
     """
     records, pictures = [sample.record for sample in samples], np.stack([sample.picture for sample in samples])
-    judged = PreferenceReward(params.rewards.preference).submit(pictures, records).result()
+    judge = GuardedReward(PreferenceReward(params.rewards.preference), params.rewards.timeout)
+    judged = judge.submit(pictures, records).result()
     figures = {"preference": float(np.mean([detail["score"] for detail in judged.details]))}
     if task == "ocr":
         readings = read_again(params.study.second_reader, list(pictures), records, workers=1)

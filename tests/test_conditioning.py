@@ -85,7 +85,7 @@ def test_what_a_prompt_becomes_does_not_depend_on_its_neighbours():
 
 
 def test_another_model_or_length_has_a_folder_of_its_own():
-    keys = {encoder_key(MODEL)}
-    keys |= {encoder_key(dataclasses.replace(MODEL, **c)) for c in ({"t5_tokens": 8}, {"precision": "no"})}
-    keys |= {encoder_key(dataclasses.replace(MODEL, path="an/id", revision=r)) for r in ("a" * 40, "b" * 40)}
-    assert len(keys) == 5
+    keys = {encoder_key(MODEL, device) for device in ("cpu", "cuda")}
+    keys |= {encoder_key(dataclasses.replace(MODEL, **c), "cpu") for c in ({"t5_tokens": 8}, {"precision": "no"})}
+    keys |= {encoder_key(dataclasses.replace(MODEL, path="an/id", revision=r), "cpu") for r in ("a" * 40, "b" * 40)}
+    assert len(keys) == 6

@@ -222,7 +222,7 @@ def test_what_the_newest_is_today_is_written_down_as_a_commit(hub: Hub, tmp_path
     policy.save_adapter(tmp_path / "adapter")
     base = json.loads((tmp_path / "adapter/base.json").read_text())
     assert (base["path"], base["revision"]) == ("owner/mini", COMMIT)
-    assert encoder_key(policy.model) == encoder_key(dataclasses.replace(MODEL, revision=COMMIT))
+    assert encoder_key(policy.model, "cpu") == encoder_key(dataclasses.replace(MODEL, revision=COMMIT), "cpu")
     load_policy(dataclasses.replace(MODEL, path="models/miniature"), CPU, tmp_path / "adapter")
 
 

@@ -27,10 +27,7 @@ def hold() -> None:
     if not TABLE.parent.is_dir():
         return
     TABLE.mkdir(exist_ok=True)
-    try:
-        release()
-    except DvcException as error:
-        raise StarError(f"{TABLE / 'rwlock'}: {error}; delete it if no DVC command runs") from error
+    release()
     results, entry = os.path.abspath("results"), {"pid": os.getpid(), "cmd": OWNER}
     try:
         with _edit_rwlock(str(TABLE), localfs, False) as table:
@@ -42,13 +39,21 @@ def hold() -> None:
 
 
 def release(process: int | None = None) -> None:
-    """Take back the entry that a process made, or whichever made it."""
-    if TABLE.is_dir():
+    """Take back the entry that a process made, or whichever made it.
+
+    Raises:
+        StarError: DVC's table cannot be read.
+    """
+    if not TABLE.is_dir():
+        return
+    try:
         with _edit_rwlock(str(TABLE), localfs, False) as table:
             entries = table["write"].items()
             ours = [path for path, e in entries if e["cmd"] == OWNER and process in (None, e["pid"])]
             for path in ours:
                 del table["write"][path]
+    except DvcException as error:
+        raise StarError(f"{TABLE / 'rwlock'}: {error}; delete it if no DVC command runs") from error
 
 
 if __name__ == "__main__":
