@@ -1,6 +1,7 @@
 """What STAR costs on the miniature: ``python -m benchmarks.speed > benchmarks/figures/speed.json``.
 
-All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval, the smallest and the largest pair:
+All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval, the smallest and the
+largest pair:
 
 - ``rollout``: pictures/s of `roll_out` with step means and maps over pictures/s of the stock pipeline's ``__call__``
   with the same model, steps, guidance, batch and precision (at least 0.9 wanted).
