@@ -90,8 +90,8 @@ ENTRY = {
     "study_report": "star.report.study",
 }
 
-# The study is asked for by name: days of training whose tables go into Git by hand (docs/study). As stages its runs,
-# each of a (task, method, seed, rate), would make `dvc repro` and `dvc status` ask for those days too.
+# The study is asked for by name: hours of training whose tables go into Git by hand (docs/study). As stages its runs,
+# each of a (task, method, seed, rate), would make `dvc repro` and `dvc status` ask for those hours too.
 NOT_IN_DVC = ("study_run", "study_report")
 
 # They carry parameters, messages and locks, not results: what matters of them reaches a rule through SECTIONS.
