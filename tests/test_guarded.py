@@ -3,14 +3,17 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from star.params import load_params
 from star.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, finished
 from star.rewards.guarded import GuardedReward
+from star.scoring import Sample, picture_lines
 
 PICTURES = np.zeros((2, 4, 4, 3), np.uint8)
 RECORDS = [PromptRecord(id=f"r{i}", task="preference", prompt="a dog", metadata={}) for i in range(2)]
@@ -85,3 +88,10 @@ def test_a_process_ends_though_its_reward_hangs():
         [sys.executable, "-c", program + ".submit(PICTURES, RECORDS)"], capture_output=True, text=True, timeout=100
     )
     assert run.returncode == 1 and "no scores after 0.05 s" in run.stderr
+
+
+def test_a_judge_of_finished_pictures_is_guarded_too():
+    samples = [Sample(i, record, 0, None, PICTURES[i], 1.0, {}) for i, record in enumerate(RECORDS)]
+    params = load_params(Path("params.yaml"))
+    with pytest.raises(RewardError, match="r0 and 1 more: reward given: ValueError: broken"):
+        picture_lines(samples, "preference", params, Given(raising(ValueError("broken"))), {"scoring": 0.0})
