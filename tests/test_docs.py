@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import draw_study
+from docs import draw_study, study_rates
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "docs/study"
@@ -41,3 +41,10 @@ def test_the_picture_of_the_curves_is_that_of_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(draw_study, "FOLDER", tmp_path)
     draw_study.main()
     assert (tmp_path / "curves.svg").read_text() == (STUDY / "curves.svg").read_text()
+
+
+def test_the_tables_of_other_rates_are_those_of_the_curves(capsys):
+    study_rates.main()
+    printed = capsys.readouterr().out.split("\n\n")
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    assert len(printed) == 2 and all(table.strip() in page for table in printed)
