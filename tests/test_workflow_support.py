@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from star.errors import StarError
 from workflow import support
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,3 +72,15 @@ def test_entries_that_a_kill_left_in_dvcs_table_are_in_nobodys_way(tmp_path, mon
     assert json.loads(table.read_text())["write"] == {results: {"pid": os.getpid(), "cmd": "snakemake"}}
     dvc_lock.release(os.getpid())
     assert not json.loads(table.read_text())["write"]
+
+
+def test_a_table_of_dvcs_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    from workflow import dvc_lock
+
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / ".dvc/tmp/rwlock"
+    table.parent.mkdir(parents=True)
+    table.write_text("{")
+    for use in (dvc_lock.hold, dvc_lock.release):
+        with pytest.raises(StarError, match=r"\.dvc/tmp/rwlock: .*; delete it if no DVC command runs"):
+            use()
