@@ -1,8 +1,8 @@
 """The study beside its shared learning rate, from the committed curves: ``python docs/study_rates.py``.
 
-Prints the two tables of docs/study/README.md, of the rates that have several seeds. One: final graded held-out scores at
-the other rates, and their differences to `flow_grpo` and to the method's shuffled control at the same rate. Two: each
-method at the best of the rates that have as many seeds as the study. Differences are paired by seed, with 95 %
+Prints the two tables of docs/study/README.md, of the rates that have several seeds. One: final graded held-out scores
+at the other rates, and their differences to `flow_grpo` and to the method's shuffled control at the same rate. Two:
+each method at the best of the rates that have as many seeds as the study. Differences are paired by seed, with 95 %
 t-intervals, bold where zero is outside. `best_rates.csv` has the rates of one seed.
 """
 
