@@ -81,7 +81,7 @@ def gradient(run: Trainer, scored: Sequence) -> np.ndarray:
     return flat.numpy()
 
 
-def gradients(params: Params, task: str, epochs: int) -> dict[str, np.ndarray]:
+def gradients(params: Params, task: str, epochs: int, chosen: Sequence[str]) -> dict[str, np.ndarray]:
     """Method -> its gradient of each epoch, (epochs, parameters), all of the same rollouts."""
     records = [dataclasses.replace(record, core=extract_core(record)) for record in prepare(task, params)[0]]
     methods = {
@@ -89,7 +89,7 @@ def gradients(params: Params, task: str, epochs: int) -> dict[str, np.ndarray]:
     }
     reward = build_reward(task, params.rewards)
     run = Trainer(params, methods[REFERENCE], records, reward, load_policy(params.model, torch.device("cpu")))
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*methods, *PRECISE)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (REFERENCE, *chosen)}
     for epoch in tqdm(range(epochs), desc=task, unit="epoch"):
         run.epoch = epoch
         batches = plan_epoch(records, params, epoch)
@@ -128,11 +128,13 @@ def main() -> None:
     parser.add_argument("task", choices=("geneval", "ocr"))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--epochs", type=int, default=96)
+    parser.add_argument("--methods", nargs="+", help="default: all of `study`, and the two with maps of the picture")
     options = parser.parse_args()
     stay_offline()
     keep_freed_memory()
     params = dataclasses.replace(load_params(options.params), seed=1)  # rollouts that no committed run has seen
-    found = gradients(params, options.task, options.epochs)
+    chosen = options.methods or [name for name in (*params.study.methods, *PRECISE) if name != REFERENCE]
+    found = gradients(params, options.task, options.epochs, chosen)
     drawn = np.random.default_rng(0).multinomial(options.epochs, np.full(options.epochs, 1 / options.epochs), size=1000)
     counts = np.vstack([np.ones(options.epochs), drawn])  # the first row is every epoch once
     base = efficiency(found[REFERENCE], found[REFERENCE], counts)

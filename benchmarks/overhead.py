@@ -55,6 +55,7 @@ def main() -> None:
         keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
+    torch.set_num_threads(1)  # on a CPU: two threads wait for each other, by more than is measured here
     layers, group = options.layers or (LAYERS if gpu else 2), options.group or (8 if gpu else 2)
     params = load_params(options.params)
     precision = resolve_precision("auto", device)
@@ -77,7 +78,12 @@ def main() -> None:
             torch.cuda.synchronize()
 
     if options.peak:
-        print(json.dumps(measure_peak(lambda: (epoch(options.peak), epoch(options.peak)), gpu)))
+
+        def two_epochs() -> None:
+            epoch(options.peak)
+            epoch(options.peak)
+
+        print(json.dumps(measure_peak(two_epochs, gpu)))
         return
     arguments = ["--params", str(options.params), "--layers", str(layers), "--group", str(group)]
     figures = {
@@ -92,7 +98,7 @@ def main() -> None:
     if gpu:
         figures["star"] = use_of_card(run, group)
     run.policy.transformer.to("meta")  # the processes that are measured need the memory
-    figures["memory"] = memory(arguments, pairs=3)
+    figures["memory"] = memory(arguments, pairs=10)
     print(json.dumps(figures, indent=1))
 
 

@@ -24,7 +24,8 @@ from star.params import Params, load_params
 from star.plan.counts import count
 from star.plan.operations import count_operations
 from star.plan.shapes import read_pipeline
-from star.rewards.ocr import read_pictures
+from star.rewards.ocr import ppocrv4
+from star.rewards.reading import read_pictures
 from star.runtime import keep_freed_memory
 
 FLOAT = 4  # bytes
@@ -84,9 +85,10 @@ def reading_time(pictures: int, side: int) -> float:
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=rng.integers(4, 9))) for _ in range(pictures)]
     drawn = np.stack([sign(word, rng) for word in words])
-    read_pictures(drawn[:2], words[:2], side)  # the first calls allocate
+    reader = ppocrv4(side)
+    read_pictures(reader, drawn[:2], words[:2])  # the first calls allocate
     start = time.process_time()
-    reads = read_pictures(drawn, words, side)
+    reads = read_pictures(reader, drawn, words)
     elapsed = time.process_time() - start
     assert np.mean([word in read for word, read in zip(words, reads, strict=True)]) > 0.5, "the signs must be legible"
     return elapsed / pictures

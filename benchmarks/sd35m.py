@@ -100,8 +100,8 @@ def with_sizes(params: Params, sizes: Sizes) -> Params:
     """The recipe for epochs of one group, always of one prompt."""
     one = dataclasses.replace(params.prompts.geneval, train=1, test=1, train_file=None, test_file=None)
     model = {**BASE, "path": TOKENIZERS, "prompt_cache": None, "guidance_scale": sizes.guidance_scale}
-    rollout = {"steps": sizes.steps, "window": [0, sizes.steps - 1], "batch": sizes.pictures}
-    train = {"prompts_per_epoch": 1, "group_size": sizes.pictures, "updates_per_epoch": 1}
+    rollout: dict[str, Any] = {"steps": sizes.steps, "window": [0, sizes.steps - 1], "batch": sizes.pictures}
+    train: dict[str, Any] = {"prompts_per_epoch": 1, "group_size": sizes.pictures, "updates_per_epoch": 1}
     return dataclasses.replace(
         params,
         model=dataclasses.replace(params.model, **model),
@@ -220,7 +220,9 @@ def time_all(names: Sequence[str], rounds: int, params: Params, pipe: StableDiff
         "reasons": {name: found.reason for name, found in timed.items() if found.reason},
     }
     if base.policy.device.type == "cuda":
-        figures["matrix_share"] = matrix_share(base, settings["base"]["seconds"]["update"])
+        summed = settings["base"]
+        assert summed is not None  # a base setting that fails has ended the benchmark
+        figures["matrix_share"] = matrix_share(base, summed["seconds"]["update"])
     return figures
 
 

@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class Free:
 
     name = "free"
 
-    def submit(self, images: np.ndarray, records: list[PromptRecord]):
+    def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> Future[RewardResult]:
         scores = np.arange(len(records), dtype=np.float32) % 7 / 7
         return finished(RewardResult(scores, [{} for _ in records]))
 

@@ -1,6 +1,7 @@
-"""The benchmarks' random model is SD3.5 Medium, and what the benchmark of its settings says of those that fail."""
+"""The benchmarks start, their random model is SD3.5 Medium, and what that of its settings says of those that fail."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 
-from benchmarks import orchestration, sd35m
+from benchmarks import orchestration, scaling, sd35m
 from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
 from star.params import load_params
@@ -20,6 +21,25 @@ from star.policy import LORA_TARGETS
 
 def of(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path("benchmarks").glob("*.py")))
+def test_a_benchmark_finds_what_it_imports(name):
+    """Names that move are looked for at import: no benchmark runs in these tests as a whole."""
+    importlib.import_module(f"benchmarks.{name}")
+
+
+def test_the_committed_scaling_is_what_is_counted_today(monkeypatch, capsys):
+    """All but the seconds in which a core reads a picture, which are measured; a few are read here all the same."""
+    committed = json.loads(Path("benchmarks/figures/scaling.json").read_text(encoding="utf-8"))
+    assert scaling.reading_time(4, 256) > 0
+    monkeypatch.setattr(scaling, "reading_time", lambda pictures, side: committed["ocr_s_a_picture"])
+    monkeypatch.setattr("sys.argv", ["scaling"])
+    scaling.main()
+    figures = json.loads(capsys.readouterr().out)
+    for row, expected in zip(figures["epochs"], committed["epochs"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert figures["assumed"] == committed["assumed"]
 
 
 @pytest.mark.parametrize("layers", [24, 14, 2])
