@@ -2,11 +2,11 @@
 
 Of the real model: dual attention in the first blocks and not in the last ones, RMS norm of queries and keys, 16 latent
 channels, a VAE of factor 8 with shift and scale, scheduler shift 3, two CLIP encoders of different width whose features
-are padded to T5's, guidance in rollout, update and evaluation, and its recipe of steps (all but the last are trained,
-noise differs within a group). Widths, depths and vocabularies are small, and the weights random.
+are padded to T5's, 77 and 128 text tokens, attention by a fused kernel, guidance in rollout, update and evaluation, and
+its recipe of steps (all but the last are trained, noise differs within a group). Widths, depths and vocabularies are
+small, and the weights random.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
 from safetensors.numpy import load_file
 from transformers import (
     AutoTokenizer,
@@ -25,14 +26,14 @@ from transformers import (
 )
 
 from star.cli import main
-from star.params import ModelParams, load_params
+from star.params import Params, load_params
 from star.policy import load_policy
-from star.rollout import sample_pictures
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP_WIDTHS, T5_WIDTH = (16, 24), 64
+CLIP_TOKENS, T5_TOKENS = 77, 128
 TASKS = ("geneval", "ocr", "preference")
 
 
@@ -45,7 +46,7 @@ def clip_encoder(tokenizer, width: int, activation: str) -> CLIPTextModelWithPro
             projection_dim=width,
             num_hidden_layers=3,
             num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
+            max_position_embeddings=CLIP_TOKENS,
             hidden_act=activation,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -60,6 +61,7 @@ def model(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     names = ("tokenizer", "tokenizer_2", "tokenizer_3")
     clip, clip_2, t5 = (AutoTokenizer.from_pretrained(ROOT / "models/miniature" / name) for name in names)
+    clip.model_max_length = clip_2.model_max_length = CLIP_TOKENS
     transformer = SD3Transformer2DModel(
         sample_size=128,
         patch_size=2,
@@ -109,7 +111,7 @@ def model(tmp_path_factory) -> Path:
 def values(model: Path) -> dict:
     """The smoke test's small counts with SD3.5-M's recipe."""
     values = yaml.safe_load((ROOT / "tests/smoke/params.yaml").read_text(encoding="utf-8"))
-    values["model"] |= {"path": str(model), "resolution": 64, "t5_tokens": 24, "precision": "bf16"}
+    values["model"] |= {"path": str(model), "resolution": 64, "t5_tokens": T5_TOKENS, "precision": "bf16"}
     values["model"] |= {"guidance_scale": 4.5, "prompt_cache": str(model / "prompts")}
     values["rollout"] |= {"steps": 4, "window": [0, 3], "noise_level": 0.7, "same_latent": False, "batch": 4}
     values["allocation"] |= {"blocks": "all"}
@@ -122,10 +124,14 @@ def star(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
-def test_prompts_to_exported_adapter(values: dict, tmp_path: Path) -> None:
+def test_prompts_to_exported_adapter(
+    values: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random pictures hold no object and no letter, so it is the preference task that has something to learn."""
-    params = tmp_path / "params.yaml"
+    monkeypatch.setattr("star.attention.PLAIN_TOKENS", 0)  # SD3.5-M's 1,229 tokens are past it
+    params, exact = tmp_path / "params.yaml", tmp_path / "float32.yaml"
     params.write_text(yaml.safe_dump(values), encoding="utf-8")
+    exact.write_text(yaml.safe_dump(values | {"model": values["model"] | {"precision": "no"}}), encoding="utf-8")
     common = ("--params", params)
     for task in TASKS:
         raw, core = tmp_path / "prompts" / task, tmp_path / "core" / task
@@ -135,6 +141,7 @@ def test_prompts_to_exported_adapter(values: dict, tmp_path: Path) -> None:
     training, scores = tmp_path / "train", tmp_path / "scores"
     files = ("--prompts", tmp_path / "core/preference/train.jsonl", "--state", tmp_path / "state", "--output", training)
     star("train", *common, "--task", "preference", "--method", "star", *files)
+    assert "precision bf16, attention kernel flash_cpu\n" in capsys.readouterr().out
     log = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log] == [1, 2] and all(line["first_ratio_error"] == 0 for line in log)
     assert all(line["reward_std"] > 0 and line["grad_norm"] > 0 and 0 < line["map_entropy"] < 1 for line in log)
@@ -143,28 +150,42 @@ def test_prompts_to_exported_adapter(values: dict, tmp_path: Path) -> None:
     assert any(np.abs(value).max() > 0 for key, value in weights.items() if "lora_B" in key)
     assert not any("attn2" in key for key in weights)
 
-    draw = ("--prompts-dir", tmp_path / "core", "--adapter", training / "adapter", "--state", tmp_path / "drawn")
-    star("evaluate", *common, "--checkpoint", "preference-star", *draw, "--output", scores)
-    assert set(json.loads((scores / "scores.json").read_text())["benchmarks"]) == set(TASKS)
+    def evaluate(file: Path, output: Path) -> None:
+        draw = ("--prompts-dir", tmp_path / "core", "--adapter", training / "adapter", "--state", tmp_path / "drawn")
+        star("evaluate", "--params", file, "--checkpoint", "preference-star", *draw, "--output", output)
+        assert set(json.loads((output / "scores.json").read_text())["benchmarks"]) == set(TASKS)
+
+    evaluate(params, scores)
     star("export", *common, "--training", training, "--evaluation", scores, "--output", tmp_path / "out")
-    assert_plain_diffusers_draws_the_same(load_params(params).model, tmp_path / "out")
+    evaluate(exact, tmp_path / "float32")
+    assert_plain_diffusers_draws_the_same(load_params(exact), tmp_path / "float32", tmp_path / "out")
 
 
-def assert_plain_diffusers_draws_the_same(model: ModelParams, adapter: Path) -> None:
-    """With the recipe's guidance and text lengths, in float32 as the stock pipeline computes."""
-    prompts, seeds, steps = ["a photo of a red car", 'a sign that says "STAR"'], [1, 2], 4
-    policy = load_policy(dataclasses.replace(model, precision="no", prompt_cache=None), torch.device("cpu"), adapter)
-    ours = sample_pictures(policy, prompts, seeds, steps)
-    pipe = StableDiffusion3Pipeline.from_pretrained(model.path, dtype=torch.float32)
+def assert_plain_diffusers_draws_the_same(params: Params, evaluation: Path, adapter: Path) -> None:
+    """As every picture that the evaluation in float32 has on disk, from the seed of its line."""
+    lines = [json.loads(line) for line in (evaluation / "images.jsonl").read_text().splitlines()]
+    assert {line["task"] for line in lines} == set(TASKS)
+    ours = np.stack([np.asarray(Image.open(evaluation / line["picture"])) for line in lines]).astype(float)
+    assert ours.std() > 1
+    pipe = StableDiffusion3Pipeline.from_pretrained(params.model.path, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 
     def drawn() -> np.ndarray:
+        model, side = params.model, params.model.resolution
         settings = {"guidance_scale": model.guidance_scale, "max_sequence_length": model.t5_tokens}
-        size = {"height": model.resolution, "width": model.resolution}
-        asked = {"num_inference_steps": steps, "latents": policy.noise(seeds), "output_type": "np"}
-        return (pipe(prompts, **settings, **size, **asked).images * 255).round()
+        settings |= {"num_inference_steps": params.evaluate.steps, "height": side, "width": side}
+        noise = [torch.Generator().manual_seed(line["seed"]) for line in lines]
+        prompts = [line["prompt"] for line in lines]
+        return (pipe(prompts, generator=noise, output_type="np", **settings).images * 255).round()
 
     base = drawn()
     pipe.load_lora_weights(adapter)
     assert np.abs(drawn() - ours).max() <= 1
-    assert (base != ours).any(), "the adapter changes what is drawn"
+    assert np.abs(base - ours).max() > 1, "the adapter changes what is drawn"
+
+
+def test_text_has_the_lengths_of_the_recipe(values: dict, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump(values | {"model": values["model"] | {"prompt_cache": None}}), encoding="utf-8")
+    conditioning = load_policy(load_params(params).model, torch.device("cpu")).encode(["a photo of a red car"])
+    assert conditioning.embeds.shape == (1, CLIP_TOKENS + T5_TOKENS, T5_WIDTH)
