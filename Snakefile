@@ -17,22 +17,27 @@ min_version("9.0")
 
 support.prefer_code_in(workflow.basedir)
 
-# A scheduler that stops a job signals all its processes. The shell and `tee` wait for the stage, which saves its work.
-shell.prefix('set -euo pipefail; trap : TERM USR1; tee() {{ (trap "" TERM USR1; exec tee "$@"); }}; ')
-
-
-configfile: "params.yaml"
+# A scheduler that stops a job signals all its processes. The shell and `tee`, which is the last in a pipe and so in a
+# subshell of its own, wait for the stage, which saves its work. The stage's status is the job's: a log that takes no
+# more, as on a full disk, fails no job, for Snakemake would delete what it made.
+shell.prefix(
+    "set -euo pipefail; trap : TERM USR1; "
+    'tee() {{ trap "" TERM USR1; command tee "$@" || echo "warning: the log $1 is incomplete" >&2 || :; }}; '
+)
 
 
 # Used with `--software-deployment-method apptainer` only; built from workflow/container/star.def.
 container: "workflow/container/star.sif"
 
 
+# Not by `configfile:`, whose loader runs Python that it finds in a file with `__use_yte__: true`.
 try:
     values = support.checked_values(config, Path("params.yaml"))
 except StarError as error:
     raise WorkflowError(str(error)) from error
 validate(values, "star/params.schema.yaml")
+config.update(values)
+workflow.configfiles.append("params.yaml")  # shown by `make report`
 
 
 wildcard_constraints:

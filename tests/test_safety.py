@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from snakemake.common.configfile import load_configfile
 
 from star.checkpoint import load_state
 from star.conditioning import PromptStore
@@ -43,6 +44,7 @@ FORBIDDEN = {
 ENDINGS = {
     *("import_module", "read_pickle", "load_state_dict_from_url", "getoutput", "getstatusoutput"),
     *("unsafe_load", "unsafe_load_all", "full_load", "full_load_all"),
+    *("configfile", "load_configfile", "_load_configfile", "process_yaml"),  # they run what a file has after `?`
     *("CLoader", "UnsafeLoader", "CUnsafeLoader", "FullLoader", "CFullLoader"),
 }
 # Arguments, and the one value that each may have.
@@ -176,6 +178,8 @@ def test_no_source_runs_what_it_reads(file):
         "import importlib as i; i.import_module(name)",
         "from os import system",
         "import os as o; o.popen(text)",
+        "from snakemake.common.configfile import load_configfile as read; read(path)",
+        "import yte; yte.process_yaml(text)",
     ],
 )
 def test_the_scan_finds_what_it_looks_for(source):
@@ -198,6 +202,7 @@ def test_the_scan_lets_the_rest_pass(source):
         "params: torch.load('a')",
         "run(text, shell=True)",
         'run(["sh", "-c", text])',
+        'configfile: "params.yaml"',
     ],
 )
 def test_the_scan_reads_rules(line):
@@ -297,6 +302,20 @@ def test_code_in_a_reward_model_is_not_run(tmp_path):
     with pytest.raises(StarError, match="cannot be opened as a CLIPModel"):
         open_clip(str(path))
     assert not sprung.exists()
+
+
+def test_expressions_in_a_parameter_file_are_not_run(tmp_path, snakemake):
+    """YTE evaluates them, to which Snakemake's own loader gives a file that asks for it."""
+    sprung, params = tmp_path / "sprung", tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", params)
+    with open(params, "a", encoding="utf-8") as file:
+        file.write(f"""\n__use_yte__: true\n"?open({str(sprung)!r}, 'w').name": 1\n""")
+    run = snakemake("--dry-run")
+    assert run.returncode != 0
+    assert "params.yaml: top level: unknown key '__use_yte__'" in run.stdout + run.stderr
+    assert not sprung.exists()
+    load_configfile(params)
+    assert sprung.exists(), "the trap works"
 
 
 BLOCKED = ["unshare", "--map-root-user", "--net"]  # a network of its own, without a route

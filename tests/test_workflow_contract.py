@@ -4,8 +4,10 @@ A key or file that only one of the two knows makes the other skip work silently.
 """
 
 import ast
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -221,6 +223,62 @@ def test_commands_show_progress_and_keep_it(jobs: list[Job]) -> None:
             assert job.command.startswith("star "), job.rule
 
 
+def test_a_log_that_cannot_be_written_fails_no_job(
+    folder: Path, snakemake: Snakemake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake would delete what the job made. The stage's own failure counts as ever."""
+    edit(folder, prompts__geneval__train_file={"url": "http://127.0.0.1:1/a.jsonl", "sha256": "0" * 64})
+    tee = folder / "bin/tee"  # Snakemake removes old logs, so none can be a full device
+    tee.parent.mkdir()
+    tee.write_text(f"#!/bin/sh\nexec {shutil.which('tee')} /dev/full\n", encoding="utf-8")
+    tee.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tee.parent), prepend=os.pathsep)
+    run = snakemake(made := "results/prompts/ocr/train.jsonl")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (folder / made).stat().st_size > 0
+    assert "warning: the log logs/prepare_prompts/ocr.log is incomplete" in run.stderr
+    run = snakemake(made := "results/prompts/geneval/train.jsonl")
+    assert run.returncode != 0 and "http://127.0.0.1:1/a.jsonl" in run.stdout + run.stderr
+    assert not (folder / made).exists()
+
+
+STAGE = """
+import signal, sys, time
+def end(*_):
+    time.sleep(0.2)  # the others of the job have the signal, too
+    print("saved")
+    sys.exit({status})
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGUSR1, end)
+print("up", flush=True)
+time.sleep({seconds})
+end()
+"""
+
+
+@pytest.mark.parametrize("status", [0, 75])
+@pytest.mark.parametrize("log", ["log", "/dev/full"])
+@pytest.mark.parametrize("sent", [None, signal.SIGTERM, signal.SIGUSR1])
+def test_a_job_ends_with_the_status_of_its_stage(
+    sent: signal.Signals | None, log: str, status: int, tmp_path: Path
+) -> None:
+    """Also where a signal goes to the shell and to `tee` as well, and where the log takes nothing."""
+    (calls,) = re.findall(r"^shell\.prefix\((.+?)^\)", (ROOT / "Snakefile").read_text(encoding="utf-8"), re.M | re.S)
+    prefix = ast.literal_eval(f"({calls})").format()
+    stage = STAGE.format(status=status, seconds=30 if sent else 0)
+    (tmp_path / "stage.py").write_text(stage, encoding="utf-8")
+    pipe, session = subprocess.PIPE, {"cwd": tmp_path, "start_new_session": True, "text": True}
+    command = ["bash", "-c", f"{prefix}{sys.executable} -S stage.py 2>&1 | tee {log}"]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, **session) as job:
+        assert job.stdout and job.stdout.readline() == "up\n"
+        if sent:
+            os.killpg(job.pid, sent)
+        said, warned = job.communicate(timeout=30)
+    assert (job.returncode, said) == (status, "saved\n"), warned
+    assert ("warning: the log /dev/full is incomplete" in warned) == (log == "/dev/full")
+    assert log == "/dev/full" or (tmp_path / log).read_text(encoding="utf-8") == "up\nsaved\n"
+
+
 def test_the_rules_call_the_command_line_as_it_is(jobs: list[Job]) -> None:
     from star.cli import _parser
 
@@ -345,6 +403,20 @@ def test_wrong_parameters_are_refused_before_any_job(
     assert run.returncode != 0
     assert expected in run.stdout + run.stderr
     assert "Building DAG" not in run.stdout + run.stderr
+
+
+def test_a_parameter_on_the_command_line_that_agrees_is_taken(folder: Path, snakemake: Snakemake) -> None:
+    run = snakemake("--dry-run", "--config", f"seed={support.read_values(folder / 'params.yaml')['seed']}")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_of_a_parameter_file_that_is_no_yaml_the_line_is_named(folder: Path, snakemake: Snakemake) -> None:
+    lines = (folder / "params.yaml").read_text(encoding="utf-8").splitlines()
+    lines[39:39] = ["broken: ]"]
+    (folder / "params.yaml").write_text("\n".join(lines), encoding="utf-8")
+    run = snakemake("--dry-run")
+    assert run.returncode != 0
+    assert re.search(r"params\.yaml: not a YAML file of parameters .*line 40\b", run.stdout + run.stderr)
 
 
 EDITS = {  # an edit of params.yaml -> the rules that run again, besides record_versions

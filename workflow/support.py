@@ -5,6 +5,7 @@
 """
 
 import ast
+import copy
 import functools
 import hashlib
 import json
@@ -120,20 +121,22 @@ def checked_values(config: dict, path: Path) -> dict:
     """The values of the parameter file, refused where the file is wrong or the command line disagrees with it.
 
     Args:
-        config: what Snakemake made of the file and of `--config`.
+        config: what Snakemake made of `--config`.
 
     Raises:
         StarError: naming the key.
     """
-    from snakemake.common.configfile import load_configfile
+    from snakemake.utils import update_config
 
     load_params(path)
-    for key, *_ in differences(config, load_configfile(path)):
+    values = read_values(path)
+    asked = copy.deepcopy(values)
+    update_config(asked, config)
+    for key, *_ in differences(asked, values):
         raise StarError(
             f"--config {key}: disagrees with {path}, from which every stage reads; edit the file, or use "
             f"`dvc exp run -S {key}=...`"
         )
-    values = read_values(path)
     for task in TASKS:
         prompt_files(values, task)
     return values
