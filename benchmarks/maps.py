@@ -11,8 +11,9 @@ step, means over pictures:
   name: the objects of its class (GenEval prompts with two classes, both found by the exact detector), or the ink at the
   letter's place (OCR). 0 is a map that cannot say which clause owns a place.
 
-Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone, and for GenEval by kind of token: ``object`` nouns alone
-and ``color`` words alone.
+Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone, and for GenEval by kind of token: ``object`` nouns
+alone, and words of ``color``, ``count`` and ``relation`` alone, on the prompts that have them. A count or a relation is
+of one clause, so these say nothing of which clause owns a place.
 """
 
 import argparse
@@ -37,6 +38,8 @@ from star.rollout import trace_relevance
 from star.runtime import keep_freed_memory, stay_offline
 from star.seeds import seed_of
 
+# Kinds of span that only some of GenEval's prompts have: the tags of those.
+TAGS = {"color": ("colors", "color_attr"), "count": ("counting",), "relation": ("position",)}
 REACH = 90.0  # RGB distance to black within which a pixel of a sign is a letter's
 
 
@@ -84,9 +87,13 @@ def figures(
     def weights(record: PromptRecord) -> np.ndarray:
         return core_token_weights(record, policy.tokenizers, policy.text_lengths, kinds, encoders).weights
 
-    clauses = [
-        torch.from_numpy(np.stack([weights(part) for part in (record, *clause_records(record))])) for record in records
-    ]
+    def parts(record: PromptRecord) -> list[PromptRecord]:
+        """The record, and each of its clauses if all have a span of these kinds."""
+        clauses = clause_records(record)
+        told = all(any(kinds[span.kind] > 0 for span in clause.core or ()) for clause in clauses)
+        return [record, *clauses] if told else [record]
+
+    clauses = [torch.from_numpy(np.stack([weights(part) for part in parts(record)])) for record in records]
     traced, images = trace_relevance(
         policy,
         [record.prompt for record in records],
@@ -101,15 +108,16 @@ def figures(
     for record, trace, image in zip(records, maps, images, strict=True):
         wholes.append(pooled(ink(image) if "text" in record.metadata else coverage(image), side))
         truth = np.array([pooled(mask.astype(float), side) for mask in owned(record, image, detector)])
-        if len(truth) > 1:
+        if len(truth) > 1 and len(parts(record)) > 1:
             shown = trace[:, 1 : 1 + len(truth)]
             apart.append(correlation(shown - shown.mean(1, keepdims=True), truth - truth.mean(0)).mean(1))
     whole, core = np.stack(wholes)[:, None], maps[:, :, 0]
     means = {
         "covers": correlation(core, whole).mean(0),
         "own": correlation(core - core.mean(0), whole - whole.mean(0)).mean(0),
-        "tells_apart": np.mean(apart, axis=0),
     }
+    if apart:
+        means["tells_apart"] = np.mean(apart, axis=0)
     return {name: steps.astype(float).round(3).tolist() for name, steps in means.items()} | {"apart": len(apart)}
 
 
@@ -126,13 +134,13 @@ def main() -> None:
     chosen = range(count) if params.allocation.blocks == "all" else [int(b) for b in params.allocation.blocks]
     core = (params.core.weights, params.allocation.encoders)
     read = {"core": core, "clip": (core[0], {"clip": 1.0, "t5": 0.0}), "t5": (core[0], {"clip": 0.0, "t5": 1.0})}
-    by_kind = {kind: ({k: float(k == kind) for k in core[0]}, core[1]) for kind in ("object", "color")}
+    by_kind = {kind: ({k: float(k == kind) for k in core[0]}, core[1]) for kind in ("object", *TAGS)}
     result: dict[str, dict] = {}
     for task, reads in (("geneval", read | by_kind), ("ocr", read)):
         tested = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1]]
         for name, (kinds, encoders) in reads.items():
             # Prompts of GenEval come in turns of their tags, so that any first few have them all.
-            fit = [r for r in tested if name != "color" or r.metadata["tag"] in ("colors", "color_attr")]
+            fit = [r for r in tested if name not in TAGS or r.metadata["tag"] in TAGS[name]]
             for blocks in (("chosen", chosen), *((str(b), [b]) for b in range(count))):
                 found = figures(policy, params, fit[: options.prompts], kinds, encoders, blocks[1])
                 result.setdefault(f"{task} {name}", {})[blocks[0]] = found

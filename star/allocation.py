@@ -14,7 +14,7 @@ from torch import Tensor
 from star.errors import StarError
 from star.params import AllocationParams
 
-FLAT = 1e-4  # relative spread of a map up to which it is rounding
+FLAT = 1e-4  # relative spread of a map up to which it is rounding of float32 (that of bf16 is larger)
 
 
 def relevance_maps(mass: Tensor, token_weights: Tensor, allocation: AllocationParams) -> Tensor:
@@ -61,30 +61,30 @@ def controlled(relevance: Tensor, source: str, seed: int) -> Tensor:
     return relevance
 
 
-def exchanged(relevances: Sequence[Tensor], prompts: Sequence[str]) -> list[Tensor]:
+def exchanged(maps: Tensor, prompts: Sequence[str], group_size: int) -> Tensor:
     """The control ``other_rollout``: each rollout gets the maps of one with another prompt.
 
-    That is the rollout a fixed number of rows on, the smallest at which all prompts differ: of groups side by side, a
-    group. A clause that the other prompt does not have gets a flat map.
+    That is the rollout of its number in the group before, or in the last one before that whose prompt is another.
 
     Args:
-        relevances: of each batch, (B, T, K, P).
-        prompts: of all rollouts, batch after batch.
+        maps: of an epoch's rollouts, those of a group side by side, (groups * group_size, ...).
+        prompts: of the rollouts.
 
     Raises:
-        StarError: no such number, as where all rollouts have one prompt.
+        StarError: all rollouts have one prompt.
     """
-    count = len(prompts)
-    moves = (k for k in range(1, count) if all(prompts[i] != prompts[i - k] for i in range(count)))
-    if (move := next(moves, None)) is None:
+    of_groups = prompts[::group_size]
+    if len(set(of_groups)) == 1:
         raise StarError(
-            "allocation.source other_rollout: too few prompts in an epoch's rollouts to give each the maps of another "
-            "prompt; raise train.prompts_per_epoch, or use fewer processes"
+            "allocation.source other_rollout: all rollouts of an epoch have one prompt, and none has the maps of "
+            "another; raise train.prompts_per_epoch"
         )
-    clauses = max(maps.shape[2] for maps in relevances)
-    filled = [torch.nn.functional.pad(maps, (0, 0, 0, clauses - maps.shape[2])) for maps in relevances]
-    moved = torch.cat(filled).roll(move, dims=0).split([len(maps) for maps in relevances])
-    return [maps[:, :, : own.shape[2]] for maps, own in zip(moved, relevances, strict=True)]
+    count = len(of_groups)
+    givers = [
+        next(giver for giver in range(group - 1, group - count, -1) if of_groups[giver] != of_groups[group])
+        for group in range(count)
+    ]
+    return maps.unflatten(0, (count, group_size))[givers].flatten(0, 1)
 
 
 def allocation_weights(relevance: Tensor, allocation: AllocationParams) -> Tensor:

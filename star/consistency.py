@@ -132,6 +132,11 @@ def _check_methods(params: "Params", where: str) -> None:
                 f"{where}: {key}: with source guidance every clause has one map, so clause_maps share leaves none; "
                 "set clause_maps to own, or clause_wise to false"
             )
+        if method.temporal == "joint" and method.clause_wise and method.clause_maps == "share":
+            raise StarError(
+                f"{where}: {key}: a clause's share of the others' relevance is of one step, so temporal joint has "
+                "nothing to compare over steps; set clause_maps to own, or temporal to per_step"
+            )
         if method.objective == "scalar" and method.source != "uniform":
             raise StarError(
                 f"{where}: {key}: the scalar objective has no place for maps of source {method.source}; "

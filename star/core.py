@@ -150,9 +150,9 @@ def nothing_seen(records: Sequence[PromptRecord], lengths: tuple[int, int], kind
 def clause_records(record: PromptRecord) -> list[PromptRecord]:
     """The record once for each clause that its reward tells apart, each with the core spans of that clause alone.
 
-    A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn; for other tasks, and
-    for a prompt whose core does not tell the clauses apart, the core is the whole one. In the order of
-    `star.rewards.base.RewardResult.shares`.
+    A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn, with what carries the
+    text; for other tasks, and for a prompt whose core does not tell the clauses apart, the core is the whole one. In
+    the order of `star.rewards.base.RewardResult.shares`.
     """
     core = record.core or ()
     if record.task == "geneval":
@@ -168,7 +168,8 @@ def clause_records(record: PromptRecord) -> list[PromptRecord]:
             for index in range(span.start, span.end)
             if not record.prompt[index].isspace()
         ]
-        parts = [(letter,) for letter in letters]
+        carriers = tuple(span for span in core if span.kind != "text")
+        parts = [(letter, *carriers) for letter in letters]
     else:
         parts = [core]
     return [dataclasses.replace(record, core=part or core) for part in parts]

@@ -44,8 +44,8 @@ class Processes:
         """What all processes made of their `own` items, in the order of the items.
 
         Args:
-            parts: one tensor an own item, all of shape (rows, K); K may differ between processes and is filled up with
-                zeros.
+            parts: one tensor an own item, all of shape (rows, K, ...); K may differ between processes and is filled up
+                with zeros.
             runs: as in `own`.
         """
         if self.accelerator is None or self.count == 1:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+ROUNDING = 1e-5  # of noise levels, which schedulers compute in float32
+
 
 @dataclass(frozen=True)
 class Transition:
@@ -34,9 +36,11 @@ def flow_sde(x: Tensor, velocity: Tensor, s: float, s_next: float, noise_level: 
         s, s_next: noise levels, ``1 >= s > s_next > 0``.
         noise_level: ``a``, at least 0.
         s_second: the schedule's second noise level; stands in for ``s`` in the denominator at ``s = 1``, where the
-            noise scale would be infinite (as in the published code).
+            noise scale would be infinite (as in the published code). Some shifts make a first level that is off 1 by a
+            rounding of float32.
     """
-    return _marginal_keeping(x, velocity, s, s_next, noise_level * math.sqrt(s / (1 - (s_second if s == 1 else s))))
+    below_one = s_second if s > 1 - ROUNDING else s
+    return _marginal_keeping(x, velocity, s, s_next, noise_level * math.sqrt(s / (1 - below_one)))
 
 
 def constant_sde(

@@ -165,25 +165,25 @@ def test_shuffled_maps_keep_values_and_time_and_lose_the_place():
     assert not torch.equal(shuffled, controlled(maps, "shuffled", seed=6))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 6])
-def test_maps_of_another_rollout_are_of_another_prompt(batch):
-    """Whatever the batches: the group may be larger than one of them."""
-    maps, prompts = relevance(3, (6, 2, 1, 16)), ["a", "a", "b", "b", "c", "c"]
-    moved = exchanged(maps.split(batch), prompts)
-    assert [len(part) for part in moved] == [batch] * (6 // batch)
-    assert torch.equal(torch.cat(moved), maps[[4, 5, 0, 1, 2, 3]])
-
-
-def test_maps_of_another_rollout_have_the_clauses_of_the_own_batch():
-    one, two = relevance(3, (2, 2, 1, 16)), relevance(4, (2, 2, 2, 16))
-    of_two, of_one = exchanged([one, two], ["a", "a", "b", "b"])
-    assert torch.equal(of_two, two[:, :, :1]) and torch.equal(of_one[:, :, :1], one)
-    assert not of_one[:, :, 1].any(), "flat, once it is scaled"
+@pytest.mark.parametrize(
+    ("groups", "givers"),
+    [
+        ("abc", [2, 0, 1]),
+        ("aab", [2, 2, 1]),  # a group before with the same prompt is skipped
+        ("abba", [2, 0, 0, 2]),
+        ("aaab", [3, 3, 3, 2]),
+    ],
+)
+def test_maps_of_another_rollout_are_of_the_last_group_before_with_another_prompt(groups, givers):
+    maps = relevance(3, (2 * len(groups), 2, 1, 16))
+    moved = exchanged(maps, [prompt for prompt in groups for _ in range(2)], group_size=2)
+    assert torch.equal(moved, maps.unflatten(0, (-1, 2))[givers].flatten(0, 1))
+    assert all(groups[giver] != own for own, giver in zip(groups, givers, strict=True))
 
 
 def test_rollouts_of_one_prompt_have_no_maps_of_another():
-    with pytest.raises(StarError, match="other_rollout: too few prompts"):
-        exchanged([relevance(3)], ["a"] * 3)
+    with pytest.raises(StarError, match=r"other_rollout: all rollouts .* one prompt.* raise train\.prompts_per_epoch"):
+        exchanged(relevance(3, (6, 2, 1, 16)), ["a"] * 6, group_size=2)
 
 
 def test_time_averaged_maps_are_the_mean_over_steps():

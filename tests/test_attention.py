@@ -167,6 +167,28 @@ def test_recording_works_under_autocast(transformer, kernel):
     assert torch.allclose(rounded, exact, rtol=0.1, atol=1e-3)
 
 
+@pytest.mark.parametrize(("kernel", "relative"), [("plain", 0.02), ("flash_cpu", 0.0), ("one_hot", 0.0)])
+def test_mass_under_autocast_is_the_softmax_of_the_rounded_queries_and_keys(transformer, kernel, relative):
+    """As exactly as in float32, but for the probabilities of the plain products, which are rounded themselves."""
+    naive, masses = Naive(), []
+
+    def both(query, key, value, core, image_tokens):
+        mixed, mass = KERNELS[kernel](query, key, value, core, image_tokens)
+        if core is not None:
+            assert query.dtype == key.dtype == torch.bfloat16
+            naive.kernel(query, key, value, core, image_tokens)
+            masses.append((mass, naive.probabilities[-1][:, :, :image_tokens].mean(1), core))
+        return mixed, mass
+
+    use_joint_processor(transformer, both)
+    with torch.autocast("cpu", torch.bfloat16):
+        mass_of(transformer, "all")
+    assert len(masses) == 3
+    for mass, probability, core in masses:
+        expected = probability.gather(2, core[:, None].expand(-1, 16, -1))
+        assert torch.allclose(mass.double(), expected, rtol=relative, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", ["plain", "flash_cpu"])
 def test_recording_works_compiled(transformer, kernel):
     """Without a C++ compiler: the graphs are captured and run, only no code is generated."""
@@ -249,6 +271,25 @@ def test_the_kernel_is_chosen_by_length_and_by_what_works(monkeypatch):
     for broken in (wrong, missing):
         monkeypatch.setitem(LOG_SUM_EXP_KERNELS, "cpu", {"broken": broken})
         assert choose_kernel(cpu, torch.float32, 1229, 64)[0] == "one_hot"
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_tf32_is_no_fault_of_a_kernel(monkeypatch, precision):
+    """Emulated: 13 bits of the products' float32 factors are cut off unless torch is told not to."""
+
+    def rounding(query, key, value, core, image_tokens):
+        if torch.get_float32_matmul_precision() != "highest":
+            query = (query.view(torch.int32) & ~0x1FFF).view(torch.float32)
+        return FUSED(query, key, value, core, image_tokens)
+
+    monkeypatch.setitem(LOG_SUM_EXP_KERNELS, "cpu", {"rounding": rounding})
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert choose_kernel(torch.device("cpu"), torch.float32, 1229, 64)[0] == "rounding"
+        assert torch.get_float32_matmul_precision() == precision, "it is the user's choice"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_errors(transformer):

@@ -439,7 +439,8 @@ def test_a_prompt_in_other_words_gives_every_clause_the_whole_core():
 
 def test_letters_are_the_clauses_of_a_text():
     record = cored(record_of('a sign that says "BIG TOE"', {"text": "BIG TOE"}, "ocr"))
-    assert parts(record) == [["B"], ["I"], ["G"], ["T"], ["O"], ["E"]]
+    assert parts(record) == [["B", "sign"], ["I", "sign"], ["G", "sign"], ["T", "sign"], ["O", "sign"], ["E", "sign"]]
+    assert parts(cored(record, *(span for span in record.core if span.kind == "text"))) == [[x] for x in "BIGTOE"]
 
 
 def test_other_prompts_are_one_clause():

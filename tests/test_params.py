@@ -267,9 +267,9 @@ def test_missing_key_is_refused_by_name(key: str, write_params: Callable[[dict],
 
 
 def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Callable[[dict], Path]) -> None:
-    values = changed(DEFAULT, "methods.wide", {"lam": 9, "temporal": "joint"})
-    params = load_params(write_params(values))
-    assert params.method("wide") == dataclasses.replace(params.allocation, lam=9.0, temporal="joint")
+    wide = {"lam": 9, "temporal": "joint", "clause_wise": True, "clause_maps": "own"}
+    params = load_params(write_params(changed(DEFAULT, "methods.wide", wide)))
+    assert params.method("wide") == dataclasses.replace(params.allocation, **wide)
     assert isinstance(params.method("wide").lam, float)
     with pytest.raises(StarError, match="no method 'ppo'.*known: star, flow_grpo, wide"):
         params.method("ppo")
@@ -284,6 +284,10 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Callabl
         (
             {"methods.odd": {"source": "guidance", "clause_wise": True}},
             "methods.odd: with source guidance every clause has one map",
+        ),
+        (
+            {"methods.odd": {"temporal": "joint", "clause_wise": True}},
+            "methods.odd: a clause's share .* so temporal joint has nothing to compare over steps",
         ),
         ({"methods.odd": {"objective": "scalar"}}, "methods.odd: the scalar objective.*source attention"),
         ({"rewards.geneval.detector": "mask2former"}, r"geneval\.path: mask2former wants .*facebook/mask2former"),
