@@ -5,7 +5,6 @@ Heavy libraries are imported inside the stages that need them, so that ``star pr
 
 import argparse
 import dataclasses
-import errno
 import hashlib
 import json
 import math
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from star.errors import StarError
+from star.errors import StarError, disk_error
 from star.params import TASKS, fingerprint, load_params
 from star.runtime import keep_freed_memory, stay_offline
 
@@ -29,19 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except StarError as error:
         return _failed(options.stage, str(error), error.status)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS and "No space left" not in str(error):
+    except Exception as error:
+        if not (said := disk_error(error)):
             raise
-        return _failed(options.stage, f"{error}; make room or give a place that can be written, and run it again", 1)
+        return _failed(options.stage, str(said), said.status)
     return 0
-
-
-# No room, no room for this user, too large for the file system, folders that cannot be written, names that are none or
-# belong to something else, and a broken disk.
-_DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
-)
 
 
 def _failed(stage: str, message: str, status: int) -> int:
@@ -261,18 +252,18 @@ def _study_report(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from star.records import read_records
+    from star.records import read_benchmarks
 
     params = load_params(options.params)
     if (options.adapter is None) != (options.checkpoint == "base"):
         raise StarError("--adapter goes with every checkpoint but `base`")
-    for task in TASKS:  # refused before the slow imports
-        read_records(options.prompts_dir / task / "test.jsonl")
+    read_benchmarks(options.prompts_dir)  # refused before the slow imports
     files = [*sorted(options.prompts_dir.glob("*/test.jsonl")), *sorted((options.adapter or Path("none")).glob("*"))]
-    from star.identity import code_digest
+    from star.identity import code_digest, computing, folder_digest
 
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    key = fingerprint(params.seed, params.model, params.evaluate, digests, code_digest())
+    digests += [code_digest(), folder_digest(Path(params.model.path))]
+    key = fingerprint(params.seed, params.model, params.evaluate, digests, computing(params.model))
     from star.evaluation import evaluate
 
     work = options.state / f"{options.checkpoint}-{key}"

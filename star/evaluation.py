@@ -18,18 +18,19 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
+from star.adapter import check_adapter
 from star.checks import check_folders, find_all_models
-from star.errors import StarError
+from star.errors import StarError, writing
 from star.faults import memory_for
 from star.files import flush_tree, remove, write_text_atomic
 from star.lock import take_lock
 from star.params import TASKS, Params, fingerprint
 from star.pictures import read_picture
-from star.policy import SD3Policy, check_adapter, load_policy
+from star.policy import SD3Policy, load_policy
 from star.processes import ALONE, Processes
 from star.progress import Progress
 from star.quality import feature_diversity, pixel_diversity
-from star.records import PromptRecord, read_records
+from star.records import PromptRecord, read_benchmarks
 from star.rewards.base import Reward
 from star.rewards.factory import build_reward
 from star.rewards.guarded import in_time
@@ -57,7 +58,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         StarError: unreadable prompts, a folder that cannot be written, an unusable model or adapter (all of these
             before a picture is drawn), an evaluation that has these folders already, or a reward that fails.
     """
-    records = {task: read_records(prompts / task / "test.jsonl") for task in TASKS}
+    records = read_benchmarks(prompts)
     check_folders(params, work, output)
     if adapter is not None:
         check_adapter(adapter)
@@ -83,9 +84,10 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         accelerator.wait_for_everyone()
         if processes.main:
             merged = {task: _merge(params, work, task, r, judge, processes.count) for task, r in records.items()}
-            _write(params, checkpoint, adapter, merged, work, output, seconds)
-            (output / ".lock").unlink()
-            flush_tree(output)
+            with writing(output):
+                _write(params, checkpoint, adapter, merged, work, output, seconds)
+                (output / ".lock").unlink()
+                flush_tree(output)
             remove(work)
         accelerator.wait_for_everyone()
 
@@ -180,7 +182,8 @@ def _draw(policy: SD3Policy, wanted: Sequence[Wanted], steps: int, folder: Path 
     pictures = _read_pictures(folder, wanted, policy.model.resolution)
     if pictures is None:
         pictures = sample_pictures(policy, [r.prompt for r, *_ in wanted], [s for *_, s in wanted], steps)
-        _save_pictures(folder, wanted, pictures)
+        if folder is not None:
+            _save_pictures(folder, wanted, pictures)
     return pictures
 
 
@@ -196,16 +199,15 @@ def _read_pictures(folder: Path | None, wanted: Sequence[Wanted], side: int) -> 
         return None
 
 
-def _save_pictures(folder: Path | None, wanted: Sequence[Wanted], pictures: np.ndarray) -> None:
+def _save_pictures(folder: Path, wanted: Sequence[Wanted], pictures: np.ndarray) -> None:
     """Each under a temporary name first: a picture that has its name is whole."""
-    if folder is None:
-        return
     folder.mkdir(parents=True, exist_ok=True)
     for (record, index, _), picture in zip(wanted, pictures, strict=True):
         path = folder / picture_name(record, index)
         temporary = path.with_suffix(".tmp")
-        Image.fromarray(picture).save(temporary, format="png")
-        os.replace(temporary, path)
+        with writing(path):
+            Image.fromarray(picture).save(temporary, format="png")
+            os.replace(temporary, path)
 
 
 def _run_benchmark(

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from star.differences import described
-from star.errors import StarError
+from star.errors import StarError, writing
 from star.files import write_text_atomic
 from star.hub import is_hub_id
 from star.identity import code_digest, parameter_sections
@@ -77,21 +77,24 @@ def export_adapter(params: Params, params_path: Path, training: Path, evaluation
             either was made with other parameters than ``params``.
     """
     weights, log_file = training / "adapter" / "pytorch_lora_weights.safetensors", training / "log.jsonl"
-    for file in (weights, log_file, training / "parameters.json", evaluation / "scores.json"):
+    base_file = training / "adapter" / "base.json"
+    for file in (weights, base_file, log_file, training / "parameters.json", evaluation / "scores.json"):
         if not file.is_file():
             raise StarError(f"{file}: no such file; give the folders of a finished training and of its evaluation")
     recorded, scores = read_object(training / "parameters.json"), read_object(evaluation / "scores.json")
+    revision = params.model.revision or read_object(base_file).get("revision")  # the commit that a hub id stood for
     _check(params, params_path, recorded, scores, training, evaluation)
     log = [json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines()]
-    output.mkdir(parents=True, exist_ok=True)
-    for file in sorted((training / "adapter").iterdir()):
-        shutil.copy(file, output / file.name)
-    shutil.copy(params_path, output / "params.yaml")
-    shutil.copy(training / "parameters.json", output / "parameters.json")
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for file in sorted((training / "adapter").iterdir()):
+            shutil.copy(file, output / file.name)
+        shutil.copy(params_path, output / "params.yaml")
+        shutil.copy(training / "parameters.json", output / "parameters.json")
     same = recorded.get("code") == code_digest()
     code = f"Exported at commit {git_commit(params_path.resolve().parent)}, whose code "
     code += "is the training's." if same else "is not the training's (`code` in `parameters.json`)."
-    write_text_atomic(output / "README.md", _card(params, scores, log, code))
+    write_text_atomic(output / "README.md", _card(params, revision, scores, log, code))
 
 
 def _check(
@@ -127,7 +130,7 @@ def _check(
         )
 
 
-def _card(params: Params, scores: dict, log: list[dict], code: str) -> str:
+def _card(params: Params, revision: str | None, scores: dict, log: list[dict], code: str) -> str:
     task, method, base = scores["task"], scores["method"], params.model.path
     rows = [
         (name, key, value)
@@ -154,7 +157,7 @@ def _card(params: Params, scores: dict, log: list[dict], code: str) -> str:
         base=base,
         task=task,
         method=method,
-        revision=f'revision="{params.model.revision}", ' if params.model.revision else "",
+        revision=f'revision="{revision}", ' if revision else "",
         steps=params.evaluate.steps,
         t5_tokens=params.model.t5_tokens,
         guidance=params.model.guidance_scale,

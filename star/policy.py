@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from star.adapter import ADAPTER_FILE, BASE_FILE, base_fingerprint, check_base, check_layers
 from star.attention import choose_kernel, use_joint_processor
 from star.conditioning import Conditioning, PromptStore
 from star.errors import StarError
@@ -35,8 +35,6 @@ LORA_TARGETS = [
     f"attn.{layer}"
     for layer in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 ]
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-BASE_FILE = "base.json"  # beside an adapter: what it was trained on
 ENCODED = 16  # prompts that the text encoders take at a time
 
 
@@ -229,7 +227,8 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     autocast type. The policy's own ``model`` has what `auto` stands for on the device.
 
     Raises:
-        StarError: what `star.pipeline` refuses of the model, an adapter that is unreadable or of another base.
+        StarError: what `star.pipeline` refuses of the model; an adapter that is unreadable, of another base or of
+            other layers.
     """
     folder = find_pipeline(model)
     model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
@@ -240,50 +239,13 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     if folder != Path(model.path):  # a hub id: what it stands for today is its commit, by which the cache has named it
         model = dataclasses.replace(model, revision=folder.name)
     if adapter is not None:
-        _check_base(adapter, pipe.transformer, model)
+        check_base(adapter, pipe.transformer, model)
         try:
             pipe.load_lora_weights(adapter, weight_name=ADAPTER_FILE)
         except OPENING_ERRORS as error:
             raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
+        check_layers(adapter, pipe.transformer)
     return SD3Policy(pipe.to(device), model)
-
-
-def check_adapter(adapter: Path) -> None:
-    """Refuse a folder that holds no adapter, before a model is opened for it."""
-    if not (adapter / ADAPTER_FILE).is_file():
-        raise StarError(f"{adapter}: no {ADAPTER_FILE} in it; give the adapter folder of a finished training")
-
-
-def base_fingerprint(transformer: SD3Transformer2DModel) -> str:
-    """Tells a base from others by its configuration and the beginning of each weight, wherever it lies; adapters do not
-    count."""
-    config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    weights = {name: weight for name, weight in transformer.named_parameters() if ".lora_" not in name}
-    beginnings = {name.replace(".base_layer", ""): w.detach().flatten()[:64] for name, w in weights.items()}
-    for name in sorted(beginnings):
-        digest.update(beginnings[name].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_base(adapter: Path, transformer: SD3Transformer2DModel, model: ModelParams) -> None:
-    """Refuse an adapter that says that it was trained on another base; one that says nothing passes."""
-    file = adapter / BASE_FILE
-    if not file.exists():
-        return
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))
-        path, revision, known = base["path"], base["revision"], base["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StarError(
-            f"{file}: does not say what the adapter was trained on ({error!r}); delete it if you know"
-        ) from error
-    if known != base_fingerprint(transformer):
-        pinned = f" at {revision}" if revision else ""
-        raise StarError(
-            f"{adapter}: trained on another base, {path}{pinned}, and not on {model.path}; set model.path and "
-            "model.revision to that base"
-        )
 
 
 def encoder_key(model: ModelParams, device: str) -> str:

@@ -65,6 +65,26 @@ def read_records(path: Path | str) -> list[PromptRecord]:
     return records
 
 
+def read_benchmarks(folder: Path) -> dict[str, list[PromptRecord]]:
+    """The test records of every task, from ``<task>/test.jsonl``.
+
+    Raises:
+        StarError: what `read_records` refuses; a record of another task, or one whose id another task's has: ids name
+            the pictures of all. The message names the file and the record.
+    """
+    found: dict[str, list[PromptRecord]] = {}
+    files: dict[str, Path] = {}
+    for task in TASKS:
+        file = folder / task / "test.jsonl"
+        found[task] = read_records(file)
+        for record in found[task]:
+            if record.task != task:
+                raise StarError(f"{file}: record {record.id} is one of {record.task}; give the prompts of {task}")
+            if (first := files.setdefault(record.id, file)) != file:
+                raise StarError(f"{file}: record {record.id} has the id of one in {first}; rename one of them")
+    return found
+
+
 def write_records(path: Path | str, records: Iterable[PromptRecord]) -> None:
     """Write records as JSON lines, atomically: the old file stays whole until the new one is on the disk."""
     write_text_atomic(Path(path), map(_as_line, records))

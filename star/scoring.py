@@ -112,8 +112,8 @@ def picture_lines(
 def _add_second_readings(lines: Sequence[dict], samples: Sequence[Sample], params: Params) -> None:
     """Add to each line what the second reader reads in its picture, and the figure ``second_reader``."""
     pictures, records = [sample.picture for sample in samples], [sample.record for sample in samples]
-    rewards = params.rewards
-    readings = read_again(params.evaluate.second_reader, pictures, records, rewards.ocr.workers, rewards.timeout)
+    rewards, looks = params.rewards, params.evaluate
+    readings = read_again(looks.second_reader, pictures, records, rewards.ocr.workers, rewards.timeout, looks.batch)
     for line, reading in zip(lines, readings, strict=True):
         line["second_read"] = reading.text
         line["quality"]["second_reader"] = round(reading.reward, 6)

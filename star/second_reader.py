@@ -45,6 +45,7 @@ def read_again(
     records: Sequence[PromptRecord],
     workers: int,
     timeout: float = TIMEOUT,
+    batch: int = 64,
 ) -> list[SecondReading]:
     """Read OCR pictures with the second reader; a picture's reading does not depend on the others.
 
@@ -53,10 +54,12 @@ def read_again(
         pictures: n pictures uint8 (height, width, 3), RGB.
         records: n records, picture i belongs to record i.
         workers: processes that read, for ppocrv6; 0 reads in this one.
-        timeout: seconds that they may take.
+        timeout: seconds that they may take for a batch.
+        batch: pictures.
 
     Raises:
-        RewardError: a record without text, or a picture that cannot be read; names the record's id.
+        RewardError: a record without text, a picture that cannot be read, or a batch that is not read in time; names
+            the record's id.
     """
     ids, targets = [record.id for record in records], [target_text(record) for record in records]
     if not ids:
@@ -64,7 +67,7 @@ def read_again(
     if reader == "template":
         reads = _template_reads(pictures, ids)
     elif reader == "ppocrv6":
-        reads = _ppocrv6_reads(pictures, ids, workers, timeout)
+        reads = _ppocrv6_reads(pictures, ids, workers, timeout, batch)
     else:
         raise ValueError(f"no second reader {reader!r}")
     return [SecondReading(read, text_reward(read, target, False)) for read, target in zip(reads, targets, strict=True)]
@@ -79,10 +82,13 @@ def _template_reads(pictures: Sequence[np.ndarray], ids: list[str]) -> list[str]
         raise RewardError(f"{ids[0]}: {error}") from error
 
 
-def _ppocrv6_reads(pictures: Sequence[np.ndarray], ids: list[str], workers: int, timeout: float) -> list[str]:
+def _ppocrv6_reads(
+    pictures: Sequence[np.ndarray], ids: list[str], workers: int, timeout: float, batch: int
+) -> list[str]:
     pool = ReadingPool(PPOCRV6, workers, timeout)
+    parts = [slice(start, start + batch) for start in range(0, len(ids), batch)]
     try:
-        return pool.read(pictures, ids)
+        return [read for part in parts for read in pool.read(pictures[part], ids[part])]
     finally:
         pool.close()
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from star.adapter import base_fingerprint
 from star.allocation import allocation_weights, controlled, exchanged, normalised_entropy
 from star.attention import CoreKeys
 from star.checkpoint import optimizer_tensors, restore_optimizer
@@ -30,7 +31,7 @@ from star.errors import Interrupted, StarError
 from star.faults import Fault, memory_for
 from star.objective import SURROGATES, Surrogate, group_advantages, kl_penalty, patch_mean
 from star.params import AllocationParams, Params
-from star.policy import SD3Policy, base_fingerprint
+from star.policy import SD3Policy
 from star.processes import ALONE, Processes
 from star.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
@@ -203,8 +204,7 @@ class Trainer:
         """Advantages of this process's rollouts among all of the epoch, and the maps that spread them."""
         relevances: list[Tensor | None] = [trajectory.relevance for trajectory in trajectories]
         if self.allocation.source == "other_rollout":
-            prompts = [record.prompt for batch in batches for record in batch.records]
-            relevances = [*exchanged([maps for maps in relevances if maps is not None], prompts)]
+            relevances = [*self.exchanged([maps for maps in relevances if maps is not None])]
         scored = []
         for batch, trajectory, relevance, advantage in zip(
             batches, trajectories, relevances, self.advantages(batches, results), strict=True
@@ -219,6 +219,24 @@ class Trainer:
                 advantage = advantage[:, : weights.shape[2]]  # the batch may lack the epoch's longest prompt
             scored.append(Scored(batch, trajectory, advantage, weights))
         return scored
+
+    def exchanged(self, own: Sequence[Tensor]) -> list[Tensor]:
+        """In place of the relevance maps of each of this process's batches, (B, T, K, P), those of rollouts with other
+        prompts, among the rollouts of all processes.
+
+        A clause that the other prompt does not have gets a flat map.
+        """
+        updates, (_, steps, _, locations) = self.params.train.updates_per_epoch, own[0].shape
+        rows = _padded([row for maps in own for row in maps.transpose(1, 2).flatten(2)])  # (rollouts, K, T * P)
+        everywhere = torch.cat(self.processes.gather(rows.split([len(maps) for maps in own]), updates))
+        batches = plan_epoch(self.records, self.params, self.epoch)
+        prompts = [record.prompt for batch in batches for record in batch.records]
+        moved = exchanged(everywhere, prompts, self.params.train.group_size)
+        parts = self.processes.own(moved.split([len(batch.records) for batch in batches]), updates)
+        return [
+            part[:, : maps.shape[2]].unflatten(2, (steps, locations)).transpose(1, 2)
+            for part, maps in zip(parts, own, strict=True)
+        ]
 
     def advantages(self, batches: Sequence[Batch], results: Sequence[RewardResult]) -> list[Tensor]:
         """Of each of this process's batches, (B, K); groups and spread are those of the whole epoch.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from star.cli import main
+from star.params import TASKS
 
 STAGES = (
     "plan",
@@ -150,3 +151,23 @@ def test_broken_model_directory(tmp_path, capsys):
     capsys.readouterr()
     assert "tokenizer_3/ is missing" in error_of([*arguments, "--prompts-dir", str(tmp_path / "core")], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_other_weights_or_another_precision_are_not_gone_on_with(tmp_path, monkeypatch):
+    model, params, works = tmp_path / "model", tmp_path / "params.yaml", []
+    shutil.copytree("models/miniature", model)
+    params.write_text(Path("params.yaml").read_text().replace("path: models/miniature #", f"path: {model} #"))
+    for task in TASKS:
+        folder = tmp_path / "core" / task
+        main(["prompts", "--task", task, "--train", str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl")])
+    monkeypatch.setattr("star.evaluation.evaluate", lambda *arguments: works.append(arguments[4]))
+    arguments = ["evaluate", "--params", str(params), "--checkpoint", "base", "--output", str(tmp_path / "out")]
+    arguments += ["--prompts-dir", str(tmp_path / "core"), "--state", str(tmp_path / "state")]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for capabilities in ({}, {}, {"amx_bf16": True}):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda found=capabilities: found)
+        assert main(arguments) == 0
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert main(arguments) == 0
+    assert works[0] == works[1] and len(set(works)) == 3

@@ -100,8 +100,11 @@ def test_scores_of_another_checkpoint_or_evaluation_are_refused(trained, capsys,
     assert not (trained / "out").exists()
 
 
-def test_a_hub_model_is_named_with_its_revision(trained):
-    model = dataclasses.replace(PARAMS.model, path="owner/model", revision="abc")
+@pytest.mark.parametrize(("given", "used"), [("abc", None), (None, "abc")])
+def test_a_hub_model_is_named_with_its_revision(trained, given, used):
+    """The parameters' or, where they want the newest, the one that the training found."""
+    edit(trained / "training" / "adapter" / "base.json", revision=used)
+    model = dataclasses.replace(PARAMS.model, path="owner/model", revision=given)
     params = dataclasses.replace(PARAMS, model=model)
     recorded = parameter_sections(params, "ocr", params.method("star"))
     edit(trained / "training" / "parameters.json", **recorded)

@@ -21,11 +21,13 @@ from transformers import (
     SwinConfig,
 )
 
+from star.cli import main
 from star.errors import StarError
 from star.miniature.world import CLASSES
-from star.params import GenevalParams
+from star.params import TASKS, GenevalParams
+from star.pictures import read_picture
 from star.prompts.geneval import COCO_CLASSES, COLORS
-from star.records import PromptRecord
+from star.records import PromptRecord, read_records
 from star.rewards import mask2former
 from star.rewards.base import RewardError
 from star.rewards.colors import ColorClassifier, object_crop
@@ -391,6 +393,37 @@ def test_output_that_is_not_finite_raises_with_the_record(models: Path) -> None:
     colored = [record(index, {"class": "cat", "count": 1, "color": "red"}) for index in range(3)]
     with pytest.raises(RewardError, match="^test-0: .*colour model's output is not finite"):
         GenevalReward(detector, params).submit(PICTURES, colored)
+
+
+def test_an_evaluation_in_the_world_of_coco(models: Path, tmp_path: Path, default_values: dict, write_params) -> None:
+    """The commands from parameters to scores, which are those of the pictures and prompts that they leave behind."""
+    params = params_for(models)
+    few = dict.fromkeys(TASKS, {"train": 6, "test": 6, "train_file": None, "test_file": None})
+    default_values["prompts"] = {"world": "coco", **few}
+    default_values["rewards"]["geneval"] = dataclasses.asdict(params)
+    default_values["evaluate"] |= {"steps": 4, "batch": 6, "bootstrap": 100, "second_reader": "none"}
+    file = str(write_params(default_values))
+    for task in TASKS:
+        sets = [part for split in ("train", "test") for part in (f"--{split}", str(tmp_path / task / f"{split}.jsonl"))]
+        assert main(["prompts", "--params", file, "--task", task, *sets]) == 0
+    out = tmp_path / "out"
+    places = ["--prompts-dir", str(tmp_path), "--output", str(out), "--state", str(tmp_path / "state")]
+    assert main(["evaluate", "--params", file, "--checkpoint", "base", *places]) == 0
+
+    records = read_records(tmp_path / "geneval" / "test.jsonl")
+    asked = {clause["class"] for record in records for clause in record.metadata["include"]}
+    assert asked <= set(COCO_CLASSES) and not asked <= set(CLASSES)
+    pictures = np.stack([read_picture(out / "pictures" / f"{record.id}_0.png", 64) for record in records])
+    reward = GenevalReward(build_detector(params), params)
+    details = [
+        d for part in (slice(4), slice(4, 6)) for d in reward.submit(pictures[part], records[part]).result().details
+    ]
+    assert all(detail["found"] for detail in details)
+    lines = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+    assert [line["detail"] for line in lines if line["task"] == "geneval"] == details
+    scores = json.loads((out / "scores.json").read_text())
+    softs = [np.mean([d["soft"] for d in details if d["tag"] == tag]) for tag in {d["tag"] for d in details}]
+    assert scores["benchmarks"]["geneval"]["soft"]["mean"] == pytest.approx(np.mean(softs))
 
 
 # ---------------------------------------------------------------- models that do not open

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from star.attention import CoreKeys
+from star.adapter import base_fingerprint
+from star.attention import CoreKeys, record_core_attention
 from star.errors import StarError
 from star.params import load_params
-from star.policy import base_fingerprint, load_policy
+from star.policy import load_policy
 from star.rollout import Trajectory, roll_out, sample_pictures
+from star.sde import ode_step
 
 PARAMS = load_params(Path("params.yaml"))
 EXACT = dataclasses.replace(PARAMS.model, precision="no")  # float32 throughout, as the stock pipeline computes
@@ -60,6 +64,50 @@ def test_rollout_without_noise_is_the_stock_pipeline():
     rollout = dataclasses.replace(PARAMS.rollout, steps=6, window=[0, 3], noise_level=1e-6)
     trajectory = roll_out(policy, PROMPTS, [1, 2], [3, 4], rollout, 0, None, PARAMS.allocation)
     assert_same_pictures(trajectory.pictures, stock_pictures(policy, 1.0, 6))
+
+
+def test_there_is_no_noise_outside_of_the_window():
+    policy = load_policy(EXACT, CPU)
+    rollout = dataclasses.replace(PARAMS.rollout, steps=5, window=[1, 3])
+    schedule, conditioning = policy.schedule(5), policy.encode(PROMPTS)
+
+    @torch.no_grad()
+    def ode(x: torch.Tensor, steps: range) -> torch.Tensor:
+        for t in steps:
+            velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
+            x = ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
+        return x
+
+    runs = [roll_out(policy, PROMPTS, [1, 2], s, rollout, 1, None, PARAMS.allocation) for s in ([3, 4], [5, 6])]
+    for run in runs:
+        assert torch.equal(run.latents[0], ode(policy.noise([1, 2]), range(1)))
+        assert np.array_equal(run.pictures, policy.decode(ode(run.latents[2], range(3, 5))))
+    assert (runs[0].latents[1] - runs[1].latents[1]).abs().mean() > 0.1, "inside there is"
+
+
+def test_guidance_goes_along_the_difference_that_the_prompt_makes():
+    """The map of the source `guidance`: ``v(scale) = v_uncond + scale (v_cond - v_uncond)``."""
+    one, three = (load_policy(dataclasses.replace(EXACT, guidance_scale=scale), CPU) for scale in (1.0, 3.0))
+    x, conditioning, timestep = one.noise([1, 2]), one.encode(PROMPTS), one.schedule(4).timesteps[1]
+    with torch.no_grad():
+        direction = one.guidance_direction(x, timestep, conditioning)
+        velocities = [policy.velocity(x, timestep, conditioning) for policy in (one, three)]
+    assert direction.abs().mean() > 0.01
+    assert torch.allclose(velocities[1] - velocities[0], 2 * direction, atol=1e-4)
+
+
+def test_maps_under_guidance_are_of_the_conditional_half():
+    def mass(guidance: float, prompts: list[str]) -> torch.Tensor:
+        policy = load_policy(dataclasses.replace(EXACT, guidance_scale=guidance), CPU)
+        weights = torch.zeros(2, 1, sum(policy.text_lengths))
+        weights[:, :, 3:6] = 1
+        with torch.no_grad(), record_core_attention(policy.transformer, CoreKeys.from_weights(weights), "all") as seen:
+            policy.velocity(policy.noise([1, 2]), policy.schedule(4).timesteps[1], policy.encode(prompts))
+        return seen.mass
+
+    guided = mass(3.0, PROMPTS)
+    assert torch.allclose(guided, mass(1.0, PROMPTS), rtol=1e-3)
+    assert not torch.allclose(guided, mass(1.0, ["", ""]), rtol=0.1)
 
 
 @pytest.mark.parametrize("window", [[0, 2], [1, 3]])
@@ -143,6 +191,30 @@ def test_an_adapter_that_is_cut_short_is_named(tmp_path):
     file = tmp_path / "pytorch_lora_weights.safetensors"
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(StarError, match="not a LoRA adapter for models/miniature"):
+        load_policy(EXACT, CPU, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (("transformer.", "unet."), r"126 keys belong to no layer .* \(unet\..*, and 0 are missing \(none\)"),
+        (("blocks.0.attn.to_q.", "blocks.0.attn.query."), r"2 keys .*attn.query.lora_A.* 2 are missing .*to_q.lora_A"),
+        (("blocks.0.attn.to_q.", ""), r"0 keys belong to no layer .* 2 are missing \(.*blocks.0.attn.to_q.lora_A"),
+        (("blocks.0.attn.to_q.lora_B", ""), r"0 keys belong to no layer .* 1 are missing \(.*to_q.lora_B.weight\)"),
+    ],
+)
+def test_an_adapter_of_other_layers_is_not_taken_for_the_base_model(tmp_path, rename, message):
+    """Keys are renamed, or left out where the new name is empty."""
+    policy = load_policy(EXACT, CPU)
+    policy.add_adapter(seed=0)
+    policy.save_adapter(tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    old, new = rename
+    kept = {key.replace(old, new, 1): tensor for key, tensor in tensors.items() if new or old not in key}
+    save_file(kept, file, metadata=metadata)
+    with pytest.raises(StarError, match=f"{file}: {message}"):
         load_policy(EXACT, CPU, tmp_path)
 
 

@@ -49,19 +49,23 @@ def records(prompts: list[str]) -> list[PromptRecord]:
     return [PromptRecord(f"preference-test-{i:05d}", "preference", prompt, {}) for i, prompt in enumerate(prompts)]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of another picture size than the pictures, with its processor."""
-    folder = tmp_path_factory.mktemp("tiny")
+def random_clip(folder: Path, positions: int) -> Path:
+    """A CLIP with its processor: pictures are scaled to a short side of 64 and cropped, texts have ``positions``."""
     processor = preference._new_processor(folder)
     torch.manual_seed(0)
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     ends = {"bos_token_id": processor.tokenizer.bos_token_id, "eos_token_id": processor.tokenizer.eos_token_id}
-    text = tower | ends | {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 12}
+    text = tower | ends | {"vocab_size": len(processor.tokenizer), "max_position_embeddings": positions}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=tower | {"image_size": 64, "patch_size": 16}))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of another picture size than the pictures."""
+    return random_clip(tmp_path_factory.mktemp("tiny"), 12)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,24 @@ def test_score_is_the_models_own_logit_divided_by_the_scale(tiny: Path) -> None:
     np.testing.assert_allclose(result.scores, expected / 13.0, rtol=1e-4)
     np.testing.assert_allclose([detail["score"] for detail in result.details], expected, rtol=1e-4)
     json.dumps(result.details)
+
+
+def test_score_is_that_of_pickscores_own_code(tmp_path: Path) -> None:
+    """The code of PickScore_v1's model card; one text has more than 77 tokens, and a wide picture loses its sides."""
+    model, processor = (kind.from_pretrained(random_clip(tmp_path, 77)) for kind in (CLIPModel, CLIPProcessor))
+    pictures = np.random.default_rng(4).integers(0, 256, (2, 48, 80, 3), dtype=np.uint8)
+    prompts = ["a red cat left of a blue car " * 20, "a red cat"]
+    assert len(processor.tokenizer(prompts[0])["input_ids"]) > 77
+    cut = {"padding": True, "truncation": True, "max_length": 77, "return_tensors": "pt"}
+    with torch.no_grad():
+        features = model.get_image_features(**processor(images=list(pictures), return_tensors="pt")).pooler_output
+        texts = model.get_text_features(**processor(text=prompts, **cut)).pooler_output
+        features, texts = (x / torch.norm(x, dim=-1, keepdim=True) for x in (features, texts))
+        expected = (model.logit_scale.exp() * (texts @ features.T)).diagonal().numpy()
+    found = clip_scores(*open_clip(str(tmp_path)), pictures, prompts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    pictures[:, :, :10] = pictures[:, :, -10:] = 0
+    np.testing.assert_array_equal(clip_scores(*open_clip(str(tmp_path)), pictures, prompts), found)
 
 
 def test_score_is_bounded_by_the_scale(tiny: Path) -> None:

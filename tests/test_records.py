@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from star.errors import StarError
 from star.params import TASKS
-from star.records import ID, KINDS, CoreSpan, PromptRecord, read_records, write_records
+from star.records import ID, KINDS, CoreSpan, PromptRecord, read_benchmarks, read_records, write_records
 
 GOOD = {"id": "a", "task": "ocr", "prompt": 'a sign that says "HI"', "metadata": {"text": "HI"}}
 CAT = {"class": "cat", "count": 1}
@@ -190,3 +190,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xe9\n")
     with pytest.raises(StarError, match=r"latin\.jsonl:2: not UTF-8"):
         read_records(tmp_path / "latin.jsonl")
+
+
+def test_every_benchmark_has_its_own_task_and_ids(tmp_path):
+    sets = {task: [PromptRecord(f"{task}-{i}", task, "HI", NEEDED.get(task, {})) for i in range(2)] for task in TASKS}
+    for task, values in sets.items():
+        write_records(tmp_path / task / "test.jsonl", values)
+    assert read_benchmarks(tmp_path) == sets
+    write_records(tmp_path / "preference" / "test.jsonl", sets["ocr"])
+    with pytest.raises(StarError, match="preference/test.jsonl: record ocr-0 is one of ocr; give the prompts of pref"):
+        read_benchmarks(tmp_path)
+    write_records(tmp_path / "preference" / "test.jsonl", [PromptRecord("ocr-1", "preference", "HI", {})])
+    with pytest.raises(StarError, match="preference/test.jsonl: record ocr-1 has the id of one in .*/ocr/test.jsonl"):
+        read_benchmarks(tmp_path)

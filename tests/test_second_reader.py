@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from star.miniature.world import BACKGROUND, LETTERS, SIZE, Scene, render
 from star.records import PromptRecord
 from star.rewards.base import RewardError
+from star.rewards.reading import ReadingPool, TextReader
 from star.second_reader import ppocrv6, read_again
 from workflow import support
 
@@ -95,6 +97,26 @@ def test_a_reading_depends_neither_on_neighbours_nor_on_workers() -> None:
     for index in (0, 13, 20):
         alone = read_again("ppocrv6", pictures[index : index + 1], [record(words[index])], workers=0)
         assert alone == together[index : index + 1]
+
+
+def test_the_timeout_is_that_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools, read = [], []
+
+    class Watched(ReadingPool):
+        def __init__(self, reader: TextReader, workers: int, timeout: float) -> None:
+            pools.append(timeout)
+            super().__init__(reader, workers, timeout)
+
+        def read(self, images: Sequence[np.ndarray], ids: list[str]) -> list[str]:
+            read.append(ids)
+            return super().read(images, ids)
+
+    monkeypatch.setattr("star.second_reader.ReadingPool", Watched)
+    asked = records(["CAT", "DOG", "CAT", "DOG", "CAT"])
+    found = read_again("ppocrv6", [render(Scene(text=r.metadata["text"])) for r in asked], asked, 0, 30.0, batch=2)
+    ids = [r.id for r in asked]
+    assert pools == [30.0] and read == [ids[:2], ids[2:4], ids[4:]]
+    assert [reading.reward for reading in found] == [1.0] * 5
 
 
 def test_no_pictures_no_readings_and_no_other_reader() -> None:

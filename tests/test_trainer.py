@@ -1,21 +1,27 @@
 """The trainer on the miniature, two epochs at a time: ratios, lam = 0, determinism, resume, what is left behind."""
 
+import copy
 import dataclasses
 import hashlib
 import json
-from concurrent.futures import Future
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from star.allocation import allocation_weights, relevance_maps
+from star.attention import record_core_attention
 from star.checkpoint import load_state, save_state
 from star.core import extract_core
 from star.epoch import epoch_prompts, plan_epoch, window_start
 from star.errors import StarError
+from star.objective import local_surrogate, patch_mean
 from star.params import load_params
 from star.policy import load_policy
+from star.processes import Processes
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
 from star.trainer import Trainer, overlaps
@@ -60,8 +66,29 @@ def trainer(params, method, records, reward=None, **allocation):
     )
 
 
+def exact(**train_changes):
+    """As `small`, in float32 on every machine."""
+    return dataclasses.replace(small(**train_changes), model=dataclasses.replace(BASE.model, precision="no"))
+
+
 def adapter_bytes(run):
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in run.parameters)).hexdigest()
+
+
+def push(run):
+    """Move the adapter at random: a policy that is neither the base nor the one before."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def scored(run):
+    """The epoch up to its update."""
+    batches = plan_epoch(run.records, run.params, run.epoch)
+    trajectories = [run.sample(batch) for batch in batches]
+    results = [run.reward.submit(t.pictures, b.records).result() for t, b in zip(trajectories, batches, strict=True)]
+    return run.weigh(batches, trajectories, results)
 
 
 @pytest.mark.parametrize("method", ["star", "flow_grpo"])
@@ -133,17 +160,109 @@ def test_clause_wise_maps_and_advantages_of_a_batch(records):
     """Advantages of a rollout's clauses add up to its own; the batch keeps a row a clause."""
     run = trainer(small(advantage_clip=100.0), "star", records, Clauses(), clause_wise=True)
     whole = trainer(small(advantage_clip=100.0), "star", records, Clauses())
-    both = []
-    for each in (run, whole):
-        batches = plan_epoch(records, each.params, 0)
-        trajectories = [each.sample(batch) for batch in batches]
-        results = [Clauses().submit(t.pictures, b.records).result() for t, b in zip(trajectories, batches, strict=True)]
-        both.append(each.weigh(batches, trajectories, results))
+    both = [scored(each) for each in (run, whole)]
     for clauses, one in zip(*both, strict=True):
         assert clauses.weights.shape[2] == clauses.advantages.shape[1] <= 2
         assert torch.allclose(clauses.advantages.sum(1), one.advantages[:, 0], atol=1e-4)
         assert torch.allclose(clauses.weights.mean(3), torch.ones(1))
     assert any(item.weights.shape[2] == 2 for item in both[0])
+
+
+def test_the_map_of_a_step_spreads_the_advantage_of_that_step(records, monkeypatch):
+    """Looked at again, with the latents that the step was drawn from."""
+    params = exact()
+    params = dataclasses.replace(params, rollout=dataclasses.replace(params.rollout, window=[1, 3]))
+    run = trainer(params, "star", records)
+    item, given, compute = scored(run)[0], [], run.compute_surrogate
+    monkeypatch.setattr(run, "compute_surrogate", lambda d, a, w, clip: (given.append(w), compute(d, a, w, clip))[1])
+    core, trajectory = run.core_keys(item.batch.records, clause_wise=False), item.trajectory
+    for row in range(2):
+        run.surrogate(item, row)
+        timestep = run.schedule.timesteps[1 + row]
+        with torch.no_grad(), record_core_attention(run.policy.transformer, core, run.allocation.blocks) as seen:
+            run.policy.velocity(trajectory.latents[row], timestep, trajectory.conditioning)
+        maps = relevance_maps(seen.mass[:, None], core.weight, run.allocation)
+        assert torch.allclose(given[row], allocation_weights(maps, run.allocation)[:, 0], rtol=1e-3)
+    assert not torch.allclose(given[0], given[1], rtol=1e-2)
+
+
+def test_a_kind_of_span_weighs_in_the_map_as_core_weights_says(records):
+    """The map is the mean over core tokens, weighted with their kind."""
+    painted = next(record for record in records if {"color", "object"} <= {span.kind for span in record.core})
+
+    def seen(**weights):
+        params = dataclasses.replace(exact(), core=dataclasses.replace(BASE.core, weights=weights))
+        run = trainer(params, "star", [painted])
+        batch = plan_epoch([painted], params, 0)[0]
+        return run.core_keys([painted], clause_wise=False).weight.sum(), run.sample(batch).relevance
+
+    (objects, of_objects), (colors, of_colors) = seen(object=1.0), seen(color=1.0)
+    total, both = seen(object=1.0, color=0.25)
+    assert total == objects + 0.25 * colors
+    assert torch.allclose(both, (objects * of_objects + 0.25 * colors * of_colors) / total, rtol=1e-4)
+    assert not torch.allclose(of_objects, of_colors, rtol=1e-2)
+
+
+@pytest.mark.parametrize("clause_wise", [False, True])
+def test_random_tokens_are_words_besides_the_core(records, clause_wise):
+    def places(source):
+        run = trainer(dataclasses.replace(small(), methods={"m": {"source": source}}), "m", records)
+        keys = [run.core_keys([record], clause_wise) for record in records]
+        return run, [set(key.index[key.weight.sum(1) > 0].tolist()) for key in keys]
+
+    (_, core), (run, drawn) = places("attention"), places("random_tokens")
+    clip, _, t5 = run.policy.tokenizers
+    for record, own, other in zip(records, core, drawn, strict=True):
+        special = []  # beginning, end and padding
+        for tokenizer, length in zip((clip, t5), run.policy.text_lengths, strict=True):
+            tokens = tokenizer(record.prompt, padding="max_length", max_length=length, truncation=True)["input_ids"]
+            special += [token in tokenizer.all_special_ids for token in tokens]
+        assert other and not own & other and not any(special[place] for place in other)
+
+
+class Thread:
+    """The accelerator of one of two threads; what both give meets in ``given``."""
+
+    def __init__(self, rank, given, barrier):
+        self.rank, self.given, self.barrier = rank, given, barrier
+
+    def both(self, tensor):
+        self.given[self.rank] = tensor
+        self.barrier.wait(timeout=60)
+        found = [self.given[0], self.given[1]]
+        self.barrier.wait(timeout=60)
+        return found
+
+    def pad_across_processes(self, tensor, dim):
+        missing = max(each.shape[dim] for each in self.both(tensor)) - tensor.shape[dim]
+        return torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 1 - dim) + (0, missing))
+
+    def gather(self, tensor):
+        return torch.cat(self.both(tensor))
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_two_processes_exchange_the_maps_that_one_does(records, batch):
+    """Batches of one and of two clauses, of which each process has one kind; a group of four may lie on both."""
+    params = dataclasses.replace(small(), rollout=dataclasses.replace(small().rollout, batch=batch))
+    run, generator = trainer(params, "star", records), torch.Generator().manual_seed(0)
+    drawn = [torch.rand(batch, 2, 1 + number % 2, 16, generator=generator) for number in range(16 // batch)]
+    alone = run.exchanged(drawn)
+    padded = torch.cat([torch.nn.functional.pad(maps, (0, 0, 0, 2 - maps.shape[2])) for maps in drawn])
+    for maps, own, expected in zip(alone, drawn, padded.roll(4, dims=0).split(batch), strict=True):
+        assert torch.equal(maps, expected[:, :, : own.shape[2]]), "a missing clause's map is flat"
+    given, barrier = {}, threading.Barrier(2)
+
+    def share(rank):
+        one = copy.copy(run)
+        one.processes = Processes(rank, 2, Thread(rank, given, barrier))
+        return one.exchanged(one.processes.own(drawn, 2))
+
+    with ThreadPoolExecutor(2) as pool:
+        for rank, found in enumerate(pool.map(share, range(2))):
+            expected = Processes(rank, 2).own(alone, 2)
+            assert len(found) == len(expected) == 8 // batch
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_clause_wise_with_a_reward_that_knows_no_clauses_is_refused(records):
@@ -187,6 +306,24 @@ def test_rollouts_that_the_update_computes_otherwise_are_not_learnt_from(records
 def test_normalised_ratios_train(records):
     line = trainer(small(normalise_ratio=True, learning_rate=1e-2), "star", records).train_epoch()
     assert line["first_ratio_error"] == 0.0 and line["ratio_max"] > 1
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_loss_of_a_policy_that_moved_is_the_formula_s(normalised, records):
+    run = trainer(exact(normalise_ratio=normalised), "star", records)
+    item = scored(run)[0]
+    push(run)
+    for row in range(2):
+        found, now = run.surrogate(item, row)
+        old, x = item.trajectory.means[row], item.trajectory.latents[row + 1]
+        densities = [torch.distributions.Normal(mean, now.deviation).log_prob(x) for mean in (now.mean, old)]
+        forms = [densities[0] - densities[1], (now.mean - old) * (x - old) / now.deviation]
+        by_location = patch_mean(forms[normalised], run.policy.patch)
+        expected = local_surrogate(by_location, item.advantages, item.weights[:, row], run.params.train.clip_range)
+        assert torch.allclose(found.ratio, expected.ratio, rtol=1e-4)
+        assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-3)
+        other = patch_mean(forms[not normalised], run.policy.patch).exp()
+        assert not torch.allclose(found.ratio, other, rtol=1e-3)
 
 
 def test_no_strength_is_flow_grpo_bit_for_bit(records):
@@ -286,10 +423,65 @@ def test_kl_is_logged_and_zero_at_the_base(records):
         assert run.train_epoch()["kl"] > 0.0
 
 
+def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for(records):
+    """A policy off the base, before its first update, and one step: the exact form has its length."""
+    lines = []
+    for beta, form in ((0.0, "published"), (0.5, "published"), (0.5, "exact")):
+        params = exact(kl_beta=beta, kl_form=form, updates_per_epoch=1)
+        params = dataclasses.replace(params, rollout=dataclasses.replace(params.rollout, window=[0, 1]))
+        run = trainer(params, "star", records)
+        push(run)
+        lines.append(run.train_epoch())
+    without, *penalised = lines
+    step = run.schedule.sigmas[0] - run.schedule.sigmas[1]
+    assert penalised[1]["kl"] == pytest.approx(penalised[0]["kl"] / step, rel=1e-4)
+    for line in penalised:
+        assert line["loss"] - without["loss"] == pytest.approx(0.5 * line["kl"], rel=1e-2) and line["kl"] > 0
+
+
+class Indifferent(Redness):
+    """All pictures have one score, so that the penalty alone can teach."""
+
+    def submit(self, images, records):
+        return finished(RewardResult(np.zeros(len(images), np.float32), [{} for _ in records]))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_gradient_of_the_kl_leads_back_to_the_base(beta, records):
+    settings = {"kl_beta": beta, "weight_decay": 0.0, "learning_rate": 3e-3, "clip_range": 1e3}
+    run = trainer(exact(**settings), "star", records, Indifferent())
+    push(run)
+    before, items = adapter_bytes(run), scored(run)
+    lines = [run.update(items) for _ in range(3)]
+    if beta:
+        assert lines[2]["kl"] < 0.8 * lines[0]["kl"]
+    else:
+        assert adapter_bytes(run) == before and lines[0]["grad_norm"] == 0.0
+
+
 def test_without_a_kl_form_there_is_no_second_forward_pass(records, monkeypatch):
     run = trainer(small(kl_form="none"), "star", records)
     monkeypatch.setattr(run.policy, "reference", None)
     assert run.train_epoch()["kl"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [({"ema_every": 2}, 3 / 12), ({"ema_every": 2, "ema_decay": 0.125}, 0.125), ({"ema_every": 3}, 1.0)],
+)
+def test_the_average_of_an_epoch_of_two_updates_is_what_is_exported(tmp_path, records, changes, kept):
+    run = trainer(exact(learning_rate=1e-2, **changes), "flow_grpo", records)
+    start = [p.detach().clone() for p in run.parameters]
+    run.train_epoch()
+    averaged = [kept * a + (1 - kept) * b.detach() for a, b in zip(start, run.parameters, strict=True)]
+    own = adapter_bytes(run)
+    (tmp_path / "log.jsonl").touch()
+    run.export(tmp_path, tmp_path / "out")
+    assert adapter_bytes(run) == own, "the training goes on with its own"
+    transformer = load_policy(run.params.model, torch.device("cpu"), tmp_path / "out" / "adapter").transformer
+    exported = [p for name, p in transformer.named_parameters() if "lora_" in name]
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(exported, averaged, strict=True))
+    assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(exported, run.parameters, strict=True))
 
 
 def test_train_leaves_adapter_log_samples_and_maps(tmp_path, records):
@@ -303,7 +495,7 @@ def test_train_leaves_adapter_log_samples_and_maps(tmp_path, records):
     entries = json.loads((output / "maps" / "maps.json").read_text())
     assert {entry["epoch"] for entry in entries} == {0, 1, 2}
     assert all((output / "maps" / name).is_file() for entry in entries for name in [entry["final"], *entry["maps"]])
-    assert not work.exists()
+    assert [file.name for file in work.glob("state-*")] == ["state-000002.safetensors"]
 
 
 def test_plan_repeats_prompts_in_groups_and_shares_the_start(records):
