@@ -39,6 +39,7 @@ from benchmarks.random_weights import LAYERS, random_pipeline, random_trainer, r
 from benchmarks.speed import seconds
 from star.params import Params, load_params
 from star.policy import SD3Policy
+from star.precision import set_tf32
 from star.runtime import keep_freed_memory, stay_offline
 from star.trainer import Trainer
 
@@ -290,8 +291,7 @@ def measure(part: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     """One part, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = with_sizes(load_params(options.params), sizes)
-    tf32 = device.type == "cuda" and params.model.tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")  # as star.policy.load_policy
+    set_tf32(params.model.tf32)  # as star.policy.load_policy
     torch.manual_seed(0)
     pipe = random_pipeline(TOKENIZERS, random_transformer(sizes.layers), random_vae(), device)
     if part == "memory":

@@ -15,6 +15,8 @@ from star.errors import StarError
 
 # torchrun hands these on to the processes that it started.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+# Seconds that they have to save their work. The profiles have a job signalled 120 s before its limit.
+_SHUTDOWN = 110
 
 
 def launch_command(
@@ -40,7 +42,7 @@ def launch_command(
         return None
     program = ["-m", "star.cli", *stage]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count // nodes)]
-    torchrun += ["--signals-to-handle", _SIGNALS]
+    torchrun += ["--signals-to-handle", _SIGNALS, "--shutdown-timeout", str(_SHUTDOWN)]
     if nodes == 1:
         return [*torchrun, "--standalone", *program]
     job = environment.get("SLURM_JOB_ID")

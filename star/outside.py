@@ -14,6 +14,7 @@ from star.checks import check_writable
 from star.errors import StarError
 from star.params import Params, fingerprint
 from star.pictures import read_picture
+from star.precision import set_tf32
 from star.progress import Progress
 from star.records import PromptRecord
 from star.rewards.factory import build_reward, find_models
@@ -39,6 +40,7 @@ def score_folder(params: Params, task: str, records: Sequence[PromptRecord], fol
     count = params.evaluate.images_per_prompt[task]
     plan = [(record, index, None) for record in records for index in range(count)]
     _check(folder, plan, params.model.resolution)
+    set_tf32(params.model.tf32)
     judge = PreferenceReward(params.rewards.preference)
     reward = build_reward(task, params.rewards)
     seconds = {"scoring": 0.0}

@@ -24,11 +24,12 @@ from star.adapter import ADAPTER_FILE, BASE_FILE, base_fingerprint, check_base, 
 from star.attention import choose_kernel, use_joint_processor
 from star.conditioning import Conditioning, PromptStore
 from star.errors import StarError
+from star.faults import memory_for
 from star.files import sort_header, write_text_atomic
 from star.opening import OPENING_ERRORS
 from star.params import ModelParams, fingerprint
 from star.pipeline import find_pipeline, open_pipeline
-from star.precision import AUTOCAST_DTYPES, autocast, resolve_precision
+from star.precision import AUTOCAST_DTYPES, autocast, resolve_precision, set_tf32
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
 LORA_TARGETS = [
@@ -100,6 +101,7 @@ class SD3Policy:
     def _encoders(self) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
         return self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3
 
+    @memory_for("prompt encoding")
     def _encode(self, prompts: list[str]) -> Conditioning:
         for encoder in self._encoders():  # they may have left
             encoder.to(self.device)
@@ -220,6 +222,7 @@ class SD3Policy:
         write_text_atomic(folder / BASE_FILE, json.dumps(base, indent=1) + "\n")
 
 
+@memory_for("opening")
 def load_policy(model: ModelParams, device: torch.device, adapter: Path | None = None) -> SD3Policy:
     """Open the pipeline that ``model`` names (safetensors only), with a trained adapter if one is given.
 
@@ -232,8 +235,7 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     """
     folder = find_pipeline(model)
     model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if model.tf32 else "highest")
+    set_tf32(model.tf32)
     small = AUTOCAST_DTYPES.get(model.precision, torch.float32) if device.type == "cuda" else torch.float32
     pipe = open_pipeline(folder, model, small)
     if folder != Path(model.path):  # a hub id: what it stands for today is its commit, by which the cache has named it

@@ -25,6 +25,16 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+def set_tf32(allowed: bool) -> None:
+    """Let a GPU compute float32 products and convolutions in TF32 (10 bits of mantissa), or not, in all this process.
+
+    Without a GPU nothing changes: "high" may mean another type to a CPU.
+    """
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

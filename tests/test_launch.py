@@ -70,13 +70,15 @@ def test_what_cannot_be_launched_is_refused(slurm_job, count, nodes, job, messag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
-def test_every_process_hears_a_signal(tmp_path, asked):
+@pytest.mark.parametrize(("asked", "saving"), [(signal.SIGTERM, 33), (signal.SIGUSR1, 0)])
+def test_every_process_hears_a_signal(tmp_path, asked, saving):
+    """And has time to save: of itself torchrun would kill it after 30 s."""
     (tmp_path / "star").mkdir()
     (tmp_path / "star" / "cli.py").write_text(
         "import os, signal, sys, time\n"
         "rank, folder = os.environ['RANK'], sys.argv[1]\n"
         "def heard(number, frame):\n"
+        f"    time.sleep({saving})\n"
         "    open(f'{folder}/{rank}-{number}', 'w').close()\n"
         "    sys.exit(75)\n"
         f"signal.signal({int(asked)}, heard)\n"
@@ -91,5 +93,5 @@ def test_every_process_hears_a_signal(tmp_path, asked):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(asked)
-        assert process.wait(60) != 0
+        assert process.wait(90) != 0
     assert all((tmp_path / f"{rank}-{int(asked)}").exists() for rank in (0, 1))

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from star.outside import score_folder
 from star.params import load_params
 from star.policy import load_policy
-from star.precision import resolve_precision
+from star.precision import resolve_precision, set_tf32
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -49,3 +50,37 @@ def test_auto_draws_what_its_type_draws():
     assert auto.model == named.model
     x, conditioning = auto.noise([1, 2]), auto.encode(["a red apple", "a sign"])
     assert torch.equal(auto.velocity(x, 500.0, conditioning), named.velocity(x, 500.0, conditioning))
+
+
+def test_tf32_is_that_of_products_and_of_convolutions(monkeypatch):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        set_tf32(not before[1])
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before, "there is no GPU"
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        for allowed, precision in ((True, "high"), (False, "highest")):
+            set_tf32(allowed)
+            assert torch.get_float32_matmul_precision() == precision
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_the_parameter_decides_before_a_model_opens(monkeypatch, tmp_path, tf32):
+    """In training and evaluation, which open the policy, and in the scoring of a folder."""
+    said, params = [], load_params(Path("params.yaml"))
+    model = dataclasses.replace(params.model, tf32=tf32)
+
+    def stop(allowed):
+        said.append(allowed)
+        raise InterruptedError
+
+    monkeypatch.setattr("star.policy.set_tf32", stop)
+    monkeypatch.setattr("star.outside.set_tf32", stop)
+    with pytest.raises(InterruptedError):
+        load_policy(model, CPU)
+    with pytest.raises(InterruptedError):
+        score_folder(dataclasses.replace(params, model=model), "geneval", [], tmp_path, tmp_path / "scores")
+    assert said == [tf32, tf32]
