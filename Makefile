@@ -4,7 +4,7 @@ VENV := $(CURDIR)/.venv
 # Named by the contents of what it was made from: a second run installs nothing, a changed pin installs again.
 INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 PROFILE ?= $(CURDIR)/workflow/profiles/default
-SNAKEMAKE := snakemake --profile $(PROFILE) --cores all
+SNAKEMAKE := snakemake --profile $(PROFILE)
 ARGS ?=
 
 export PATH := $(VENV)/bin:$(PATH)
@@ -46,7 +46,7 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 	@# Touching blesses whatever lies on the disk, so only what DVC knows to be right is touched.
 	@dvc status --quiet || { echo "dvc status is not clean: run 'dvc pull', or 'make run'" >&2; exit 1; }
 	@mkdir -p .star && touch .star/versions-recorded
-	snakemake --cores 1 --nolock --touch --forceall --quiet
+	snakemake --cores 1 --nolock --max-checksum-file-size 5GB --touch --forceall --quiet
 
 test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

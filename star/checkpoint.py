@@ -1,11 +1,12 @@
 """Training states on disk: tensors as safetensors, the rest as JSON, a checksum over both; never a pickle.
 
 A state file has its name only when it is whole and flushed to the disk. `States` keeps the newest few of a training, so
-that a damaged one costs the epochs since the one before.
+that a damaged one costs the epochs since the one before; of a training that is done it keeps the last.
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,23 +19,26 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from star.differences import described
-from star.errors import StarError
-from star.files import replace_durably
+from star.errors import StarError, writing
+from star.files import remove, replace_durably
+from star.lock import take_lock
 
 Tensors = Mapping[str, torch.Tensor]
 
 
 def save_state(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
-    """One state file: tensors and JSON-able facts together, so that they cannot disagree. Atomic."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """One state file: tensors and JSON-able facts together, so that they cannot disagree. Atomic.
+
+    Raises:
+        StarError: see `star.errors.writing`.
+    """
     temporary = path.with_name(path.name + ".tmp")
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
-    try:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(packed, temporary, metadata={"facts": text, "sha256": _digest(packed, text)})
-    except SafetensorError as error:  # of a full disk, it is an OSError in other clothes
-        raise OSError(f"{temporary}: {error}") from error
-    replace_durably(temporary, path)
+        replace_durably(temporary, path)
 
 
 def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -99,6 +103,18 @@ class States:
         for file in self.files()[: -self.keep]:
             file.unlink()
 
+    @property
+    def done(self) -> bool:
+        """Whether the training has come to its end and left its results."""
+        return (self.folder / "done").exists()
+
+    def finish(self) -> None:
+        """Mark the training as done. Its last state stays, so that whoever starts it again, because they were killed
+        before they knew that it was done, gets the same results at once."""
+        for file in self.files()[:-1]:
+            file.unlink()
+        (self.folder / "done").touch()
+
     def newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Tensors and facts of the newest state that can be read; None where there is none. Damaged ones are reported.
 
@@ -125,6 +141,20 @@ class States:
                 f"{file}: a state of other parameters, {differing}; set them back, or delete {self.folder} to start "
                 "over"
             )
+
+
+def remove_done(folder: Path) -> None:
+    """Delete what trainings left that are done and of the same name as that of ``folder``, NAME-FINGERPRINT."""
+    name = folder.name.rpartition("-")[0]
+    for other in sorted(folder.parent.glob(f"{name}-*")):
+        if other == folder or not States(other, 1, {}).done:
+            continue
+        try:
+            lock = take_lock(other / ".lock", f"the deletion for {folder}")
+        except StarError:  # it was started again
+            continue
+        remove(other)
+        os.close(lock)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -255,6 +256,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from star.records import read_benchmarks
 
     params = load_params(options.params)
+    if not re.fullmatch(rf"base|({'|'.join(TASKS)})-[a-z0-9_]+", options.checkpoint):  # it names a folder
+        raise StarError(
+            f"--checkpoint {options.checkpoint!r}: give base, or a task ({', '.join(TASKS)}) and a method: ocr-star"
+        )
     if (options.adapter is None) != (options.checkpoint == "base"):
         raise StarError("--adapter goes with every checkpoint but `base`")
     read_benchmarks(options.prompts_dir)  # refused before the slow imports

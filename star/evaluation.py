@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,7 +25,7 @@ from star.lock import take_lock
 from star.params import TASKS, Params, fingerprint
 from star.pictures import read_picture
 from star.policy import SD3Policy, load_policy
-from star.processes import ALONE, Processes
+from star.processes import ALONE, Processes, start_accelerator
 from star.progress import Progress
 from star.quality import feature_diversity, pixel_diversity
 from star.records import PromptRecord, read_benchmarks
@@ -63,7 +61,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
     if adapter is not None:
         check_adapter(adapter)
     find_all_models(params, TASKS)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
     with ExitStack() as stack:
         if processes.main:
@@ -104,7 +102,8 @@ def _merge(
     pictures, others = (_read_pictures(work / name, wanted, side) for name in ("pictures", "others"))
     assert pictures is not None and others is not None  # this evaluation drew them
     those = f"{records[0].id} and {len(pictures) - 1} more: features of reward {judge.name}"
-    features = in_time(lambda: feature_diversity(judge, pictures, others), those, params.rewards.timeout)
+    with memory_for("scoring"):
+        features = in_time(lambda: feature_diversity(judge, pictures, others), those, params.rewards.timeout)
     figures = zip(pixel_diversity(pictures, others), features, strict=True)
     for line, (diversity, of_features) in zip(first, figures, strict=True):
         line["quality"] |= {"diversity": round(float(diversity), 6), "feature_diversity": round(float(of_features), 6)}
@@ -182,8 +181,7 @@ def _draw(policy: SD3Policy, wanted: Sequence[Wanted], steps: int, folder: Path 
     pictures = _read_pictures(folder, wanted, policy.model.resolution)
     if pictures is None:
         pictures = sample_pictures(policy, [r.prompt for r, *_ in wanted], [s for *_, s in wanted], steps)
-        if folder is not None:
-            _save_pictures(folder, wanted, pictures)
+        _save_pictures(folder, wanted, pictures)
     return pictures
 
 
@@ -199,8 +197,10 @@ def _read_pictures(folder: Path | None, wanted: Sequence[Wanted], side: int) -> 
         return None
 
 
-def _save_pictures(folder: Path, wanted: Sequence[Wanted], pictures: np.ndarray) -> None:
+def _save_pictures(folder: Path | None, wanted: Sequence[Wanted], pictures: np.ndarray) -> None:
     """Each under a temporary name first: a picture that has its name is whole."""
+    if folder is None:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     for (record, index, _), picture in zip(wanted, pictures, strict=True):
         path = folder / picture_name(record, index)

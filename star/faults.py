@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from star.errors import StarError
+from star.errors import StarError, writing
 from star.files import write_text_atomic
 
 MENDS = {
+    "opening": "set model.precision: bf16, which halves the text encoders on a GPU, or use a machine with more memory",
+    "prompt encoding": "lower model.t5_tokens, or set model.precision: bf16",
     "rollout": "lower rollout.batch, or set model.vae_slicing: true",
     "reward": "lower rollout.batch or rewards.geneval.batch",
     "update": "set model.gradient_checkpointing: true, or lower rollout.batch",
@@ -22,7 +24,8 @@ MENDS = {
 }
 
 
-_NO_MEMORY = ("can't allocate memory", "_STATUS_ALLOC_FAILED")  # a CPU's; cuBLAS's and cuDNN's
+# A CPU's; CUDA's outside of torch's allocator; cuBLAS's and cuDNN's.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 class Fault(StarError):
@@ -40,11 +43,12 @@ class Fault(StarError):
 
 def save_fault(folder: Path, fault: Fault) -> Path:
     """Write ``rollouts.json`` and a PNG of each picture to look at; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(() if fault.pictures is None else fault.pictures):
-        Image.fromarray(picture).save(folder / f"{number:03d}.png")
-    facts = {"error": str(fault), "rollouts": fault.rollouts}
-    write_text_atomic(folder / "rollouts.json", json.dumps(facts, indent=1) + "\n")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(() if fault.pictures is None else fault.pictures):
+            Image.fromarray(picture).save(folder / f"{number:03d}.png")
+        facts = {"error": str(fault), "rollouts": fault.rollouts}
+        write_text_atomic(folder / "rollouts.json", json.dumps(facts, indent=1) + "\n")
     return folder
 
 
@@ -60,8 +64,13 @@ def memory_for(phase: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = (str(error).strip() or "no message").splitlines()[0]
-        raise StarError(f"out of memory in the {phase} phase: {MENDS[phase]} ({reason})") from error
+        raise no_memory(phase, error) from error
+
+
+def no_memory(phase: str, error: BaseException) -> StarError:
+    """What to say of memory that ran out."""
+    reason = (str(error).strip() or "no message").splitlines()[0]
+    return StarError(f"out of memory in the {phase} phase: {MENDS[phase]} ({reason})")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,22 +7,28 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from star.errors import writing
+
 
 def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
     """Write a text, or its pieces one by one, under a temporary name, flush to the disk, rename into place.
 
     Whatever fails, the temporary file is removed.
+
+    Raises:
+        StarError: see `star.errors.writing`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
-        replace_durably(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+            replace_durably(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

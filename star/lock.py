@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from star.errors import StarError
+from star.errors import StarError, writing
 
 
 def take_lock(path: Path, owner: str) -> int:
@@ -35,8 +35,9 @@ def take_lock(path: Path, owner: str) -> int:
         if _is_file(descriptor, path):
             break
         os.close(descriptor)  # its owner ended, and removed it, between the two calls
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"{owner} (process {os.getpid()} on {platform.node()})".encode())
+    with writing(path):
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{owner} (process {os.getpid()} on {platform.node()})".encode())
     return descriptor
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from star.errors import StarError
+from star.faults import is_out_of_memory, no_memory
 
 # What transformers, diffusers and safetensors raise for a directory that does not open.
 OPENING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -34,6 +35,8 @@ def check_loaded(model: torch.nn.Module, report: Mapping[str, Any]) -> None:
 
 def cannot_open(what: str, path: str, key: str, error: Exception) -> StarError:
     """The one-line error for a model directory that does not open."""
+    if is_out_of_memory(error):
+        return no_memory("opening", error)
     reason = " ".join(str(error).split()).split(". ")[0]  # after the first sentence libraries give advice of their own
     return StarError(
         f"{key} {path!r}: cannot be opened as a {what} ({reason}); give a whole one, with safetensors weights"

@@ -7,13 +7,25 @@ several processes.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
 
 T = TypeVar("T")
+WAIT = 1800.0  # seconds that processes wait for one, besides a reward
+
+
+def start_accelerator(reward_timeout: float) -> Accelerator:
+    """This process's accelerator, on a GPU if there is one.
+
+    Args:
+        reward_timeout: seconds that a reward may take in one process while the others wait for it.
+    """
+    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=reward_timeout + WAIT))
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
 
 
 @dataclass(frozen=True)

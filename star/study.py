@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from star.checkpoint import States
+from star.checkpoint import States, remove_done
 from star.checks import check_folders, find_all_models
 from star.evaluation import Sample, draw_and_score
-from star.files import remove, write_text_atomic
+from star.files import write_text_atomic
 from star.fit import check_core
 from star.interruption import listening
 from star.lock import take_lock
@@ -90,6 +90,7 @@ def run_study(
 
         title = f"{task} {method} seed {seed} rate {learning_rate:g}"
         lock = take_lock(work / ".lock", f"star study-run {title}")
+        remove_done(work)
         states = States(work, settings.keep_states, identity or {})
         with listening() as trainer.interrupted:
             run_epochs(trainer, states, title, study.evaluate_every, look)
@@ -108,7 +109,7 @@ def run_study(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(output, json.dumps(run, sort_keys=True) + "\n")
-    remove(work)
+    states.finish()
 
 
 def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]) -> dict[str, float]:
@@ -121,7 +122,8 @@ def watch(trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]
     judged = judge.submit(pictures, records).result()
     figures = {"preference": float(np.mean([detail["score"] for detail in judged.details]))}
     if task == "ocr":
-        readings = read_again(params.study.second_reader, list(pictures), records, workers=1)
+        options = (1, params.rewards.timeout, params.evaluate.batch)
+        readings = read_again(params.study.second_reader, list(pictures), records, *options)
         figures["second_reader"] = float(np.mean([reading.reward for reading in readings]))
     some = records[:DIVERSITY_PROMPTS]
     seeds = [seed_of(params.seed, "diversity", record.id) for record in some]

@@ -2,7 +2,8 @@
 
 An epoch begins from a state that is a copy in memory. Whatever ends it early (a signal, a fault, a full disk, Ctrl-C),
 that state is on disk afterwards, and the same command goes on from it. Only a SIGKILL or a power cut costs more: the
-epochs since the last `TrainParams.save_every`.
+epochs since the last `TrainParams.save_every`. The last state stays when the training is done, until the next training
+of the task and method: started again, a training that is done only writes its results again.
 """
 
 import dataclasses
@@ -13,21 +14,18 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
-from star.checkpoint import States, read_facts
+from star.checkpoint import States, read_facts, remove_done
 from star.checks import check_folders, find_all_models
 from star.epoch import check_processes, epoch_prompts
-from star.errors import StarError
+from star.errors import StarError, writing
 from star.faults import Fault, memory_for, save_fault
-from star.files import flush_tree, remove, write_text_atomic
+from star.files import flush_tree, write_text_atomic
 from star.fit import check_core
 from star.interruption import listening
 from star.lock import take_lock
 from star.params import Params
 from star.policy import load_policy
-from star.processes import Processes
+from star.processes import Processes, start_accelerator
 from star.progress import Progress
 from star.records import PromptRecord
 from star.rewards.factory import build_reward
@@ -62,7 +60,7 @@ def train(
         raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
     check_folders(params, work, output)
     check_tracker(params.train.tracker)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)
     ahead = records_ahead(records, params)
@@ -71,6 +69,7 @@ def train(
         if processes.main:
             for folder in (work, output):
                 stack.callback(os.close, take_lock(folder / ".lock", f"star train {task} {method}"))
+            remove_done(work)
         interrupted = stack.enter_context(listening())
         reward = build_reward(task, params.rewards)
         stack.callback(reward.close)
@@ -89,11 +88,13 @@ def train(
         look = partial(_draw, trainer, work, tracker)
         run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
         if processes.main:
-            trainer.export(work, output)
-            write_text_atomic(output / "parameters.json", json.dumps(states.identity, indent=1, sort_keys=True) + "\n")
-            (output / ".lock").unlink()
-            flush_tree(output)
-            remove(work)
+            with writing(output):
+                trainer.export(work, output)
+                recorded = json.dumps(states.identity, indent=1, sort_keys=True)
+                write_text_atomic(output / "parameters.json", recorded + "\n")
+                (output / ".lock").unlink()
+                flush_tree(output)
+            states.finish()
         if tracker is not None:
             tracker.finish()
         accelerator.end_training()
@@ -199,7 +200,7 @@ def _cut_log(log: Path, epochs: int) -> None:
 
 def _append(log: Path, line: dict) -> None:
     """Flushed to the disk, so that no state is newer than its log."""
-    with open(log, "a", encoding="utf-8") as file:
+    with writing(log), open(log, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -208,7 +209,7 @@ def _append(log: Path, line: dict) -> None:
 def _draw(trainer: Trainer, folder: Path, tracker: Tracker | None) -> None:
     records = trainer.records[:SHEET_PROMPTS]
     core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
-    with memory_for("sample grid"):
+    with memory_for("sample grid"), writing(folder):
         drawn = draw_samples(
             trainer.policy, trainer.reward, records, core, trainer.params, trainer.allocation, trainer.epoch, folder
         )

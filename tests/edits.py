@@ -14,6 +14,7 @@ BASE = frozenset({"evaluate_base"})
 TRAINED = frozenset({"evaluate_geneval@geneval-star"})
 REPORT = frozenset({"report"})
 EVALUATIONS = BASE | TRAINED | REPORT
+EVERYTHING = PROMPTS | CORE | TRAIN | EVALUATIONS
 OCR_PROMPTS = frozenset({"prompts@ocr", "core@ocr-train", "core@ocr-test"})
 OWN = frozenset({"prompts@preference", "core@preference-train", "core@preference-test"})
 OTHER = frozenset({"train_geneval@geneval-flow_grpo", "evaluate_geneval@geneval-flow_grpo"})
@@ -47,10 +48,11 @@ COMMENT = "\n# A comment.\n"
 # Edits of a group are looked at one by one and then run together; a stage's start costs seconds.
 GROUPS: dict[str, tuple[Edit, ...]] = {
     "all": (
-        Edit("seed", 5, PROMPTS | TRAIN | EVALUATIONS, PROMPTS | CORE | TRAIN | EVALUATIONS),
+        Edit("seed", 5, PROMPTS | TRAIN | EVALUATIONS, EVERYTHING),
         Edit("prompts.ocr.test", 3, frozenset({"prompts@ocr"}), OCR_PROMPTS | EVALUATIONS),
-        Edit("star/prompts/words.py", COMMENT, PROMPTS | CORE | TRAIN, PROMPTS | CORE | TRAIN | EVALUATIONS),
+        Edit("star/prompts/words.py", COMMENT, PROMPTS | CORE | TRAIN, EVERYTHING),
         Edit("star/core.py", COMMENT, CORE | TRAIN, CORE | TRAIN | EVALUATIONS),
+        Edit("star/params.py", COMMENT, EVERYTHING, EVERYTHING),
     ),
     "training": (
         Edit("core.weights.count", 0.5, TRAIN, TRAIN | TRAINED | REPORT),

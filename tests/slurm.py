@@ -32,7 +32,10 @@ def missing() -> str | None:
         return f"{CONFIG}: this machine has a SLURM already"
     if os.environ.get("CI") and not all(map(shutil.which, _PROGRAMS)) and shutil.which("apt-get"):
         command = f"apt-get update && apt-get install --yes --no-install-recommends {PACKAGES}"
-        subprocess.run(["sh", "-c", command], capture_output=True, timeout=600)
+        try:
+            subprocess.run(["sh", "-c", command], capture_output=True, timeout=600)
+        except subprocess.TimeoutExpired as error:
+            return str(error)
     absent = [program for program in _PROGRAMS if shutil.which(program) is None]
     return f"{', '.join(absent)}: not found (apt-get install {PACKAGES})" if absent else None
 

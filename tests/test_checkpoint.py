@@ -1,13 +1,23 @@
 """States on disk: whole or refused, the newest few, of one training alone."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from star.checkpoint import States, load_state, optimizer_tensors, read_facts, restore_optimizer, save_state
+from star.checkpoint import (
+    States,
+    load_state,
+    optimizer_tensors,
+    read_facts,
+    remove_done,
+    restore_optimizer,
+    save_state,
+)
 from star.errors import StarError
+from star.lock import take_lock
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 
@@ -80,6 +90,22 @@ def test_states_are_in_the_order_of_their_epochs(tmp_path):
     assert found is not None and found[1]["epoch"] == 1_000_000
 
 
+def test_what_trainings_of_a_name_left_that_are_done_is_deleted_and_nothing_else(tmp_path):
+    done = ["ocr-star-0", "ocr-star-1", "ocr-star-2", "ocr-star_clip-0", "geneval-star-0"]
+    for name in (*done, "ocr-star-3"):
+        for epoch in (1, 2):
+            States(tmp_path / name, 2, {}).save(epoch, TENSORS, {"epoch": epoch})
+    for name in done:
+        States(tmp_path / name, 2, {}).finish()
+        assert [file.name for file in (tmp_path / name).glob("*.safetensors")] == ["state-000002.safetensors"]
+    lock = take_lock(tmp_path / "ocr-star-1" / ".lock", "started again")
+    remove_done(tmp_path / "ocr-star-2")
+    os.close(lock)
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert left == {"ocr-star-1", "ocr-star-2", "ocr-star-3", "ocr-star_clip-0", "geneval-star-0"}
+    assert States(tmp_path / "ocr-star-2", 2, {}).newest()[1] == {"epoch": 2}
+
+
 def test_nothing_is_started_over_because_all_states_are_damaged(tmp_path):
     states = States(tmp_path, 2, {})
     assert states.newest() is None
@@ -111,7 +137,7 @@ def test_a_write_that_fails_leaves_the_earlier_state(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("star.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StarError, match="state-000002.safetensors: No space left"):
         states.save(2, TENSORS, {"epoch": 2})
     assert states.newest()[1] == {"epoch": 1}
     assert all(torch.equal(written[name], load_file(states.files()[0])[name]) for name in TENSORS)

@@ -128,6 +128,20 @@ def test_an_evaluation_reads_its_prompts_before_the_slow_imports(tmp_path):
     assert run.returncode == 0 and "geneval/test.jsonl: cannot be read" in run.stderr
 
 
+@pytest.mark.parametrize("name", ["../../x", "ocr-../x", "/tmp/x", "ocr-", "draw-star", "base/x", ""])
+def test_a_checkpoint_s_name_is_no_path(tmp_path, name, capsys):
+    arguments = [
+        "evaluate",
+        "--prompts-dir",
+        str(tmp_path),
+        "--adapter",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert f"--checkpoint {name!r}: give base, or a task" in error_of([*arguments, f"--checkpoint={name}"], capsys)
+
+
 def test_training_errors_come_before_the_work(tmp_path, capsys):
     records = tmp_path / "train.jsonl"
     main(["prompts", "--task", "ocr", "--train", str(records), "--test", str(tmp_path / "test.jsonl")])

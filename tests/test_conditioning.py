@@ -53,10 +53,11 @@ def test_memory_beside_a_folder_is_bounded(tmp_path):
     assert len(store._kept) <= KEPT
 
 
-def test_a_damaged_file_is_named(tmp_path):
+@pytest.mark.parametrize("kept", [0, 7, 20, -13, -1])
+def test_a_half_written_file_is_named(tmp_path, kept):
     PromptStore(Encoder(), tmp_path, CPU, 1).fill(["aaa"])
     file = next(tmp_path.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:20])
+    file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(StarError, match=f"{file.name}: not a readable prompt embedding .* delete it"):
         PromptStore(Encoder(), tmp_path, CPU, 1).get(["aaa"])
 

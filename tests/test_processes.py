@@ -74,6 +74,22 @@ def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do(
         check_processes(params, 3)
 
 
+@pytest.mark.slow
+def test_the_others_wait_longer_than_a_reward_may_take(tmp_path):
+    (tmp_path / "waiting.py").write_text(
+        "import torch\nfrom star.processes import start_accelerator\n"
+        "accelerator = start_accelerator(5000.0)\n"
+        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))\n"
+        "print('waits', group.options._timeout.total_seconds())\n"
+        "accelerator.end_training()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, str(tmp_path / "waiting.py")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.stdout.split("\n").count("waits 6800.0") == 2, run.stdout + run.stderr[-3000:]
+
+
 def launch(count: int, *arguments: object) -> None:
     """`star` as ``count`` processes on the CPU."""
     command = [sys.executable, "-m", "star.cli", "launch", "--processes", str(count), "--", *map(str, arguments)]

@@ -13,7 +13,10 @@ from tests.versioned import ROOT, Project, copied, prepare
 
 pytestmark = pytest.mark.slow
 
-PBS = ("snakemake", "--profile", "workflow/profiles/pbs")
+# On a machine of one core, which must not limit what jobs ask for.
+PBS = ("snakemake", "--profile", "workflow/profiles/pbs", "--cores", "1")
+SLURM = ("snakemake", "--profile", "workflow/profiles/slurm", "--cores", "1", "--retries", "0")
+SLURM += ("--slurm-init-seconds-before-status-checks", "1")
 
 # Jobs run here at once, each in a folder of its own; PBS kills the next job of the rule that the file `killed` names.
 QSUB = """#!/bin/bash
@@ -35,6 +38,13 @@ echo "    Exit_status = $(cat "$job/status")"
 QDEL = """#!/bin/bash
 echo "$@" >> "$PBS_STATE/../deleted"
 """
+# A SLURM that takes no job; a real one is in tests/test_slurm.py.
+SBATCH = """#!/bin/bash
+echo "$@" > "$PBS_STATE/../sbatch"
+exit 1
+"""
+PROGRAMS = {"qsub": QSUB, "qstat": QSTAT, "qdel": QDEL, "sbatch": SBATCH}
+PROGRAMS |= {"sacct": "#!/bin/sh\n", "sinfo": "#!/bin/sh\necho main\n"}  # accounts, partitions
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +56,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def project(prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project whose trainings and what follows are out of date, with a stand-in for PBS."""
+    """A project whose trainings and what follows are out of date, with stand-ins for the schedulers."""
     project = copied(prepared, tmp_path / "project")
     (project.folder / "pbs").mkdir()
     monkeypatch.setenv("PBS_STATE", str(project.folder / "pbs"))
-    for name, text in (("qsub", QSUB), ("qstat", QSTAT), ("qdel", QDEL)):
+    for name, text in PROGRAMS.items():
         (project.folder / "bin" / name).write_text(text, encoding="utf-8")
         (project.folder / "bin" / name).chmod(0o755)
     project.set("allocation.lam", 2.0)
@@ -91,6 +101,19 @@ def test_jobs_are_submitted_with_their_resources_and_again_when_they_are_killed(
     ]
     assert submitted(project) == expected
     assert project.pending() == set() and project.status() == {}
+
+
+def test_slurm_is_asked_for_what_the_profile_says(project: Project) -> None:
+    project.run(*SLURM, expect=1)
+    asked = (project.folder / "sbatch").read_text(encoding="utf-8")
+    for option in ("-t 1440", "--mem 64000", "--cpus-per-task=8", "--signal=TERM@120"):
+        assert f" {option} " in asked, option
+
+
+def test_make_leaves_the_number_of_cores_to_the_profile(project: Project) -> None:
+    """One of this machine would limit the threads of jobs on others."""
+    said = project.run("make", "--dry-run", "run", "PROFILE=workflow/profiles/pbs")
+    assert "snakemake --profile workflow/profiles/pbs" in said and "--cores" not in said
 
 
 def test_an_interrupted_run_deletes_its_jobs(project: Project) -> None:

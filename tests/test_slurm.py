@@ -42,7 +42,7 @@ def write_profile(folder: Path, **train: object) -> Path:
     profile = yaml.safe_load(PROFILE.read_text(encoding="utf-8"))
     profile |= {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 2, "set-threads": {}}
     for rule in TRAINED:
-        profile["set-resources"][rule] |= {"mem_mb": 6000}
+        profile["set-resources"][rule] |= {"mem_mb": 6000, "cpus_per_task": 2}
         profile["set-threads"][rule] = 2
     del profile["set-resources"]["train_policy"]["slurm_extra"]  # two minutes are longer than these jobs
     profile["set-resources"]["train_policy"] |= train
@@ -108,6 +108,18 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str] | 
     pytest.fail((folder / "snakemake.log").read_text(encoding="utf-8")[-4000:])
 
 
+def test_packages_that_do_not_come_in_time_are_a_reason_to_skip(tmp_path, monkeypatch):
+    def hang(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.setattr(slurm, "CONFIG", tmp_path / "slurm.conf")
+    monkeypatch.setattr(slurm.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(slurm.shutil, "which", lambda program: program if program == "apt-get" else None)
+    monkeypatch.setattr(slurm.subprocess, "run", hang)
+    assert "apt-get install" in slurm.missing() and "timed out after 600" in slurm.missing()
+
+
 def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path, start):
     write_smoke(tmp_path)
     known = set(jobs())
@@ -117,8 +129,13 @@ def test_the_whole_pipeline_with_two_processes_a_training(cluster, tmp_path, sta
     assert {job["JobState"] for job in mine} == {"COMPLETED"}
     by_rule = {rule: [job for job in mine if f"rule_{rule}_" in job["Comment"]] for rule in TRAINED}
     assert [len(found) for found in by_rule.values()] == [1, 2], [job["Comment"] for job in mine]
-    assert all(re.search("gres[:/]gpu:1", job["TresPerJob"]) for found in by_rule.values() for job in found)
-    assert not any("TresPerJob" in job for job in mine if not any(job in found for found in by_rule.values()))
+    trained = [job for found in by_rule.values() for job in found]
+    for job in trained:
+        assert re.search("gres[:/]gpu:1", job["TresPerJob"])
+        assert (job["NumCPUs"], job["MinMemoryNode"]) == ("2", "6000M")
+        log = Path(job["StdOut"])
+        assert tmp_path / "logs/slurm" in log.parents and log.is_file()
+    assert not any("TresPerJob" in job for job in mine if job not in trained)
     assert "2 processes" in (tmp_path / "logs/train_policy/geneval-star.log").read_text(encoding="utf-8")
 
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from star.core import extract_core
 from star.evaluation import Sample
 from star.miniature.world import Scene, render
 from star.params import load_params
 from star.policy import load_policy
+from star.prompts.prepare import prepare
 from star.records import PromptRecord
 from star.second_reader import read_again
-from star.study import watch
+from star.study import run_study, watch
+from star.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +32,9 @@ def test_watch_figures_of_signs_are_means_and_the_second_reader_is_the_parameter
     params = dataclasses.replace(params, study=dataclasses.replace(params.study, second_reader=reader))
     asked = []
 
-    def watched(name, *rest, **options):
-        asked.append(name)
-        return read_again(name, *rest, **options)
+    def watched(name, pictures, records, *options):
+        asked.append((name, *options))
+        return read_again(name, pictures, records, *options)
 
     monkeypatch.setattr("star.study.read_again", watched)
     signs = [("STAR", "STAR"), ("STAR", "STIR"), ("CAT", "DOG")]
@@ -42,8 +45,34 @@ def test_watch_figures_of_signs_are_means_and_the_second_reader_is_the_parameter
     pictures = [render(Scene(text=shown)) for shown, _ in signs]
     samples = [Sample(k, records[k], 0, k, pictures[k], 0.0, {}) for k in range(len(signs))]
     found = watch(trainer, params, "ocr", samples)
-    assert asked == [reader]
+    assert asked == [(reader, 1, params.rewards.timeout, params.evaluate.batch)]
     assert found["second_reader"] == pytest.approx((1 + 0.75 + 0) / 3)
     assert set(found) == {"second_reader", "preference", "edges", "dark", "diversity"}
     assert np.isfinite(list(found.values())).all()
     assert "second_reader" not in watch(trainer, params, "geneval", samples)
+
+
+def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(tmp_path, monkeypatch) -> None:
+    base = load_params(Path("params.yaml"))
+    params = dataclasses.replace(
+        base,
+        rollout=dataclasses.replace(base.rollout, steps=2, window=[0, 1], batch=8),
+        train=dataclasses.replace(base.train, prompts_per_epoch=2, group_size=4, updates_per_epoch=1),
+        study=dataclasses.replace(base.study, epochs=1, evaluate_every=1),
+        evaluate=dataclasses.replace(base.evaluate, steps=2, images_per_prompt={"geneval": 1}),
+    )
+    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:2]]
+    work, output = tmp_path / "geneval-star-0", tmp_path / "run.json"
+
+    monkeypatch.setattr("star.study.watch", lambda *_: {})
+
+    def run() -> None:
+        run_study(params, "geneval", "star", 0, 1e-3, records, records, work, output)
+
+    run()
+    made = output.read_bytes()
+    assert [file.name for file in work.glob("state-*")] == ["state-000001.safetensors"]
+    output.unlink()
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self: pytest.fail("an epoch again"))
+    run()
+    assert output.read_bytes() == made

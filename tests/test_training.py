@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import torch
 from star import sde
 from star.checkpoint import States
 from star.core import extract_core
+from star.differences import described
 from star.errors import Interrupted, StarError
 from star.faults import MENDS, Fault, memory_for
-from star.identity import state_folder, training_identity
+from star.identity import folder_digest, state_folder, training_identity
 from star.interruption import SAME
 from star.lock import take_lock
 from star.params import load_params
@@ -26,6 +28,7 @@ from star.policy import SD3Policy, load_policy
 from star.prompts.prepare import prepare
 from star.records import write_records
 from star.rewards.base import RewardError, RewardResult, finished
+from star.rewards.preference import PreferenceReward
 from star.rollout import sample_pictures
 from star.trainer import Trainer
 from star.training import _cut_log, run_epochs, train
@@ -52,6 +55,13 @@ class Redness:
 
     def close(self):
         pass
+
+
+def raising(error):
+    def inner(*arguments, **options):
+        raise error
+
+    return inner
 
 
 def small(precision="no", **changes):
@@ -187,6 +197,18 @@ def test_a_gradient_that_is_not_finite_is_not_trained_on(records, tmp_path, monk
     assert len(facts["rollouts"]) == 8 and facts["rollouts"][0]["losses"] == ["nan"]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_trained_on(value, records, tmp_path):
+    failing = trainer(records)
+    before = bytes_of(failing)
+    failing.parameters[3].register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value))
+    with pytest.raises(StarError, match="epoch 1, update 1: the loss or a gradient is not finite; nothing was learnt"):
+        run(failing, tmp_path)
+    assert bytes_of(failing) == before
+    facts = json.loads(next(tmp_path.rglob("rollouts.json")).read_text())
+    assert all(np.isfinite([float(x) for x in rollout["losses"]]).all() for rollout in facts["rollouts"])
+
+
 def test_so_many_bad_updates_as_the_parameters_allow_are_skipped(records, tmp_path, monkeypatch):
     forgiving = trainer(records, params=small(skip_updates=1))
     spoil(forgiving, 1, monkeypatch)
@@ -215,6 +237,7 @@ def test_running_out_of_memory_names_the_phase_and_what_to_lower(phase):
         torch.OutOfMemoryError("CUDA out of memory. Tried"),
         MemoryError(),
         RuntimeError("can't allocate memory"),
+        RuntimeError("CUDA error: out of memory\nCompile with"),
     ):
         with pytest.raises(StarError, match=f"out of memory in the {phase} phase: .*(lower|set) "), memory_for(phase):
             raise error
@@ -238,6 +261,24 @@ def test_memory_is_watched_in_every_phase(method, phase, records, monkeypatch):
         trained.train_epoch()
 
 
+@pytest.mark.parametrize("place", ["diffusers.SD3Transformer2DModel.from_pretrained", "star.policy.SD3Policy.__init__"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_memory_is_watched_while_a_model_is_opened(place, error, monkeypatch):
+    monkeypatch.setattr(place, raising(error))
+    with pytest.raises(StarError, match="out of memory in the opening phase: set model.precision"):
+        load_policy(BASE.model, torch.device("cpu"))
+
+
+def test_memory_is_watched_while_a_judge_is_opened_and_prompts_are_encoded(monkeypatch):
+    policy = load_policy(BASE.model, torch.device("cpu"))
+    monkeypatch.setattr(policy.pipe, "encode_prompt", raising(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(StarError, match="out of memory in the prompt encoding phase: lower model.t5_tokens"):
+        policy.encode(["a sign"])
+    monkeypatch.setattr(torch.nn.Module, "to", raising(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(StarError, match="out of memory in the opening phase"):
+        PreferenceReward(BASE.rewards.preference)
+
+
 def test_a_latent_that_is_not_finite_is_no_black_picture(records, monkeypatch):
     trained = trainer(records)
     step = sde.ode_step
@@ -253,6 +294,32 @@ def test_a_latent_that_is_not_finite_is_no_black_picture(records, monkeypatch):
     assert len(f.value.rollouts) == trained.params.rollout.batch
     with pytest.raises(StarError, match="1 of 2 pictures are not finite, the first of the prompt 'b'"):
         sample_pictures(trained.policy, ["a", "b"], [1, 2], 2)
+
+
+def contents(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_training_that_is_done_and_started_again_writes_the_same_results_at_once(records, tmp_path, monkeypatch):
+    """Killed before the pipeline's tools knew that it was done, which delete what it made."""
+    training = (small(save_every=1), "geneval", "star", records, tmp_path / "geneval-star-0")
+    train(*training, tmp_path / "out")
+    made = contents(tmp_path / "out")
+    assert {file.name for file in training[-1].glob("state-*")} == {"state-000003.safetensors"}
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(Trainer, "train_epoch", lambda self: pytest.fail("an epoch again"))
+    train(*training, tmp_path / "out")
+    assert contents(tmp_path / "out") == made and "adapter/pytorch_lora_weights.safetensors" in map(str, made)
+
+
+def test_the_next_training_of_a_task_and_method_deletes_the_state_of_one_that_is_done(records, tmp_path, monkeypatch):
+    for name in ("geneval-star-0", "geneval-star-1"):
+        States(tmp_path / name, 2, {}).save(3, {"a": torch.ones(1)}, {"epoch": 3})
+    States(tmp_path / "geneval-star-0", 2, {}).finish()
+    monkeypatch.setattr("star.training.build_reward", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), "geneval", "star", records, tmp_path / "geneval-star-2", tmp_path / "out")
+    assert {folder.name for folder in tmp_path.glob("geneval-*")} == {"geneval-star-1", "geneval-star-2"}
 
 
 def test_the_log_has_the_epochs_of_the_state_alone(tmp_path):
@@ -302,8 +369,63 @@ def test_changed_parameters_make_another_training_and_say_so(tmp_path, records, 
     assert (
         f"note: {first}: an unfinished training (epoch 7) is left alone: train.learning_rate 0.0015 -> 0.5" in printed
     )
+    States(first, 2, {}).finish()
+    state_folder(tmp_path / "state", identity(small(learning_rate=0.5)))
+    assert "".join(capsys.readouterr()) == "", "one that is done is no unfinished one"
     moved = States(first, 2, identity(small(learning_rate=0.5)))
     with pytest.raises(
         StarError, match="a state of other parameters, train.learning_rate 0.0015 -> 0.5; set them back"
     ):
         moved.newest()
+
+
+def test_other_weights_and_another_precision_make_another_training(tmp_path, records, monkeypatch):
+    """Of the models that a training opens, wherever they lie; and of what `auto` stands for on this machine."""
+    prompts = tmp_path / "prompts.jsonl"
+    write_records(prompts, records)
+    for name in ("base", "judge"):
+        shutil.copytree(f"models/miniature{'-preference' if name == 'judge' else ''}", tmp_path / name)
+    judge = dataclasses.replace(BASE.rewards.preference, path=str(tmp_path / "judge"))
+    params = dataclasses.replace(
+        BASE,
+        model=dataclasses.replace(BASE.model, path=str(tmp_path / "base"), precision="auto"),
+        rewards=dataclasses.replace(BASE.rewards, preference=judge),
+    )
+
+    def identity(task="preference"):
+        return training_identity(params, task, "star", params.method("star"), prompts)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
+    known, other_task = identity(), identity("ocr")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
+    assert described(known, identity()) == "computing.precision bf16 -> no"
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": True})
+    flip_a_bit(tmp_path / "judge" / "model.safetensors")
+    assert described(known, identity()).startswith("files.rewards.preference.path ")
+    assert identity("ocr") == other_task
+    flip_a_bit(tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert described(other_task, identity("ocr")).startswith("files.model.path ")
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_of_a_large_file_pieces_are_read(tmp_path):
+    """What training changes shows, wherever the directory lies; what does not decide anything does not count."""
+    file = tmp_path / "one" / "part" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    weights = np.random.default_rng(0).standard_normal(2**21).astype(np.float32)  # 8 MiB
+    weights.tofile(file)
+    known = folder_digest(tmp_path / "one")
+    (tmp_path / "one" / "README.md").write_text("a card")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert folder_digest(tmp_path / "two") == known
+    file.rename(file.with_name("other.safetensors"))
+    assert folder_digest(tmp_path / "one") != known
+    weights[2**20 : 2**20 + 4096] += 1e-3  # 16 KiB
+    weights.tofile(tmp_path / "two" / "part" / "model.safetensors")
+    assert folder_digest(tmp_path / "two") != known

@@ -29,6 +29,7 @@ from tests.edits import (
     CORE,
     EVALUATIONS,
     GROUPS,
+    OCR_PROMPTS,
     OTHER,
     PROMPTS,
     RECORD,
@@ -65,13 +66,18 @@ def run_with(tool: str, project: Project) -> set[str]:
     """Run everything with one tool; afterwards the other has nothing to do."""
     if tool == "dvc":
         ran = project.reproduce()
-        for file in (project.root / "models").rglob("*"):
-            os.utime(file)  # as Git writes files anew with the same contents: that may run nothing
+        touch_models(project)
         assert project.pending() <= {RECORD}
     else:
         ran = project.snakemake()
         assert project.status() == {}
     return ran
+
+
+def touch_models(project: Project) -> None:
+    """As Git writes files anew with the same contents, which may run nothing."""
+    for file in (project.root / "models").rglob("*"):
+        os.utime(file)
 
 
 def take_back(project: Project, *edits: Edit) -> None:
@@ -142,6 +148,21 @@ def test_a_training_that_is_added_runs_alone_and_without_it_only_the_report_runs
     assert run_with("snakemake", project) == REPORT
 
 
+def test_what_failed_over_older_results_runs_again(project: Project) -> None:
+    program = project.folder / "bin/star"
+    stand_in = program.read_text(encoding="utf-8")
+    for key, value, stages in (
+        ("prompts.ocr.test", 3, OCR_PROMPTS | EVALUATIONS),
+        ("evaluate.steps", 4, EVALUATIONS),
+        ("allocation.lam", 2.0, TRAIN | TRAINED | REPORT),
+    ):
+        project.set(key, value)
+        program.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+        project.run(*SNAKEMAKE, expect=1)
+        program.write_text(stand_in, encoding="utf-8")
+        assert run_with("snakemake", project) == stages, key
+
+
 def test_each_tool_runs_nothing_after_the_other(project: Project) -> None:
     assert project.reproduce() == project.snakemake() == project.pending() == set()
 
@@ -179,6 +200,7 @@ def test_a_clone_and_an_older_revision_have_their_results_and_run_nothing(projec
 def check_synchronised(project: Project, results: dict[str, bytes]) -> None:
     """After `make sync` both tools have nothing to do, and the results are these."""
     synchronise(project)
+    touch_models(project)
     assert project.pending() == set()
     assert project.status() == {}
     assert project.ran() == set()

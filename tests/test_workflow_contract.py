@@ -4,6 +4,7 @@ A key or file that only one of the two knows makes the other skip work silently.
 """
 
 import ast
+import configparser
 import os
 import re
 import shutil
@@ -177,6 +178,12 @@ def test_stages_depend_on_exactly_the_code_that_runs() -> None:
         )
 
 
+def test_dvc_sends_no_statistics_and_asks_for_no_newer_version() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    assert not config.getboolean("core", "analytics") and not config.getboolean("core", "check_update")
+
+
 def test_a_rule_names_every_section_that_its_code_reads() -> None:
     for rule, keys in support.SECTIONS.items():
         known = [key.split("{")[0].rstrip(".") for key in keys]
@@ -328,15 +335,30 @@ def test_the_study_is_one_job_a_run_on_one_core_and_only_on_request(
             assert {"results/core/ocr/train.jsonl", "results/core/ocr/test.jsonl"} <= job.inputs
 
 
+def pretend_to_run(folder: Path, snakemake: Snakemake, *targets: str) -> None:
+    """Empty files and folders as outputs, which Snakemake takes for up to date."""
+    run = snakemake("--dry-run", "--forceall", *targets)
+    for output in (output for job in parse_jobs(run.stdout + run.stderr) for output in job.outputs):
+        path = folder / output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix or output.startswith(".star") else path.mkdir(exist_ok=True)
+    assert snakemake("--touch", "--forceall", *targets).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_the_study_that_failed_over_older_results_runs_again(folder: Path, snakemake: Snakemake) -> None:
+    edit(folder, study=STUDY)
+    pretend_to_run(folder, snakemake, "study")
+    failed = folder / "results/study/runs/ocr-star-0-0.0015.json"
+    failed.unlink()  # as Snakemake does with what a failed job had made
+    run = snakemake("--dry-run", "study")
+    assert study_runs(run.stdout + run.stderr) == {failed.stem}
+
+
 @pytest.mark.slow
 def test_a_new_method_or_seed_of_the_study_reruns_no_other_run(folder: Path, snakemake: Snakemake) -> None:
     edit(folder, study=STUDY)
-    run = snakemake("--dry-run", "study")
-    for job in parse_jobs(run.stdout + run.stderr):
-        for output in job.outputs:
-            (folder / output).parent.mkdir(parents=True, exist_ok=True)
-            (folder / output).touch()
-    assert snakemake("--touch", "--forceall", "study").returncode == 0
+    pretend_to_run(folder, snakemake, "study")
     wider = {"seeds": 3, "tasks": ["ocr"], "methods": {**STUDY["methods"], "ones": {"source": "uniform"}}}
     edit(folder, study={**STUDY, **wider}, study__methods__star={"lam": 2.0})
     run = snakemake("--dry-run", "study")
@@ -438,13 +460,8 @@ EDITS = {  # an edit of params.yaml -> the rules that run again, besides record_
 
 
 @pytest.mark.slow
-def test_an_edit_reruns_what_depends_on_it(folder: Path, jobs: list[Job], snakemake: Snakemake) -> None:
-    for job in jobs:
-        for output in job.outputs:
-            path = folder / output
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch() if path.suffix or output.startswith(".star") else path.mkdir(exist_ok=True)
-    assert snakemake("--touch", "--forceall").returncode == 0
+def test_an_edit_reruns_what_depends_on_it(folder: Path, snakemake: Snakemake) -> None:
+    pretend_to_run(folder, snakemake)
     settled = snakemake("--dry-run")
     assert "Nothing to be done" in settled.stdout + settled.stderr
     original = (folder / "params.yaml").read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ ENTRY = {
 # each of a (task, method, seed, rate), would make `dvc repro` and `dvc status` ask for those hours too.
 NOT_IN_DVC = ("study_run", "study_report")
 
-# They carry parameters, messages and locks, not results: what matters of them reaches a rule through SECTIONS.
+# They check parameters, carry messages and lock, and make no results; what is read reaches a rule through SECTIONS.
 NOT_RESULTS = (
     "star/cli.py",
     "star/consistency.py",
@@ -104,7 +104,6 @@ NOT_RESULTS = (
     "star/faults.py",
     "star/interruption.py",
     "star/lock.py",
-    "star/params.py",
     "star/params.schema.yaml",
     "star/runtime.py",
     "star/schema.py",

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import Mask2FormerForUniversalSegmentation
 
 from star.errors import StarError
+from star.faults import memory_for
 from star.params import GenevalParams
 from star.prompts.geneval import COCO_CLASSES, COLORS
 from star.rewards.clip import find_clip
@@ -56,6 +57,7 @@ class Mask2FormerDetector:
 
     classes: tuple[str, ...] = COCO_CLASSES
 
+    @memory_for("opening")
     def __init__(self, params: GenevalParams, device: str | torch.device | None = None) -> None:
         """Open both models on ``device`` (default: the GPU if there is one).
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import CLIPModel, ProcessorMixin
 
+from star.faults import memory_for
 from star.params import PreferenceParams
 from star.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch, finished
@@ -28,6 +29,7 @@ class PreferenceReward:
 
     name = "preference"
 
+    @memory_for("opening")
     def __init__(self, params: PreferenceParams, device: str | torch.device | None = None) -> None:
         """Open the model of ``params.path`` on ``device`` (default: the GPU if there is one).
 

@@ -26,9 +26,9 @@ def adapter(wildcards):
     return [] if wildcards.checkpoint == "base" else f"results/train/{wildcards.checkpoint}/adapter"
 
 
-def study_runs():
-    """Names of the runs of the study: {task}-{method}-{seed}-{rate}."""
-    return [run.name for run in load_params(Path("params.yaml")).study.runs()]
+def study_files():
+    """Every run of the study, results/study/runs/{task}-{method}-{seed}-{rate}.json."""
+    return [f"results/study/runs/{run.name}.json" for run in load_params(Path("params.yaml")).study.runs()]
 
 
 def core_files():
@@ -37,5 +37,15 @@ def core_files():
 
 
 def final_outputs(wildcards):
-    """What a run is for: the page, its numbers, and a DVC that knows them."""
-    return [*rules.write_report.output, *rules.record_versions.output]
+    """What a run is for: the page, its numbers, and a DVC that knows them.
+
+    And a file of each stage before: a job that fails takes along its older results, which nothing else would ask for.
+    """
+    return [
+        *expand("results/prompts/{task}/{split}.jsonl", task=TASKS, split=("train", "test")),
+        *core_files(),
+        *expand("results/train/{run}/adapter", run=trainings()),
+        *expand("results/evaluate/{checkpoint}/scores.json", checkpoint=checkpoints()),
+        *rules.write_report.output,
+        *rules.record_versions.output,
+    ]

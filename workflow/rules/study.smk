@@ -4,6 +4,7 @@
 rule study:
     input:
         "results/study/index.html",
+        study_files(),
 
 
 rule study_run:
@@ -35,7 +36,7 @@ rule study_run:
 
 rule study_report:
     input:
-        runs=expand("results/study/runs/{run}.json", run=study_runs()),
+        runs=study_files(),
     output:
         page="results/study/index.html",
         summary="results/study/summary.json",
