@@ -130,16 +130,9 @@ def test_an_evaluation_reads_its_prompts_before_the_slow_imports(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../x", "ocr-../x", "/tmp/x", "ocr-", "draw-star", "base/x", ""])
 def test_a_checkpoint_s_name_is_no_path(tmp_path, name, capsys):
-    arguments = [
-        "evaluate",
-        "--prompts-dir",
-        str(tmp_path),
-        "--adapter",
-        str(tmp_path),
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert f"--checkpoint {name!r}: give base, or a task" in error_of([*arguments, f"--checkpoint={name}"], capsys)
+    arguments = ["evaluate", f"--checkpoint={name}", "--prompts-dir", str(tmp_path), "--adapter", str(tmp_path)]
+    text = error_of([*arguments, "--output", str(tmp_path / "out")], capsys)
+    assert f"--checkpoint {name!r}: give base, or a task" in text
 
 
 def test_training_errors_come_before_the_work(tmp_path, capsys):

@@ -63,7 +63,6 @@ def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(tm
     )
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:2]]
     work, output = tmp_path / "geneval-star-0", tmp_path / "run.json"
-
     monkeypatch.setattr("star.study.watch", lambda *_: {})
 
     def run() -> None:
