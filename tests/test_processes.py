@@ -80,14 +80,14 @@ def test_the_others_wait_longer_than_a_reward_may_take(tmp_path):
         "import torch\nfrom star.processes import start_accelerator\n"
         "accelerator = start_accelerator(5000.0)\n"
         "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))\n"
-        "print('waits', group.options._timeout.total_seconds())\n"
+        "print(f'waits {group.options._timeout.total_seconds()};', end='')\n"  # at once: both write to one pipe
         "accelerator.end_training()\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*torchrun, str(tmp_path / "waiting.py")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert run.stdout.split("\n").count("waits 6800.0") == 2, run.stdout + run.stderr[-3000:]
+    assert run.stdout.count("waits 6800.0;") == 2, run.stdout + run.stderr[-3000:]
 
 
 def launch(count: int, *arguments: object) -> None:

@@ -256,7 +256,7 @@ def test_the_commands_of_readme_work_as_they_are_written(project: Project) -> No
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"### Versions and experiments\n\n((?: {4}.+\n)+)", page)
     commands = [line.partition("  #")[0].strip() for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for command in commands:
         if command.startswith("make "):
             make(project, command.removeprefix("make "))
