@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from star.errors import StarError
 from star.params import AllocationParams
 
 FLAT = 1e-4  # relative spread of a map up to which it is rounding of float32 (that of bf16 is larger)
@@ -68,17 +67,9 @@ def exchanged(maps: Tensor, prompts: Sequence[str], group_size: int) -> Tensor:
 
     Args:
         maps: of an epoch's rollouts, those of a group side by side, (groups * group_size, ...).
-        prompts: of the rollouts.
-
-    Raises:
-        StarError: all rollouts have one prompt.
+        prompts: of the rollouts, two different ones at least (`star.epoch.check_other_prompts`).
     """
     of_groups = prompts[::group_size]
-    if len(set(of_groups)) == 1:
-        raise StarError(
-            "allocation.source other_rollout: all rollouts of an epoch have one prompt, and none has the maps of "
-            "another; raise train.prompts_per_epoch"
-        )
     count = len(of_groups)
     givers = [
         next(giver for giver in range(group - 1, group - count, -1) if of_groups[giver] != of_groups[group])

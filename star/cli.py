@@ -277,13 +277,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _launch(options: argparse.Namespace) -> None:
-    from star.launch import launch_command
+    from star.launch import launch_command, shared_threads
 
     stage = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
-    command = launch_command(stage, options.gpus, options.processes, options.nodes, os.environ)
+    shape = (options.gpus, options.processes, options.nodes)
+    command = launch_command(stage, *shape, os.environ)
     if command is None:
         sys.exit(main(stage))
-    os.execvp(command[0], command)
+    os.execvpe(command[0], command, shared_threads(os.environ, *shape))
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from star.errors import StarError
-from star.params import Params, RolloutParams
+from star.params import AllocationParams, Params, RolloutParams
 from star.records import PromptRecord
 from star.seeds import seed_of
 
@@ -51,6 +51,22 @@ def plan_epoch(records: Sequence[PromptRecord], params: Params, epoch: int) -> l
     size = params.rollout.batch
     parts = [entries[i : i + size] for i in range(0, len(entries), size)]
     return [Batch(number, *map(list, zip(*part, strict=True))) for number, part in enumerate(parts)]
+
+
+def check_other_prompts(records: Sequence[PromptRecord], params: Params, allocation: AllocationParams) -> None:
+    """Refuse the control ``other_rollout`` where an epoch has one prompt alone, whose rollouts no other gives a map.
+
+    Raises:
+        StarError: naming the epoch.
+    """
+    if allocation.source != "other_rollout":
+        return
+    for epoch in range(params.train.epochs):
+        if len({record.prompt for record in epoch_prompts(records, params, epoch)}) == 1:
+            raise StarError(
+                f"allocation.source other_rollout: all rollouts of epoch {epoch + 1} have one prompt, and none has the "
+                "maps of another; raise train.prompts_per_epoch, or give more prompts"
+            )
 
 
 def window_start(rollout: RolloutParams, epoch: int) -> int:

@@ -61,6 +61,14 @@ def launch_command(
     return [*spread, *torchrun, *rendezvous, *program]
 
 
+def shared_threads(environment: Mapping[str, str], gpus: int, processes: int, nodes: int) -> dict[str, str]:
+    """``environment`` with each ``*_NUM_THREADS``, which Snakemake sets to the threads of the whole job, divided by
+    the processes of a machine. One at least; what is no number stays."""
+    each = max(1, max(gpus, processes) // nodes)
+    threads = {key: value for key, value in environment.items() if key.endswith("_NUM_THREADS") and value.isdecimal()}
+    return dict(environment) | {key: str(max(1, int(value) // each)) for key, value in threads.items()}
+
+
 def _job_facts(job: str) -> dict[str, str]:
     """What SLURM knows of a job, by its own names."""
     return dict(re.findall(r"(\w+)=(\S+)", _scontrol("show", "job", "--oneliner", job)))

@@ -16,6 +16,7 @@ import torch
 
 from star.checkpoint import States, remove_done
 from star.checks import check_folders, find_all_models
+from star.epoch import check_other_prompts
 from star.evaluation import Sample, draw_and_score
 from star.files import write_text_atomic
 from star.fit import check_core
@@ -70,6 +71,7 @@ def run_study(
     trained = dataclasses.replace(params, seed=seed, train=settings, rewards=rewards)
     allocation = dataclasses.replace(params.allocation, **study.methods[method])
     check_folders(params, work, output.parent)
+    check_other_prompts(records, trained, allocation)
     folder = find_all_models(params, {task, "preference"})
     check_core(params, folder, allocation, records_ahead(records, trained))
     reward = build_reward(task, rewards)
@@ -103,6 +105,8 @@ def run_study(
         "method": method,
         "seed": seed,
         "learning_rate": learning_rate,
+        "precision": policy.model.precision,
+        "kernel": policy.attention_kernel,
         "curve": [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()],
         "log": {key: [line[key] for line in log] for key in LOGGED},
         "seconds": sum(sum(line["seconds"].values()) for line in log),

@@ -204,7 +204,7 @@ class Trainer:
         """Advantages of this process's rollouts among all of the epoch, and the maps that spread them."""
         relevances: list[Tensor | None] = [trajectory.relevance for trajectory in trajectories]
         if self.allocation.source == "other_rollout":
-            relevances = [*self.exchanged([maps for maps in relevances if maps is not None])]
+            relevances = [*self.maps_of_others([maps for maps in relevances if maps is not None])]
         scored = []
         for batch, trajectory, relevance, advantage in zip(
             batches, trajectories, relevances, self.advantages(batches, results), strict=True
@@ -220,7 +220,7 @@ class Trainer:
             scored.append(Scored(batch, trajectory, advantage, weights))
         return scored
 
-    def exchanged(self, own: Sequence[Tensor]) -> list[Tensor]:
+    def maps_of_others(self, own: Sequence[Tensor]) -> list[Tensor]:
         """In place of the relevance maps of each of this process's batches, (B, T, K, P), those of rollouts with other
         prompts, among the rollouts of all processes.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from star.checkpoint import States, read_facts, remove_done
 from star.checks import check_folders, find_all_models
-from star.epoch import check_processes, epoch_prompts
+from star.epoch import check_other_prompts, check_processes, epoch_prompts
 from star.errors import StarError, writing
 from star.faults import Fault, memory_for, save_fault
 from star.files import flush_tree, write_text_atomic
@@ -60,6 +60,7 @@ def train(
         raise StarError(f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file")
     check_folders(params, work, output)
     check_tracker(params.train.tracker)
+    check_other_prompts(records, params, allocation)
     accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)

@@ -16,7 +16,6 @@ from star.allocation import (
     normalised_entropy,
     relevance_maps,
 )
-from star.errors import StarError
 from star.params import AllocationParams
 
 PLAIN = AllocationParams(
@@ -179,11 +178,6 @@ def test_maps_of_another_rollout_are_of_the_last_group_before_with_another_promp
     moved = exchanged(maps, [prompt for prompt in groups for _ in range(2)], group_size=2)
     assert torch.equal(moved, maps.unflatten(0, (-1, 2))[givers].flatten(0, 1))
     assert all(groups[giver] != own for own, giver in zip(groups, givers, strict=True))
-
-
-def test_rollouts_of_one_prompt_have_no_maps_of_another():
-    with pytest.raises(StarError, match=r"other_rollout: all rollouts .* one prompt.* raise train\.prompts_per_epoch"):
-        exchanged(relevance(3, (6, 2, 1, 16)), ["a"] * 6, group_size=2)
 
 
 def test_time_averaged_maps_are_the_mean_over_steps():

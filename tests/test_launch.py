@@ -11,7 +11,7 @@ import pytest
 
 from star.cli import main
 from star.errors import StarError
-from star.launch import launch_command
+from star.launch import launch_command, shared_threads
 
 STAGE = ["train", "--task", "ocr"]
 
@@ -28,6 +28,15 @@ def test_each_gpu_has_a_process(gpus, processes):
     command = launch_command(STAGE, gpus, processes, 1, {})
     assert command[command.index("--nproc-per-node") + 1] == "8" and "--standalone" in command
     assert command[-5:] == ["-m", "star.cli", *STAGE]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "nodes", "threads"), [(8, 1, 1, "1"), (0, 2, 1, "4"), (32, 1, 4, "1"), (4, 1, 2, "4")]
+)
+def test_processes_share_the_threads_of_their_job(gpus, processes, nodes, threads):
+    job = {"OMP_NUM_THREADS": "8", "MKL_NUM_THREADS": "8", "OPENBLAS_NUM_THREADS": "auto", "PATH": "8"}
+    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    assert shared_threads(job, gpus, processes, nodes) == job | shared
 
 
 @pytest.fixture

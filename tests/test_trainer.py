@@ -16,7 +16,7 @@ from star.allocation import allocation_weights, relevance_maps
 from star.attention import record_core_attention
 from star.checkpoint import load_state, save_state
 from star.core import extract_core
-from star.epoch import epoch_prompts, plan_epoch, window_start
+from star.epoch import check_other_prompts, epoch_prompts, plan_epoch, window_start
 from star.errors import StarError
 from star.objective import local_surrogate, patch_mean
 from star.params import load_params
@@ -247,7 +247,7 @@ def test_two_processes_exchange_the_maps_that_one_does(records, batch):
     params = dataclasses.replace(small(), rollout=dataclasses.replace(small().rollout, batch=batch))
     run, generator = trainer(params, "star", records), torch.Generator().manual_seed(0)
     drawn = [torch.rand(batch, 2, 1 + number % 2, 16, generator=generator) for number in range(16 // batch)]
-    alone = run.exchanged(drawn)
+    alone = run.maps_of_others(drawn)
     padded = torch.cat([torch.nn.functional.pad(maps, (0, 0, 0, 2 - maps.shape[2])) for maps in drawn])
     for maps, own, expected in zip(alone, drawn, padded.roll(4, dims=0).split(batch), strict=True):
         assert torch.equal(maps, expected[:, :, : own.shape[2]]), "a missing clause's map is flat"
@@ -256,7 +256,7 @@ def test_two_processes_exchange_the_maps_that_one_does(records, batch):
     def share(rank):
         one = copy.copy(run)
         one.processes = Processes(rank, 2, Thread(rank, given, barrier))
-        return one.exchanged(one.processes.own(drawn, 2))
+        return one.maps_of_others(one.processes.own(drawn, 2))
 
     with ThreadPoolExecutor(2) as pool:
         for rank, found in enumerate(pool.map(share, range(2))):
@@ -537,3 +537,21 @@ def test_the_prompts_of_an_epoch_go_through_the_set_in_a_new_order_each_pass(rec
     taken = [record.id for epoch in range(6) for record in epoch_prompts(six, params, epoch)]
     passes = [taken[i : i + 6] for i in range(0, 24, 6)]
     assert all(sorted(p) == sorted(r.id for r in six) for p in passes) and passes[0] != passes[1]
+
+
+@pytest.mark.parametrize(("count", "prompts_per_epoch"), [(8, 1), (1, 4)])
+def test_maps_of_others_need_another_prompt_in_every_epoch(records, count, prompts_per_epoch):
+    params = small(prompts_per_epoch=prompts_per_epoch)
+    other = dataclasses.replace(params.allocation, source="other_rollout")
+    check_other_prompts(records[:count], params, params.allocation)
+    with pytest.raises(StarError, match=r"other_rollout: all rollouts of epoch 1 have one prompt"):
+        check_other_prompts(records[:count], params, other)
+
+
+def test_one_epoch_of_one_prompt_is_found_before_the_first(records):
+    """Of three prompts in pairs, some pair is the last of a pass and the first of the next, which may be the same."""
+    params = small(epochs=40, prompts_per_epoch=2)
+    other = dataclasses.replace(params.allocation, source="other_rollout")
+    same = next(e for e in range(40) if len({r.id for r in epoch_prompts(records[:3], params, e)}) == 1)
+    with pytest.raises(StarError, match=f"all rollouts of epoch {same + 1} have one prompt"):
+        check_other_prompts(records[:3], params, other)
