@@ -1,6 +1,7 @@
 """What several test files share: the repository, its default parameters, and a folder to run the workflow in."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from star.values import read_values
+from tests import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that none is left to one worker at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser without a window; where there is none, the test is skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    if reason := programs.missing(["chromium-headless-shell"], "chromium-headless-shell"):
+        pytest.skip(reason)
+    return "chromium-headless-shell"
 
 
 @pytest.fixture

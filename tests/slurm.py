@@ -8,13 +8,14 @@ that were killed. The programs end with the tests' process, however that ends.
 """
 
 import os
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests import programs
 
 CONFIG = Path("/etc/slurm/slurm.conf")
 PACKAGES = "slurm-wlm munge"
@@ -30,14 +31,7 @@ def missing() -> str | None:
         return "starting a scheduler needs root"
     if CONFIG.exists() and not _is_leftover():
         return f"{CONFIG}: this machine has a SLURM already"
-    if os.environ.get("CI") and not all(map(shutil.which, _PROGRAMS)) and shutil.which("apt-get"):
-        command = f"apt-get update && apt-get install --yes --no-install-recommends {PACKAGES}"
-        try:
-            subprocess.run(["sh", "-c", command], capture_output=True, timeout=600)
-        except subprocess.TimeoutExpired as error:
-            return str(error)
-    absent = [program for program in _PROGRAMS if shutil.which(program) is None]
-    return f"{', '.join(absent)}: not found (apt-get install {PACKAGES})" if absent else None
+    return programs.missing(_PROGRAMS, PACKAGES)
 
 
 def _is_leftover() -> bool:

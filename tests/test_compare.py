@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_report import CHROMIUM, EVIL, Outline, decoded
+from test_report import EVIL, Outline, decoded
 
 from star.cli import main
 from star.report.compare import compare_runs
@@ -163,11 +163,10 @@ def test_page_is_one_balanced_document_that_loads_nothing_and_escapes(folders):
     assert f"{EVIL} ocr 3" in outline.text and f"allocation.{EVIL}" in outline.text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_no_script_of_a_prompt_runs_in_a_browser(folders, tmp_path):
+def test_no_script_of_a_prompt_runs_in_a_browser(folders, chromium, tmp_path):
     page_of(folders)
     options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
-    command = [str(CHROMIUM), *options, (tmp_path / "compare.html").as_uri()]
+    command = [chromium, *options, (tmp_path / "compare.html").as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert "data-ran" not in shown and "&lt;script&gt;" in shown and "</html>" in shown
 

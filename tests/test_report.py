@@ -34,7 +34,6 @@ from star.statistics import Interval
 
 ROOT = Path(__file__).parent.parent
 EVIL = '<script>document.documentElement.dataset.ran = "1"</script> & <b>'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RUNS = {"geneval": ["star", "flow_grpo"], "ocr": ["star"], "preference": ["star"]}
 
 
@@ -170,13 +169,12 @@ def test_every_text_is_escaped(results):
     assert EVIL in Outline(page).text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_no_script_of_a_prompt_runs_in_a_browser(results, tmp_path):
+def test_no_script_of_a_prompt_runs_in_a_browser(results, chromium, tmp_path):
     def opened(name: str, page: str) -> str:
         """The page's document after its scripts."""
         (tmp_path / name).write_text(page, encoding="utf-8")
         options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
-        command = [str(CHROMIUM), *options, "--dump-dom", (tmp_path / name).as_uri()]
+        command = [chromium, *options, "--dump-dom", (tmp_path / name).as_uri()]
         return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
     page = report(results)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from star.values import read_values
-from tests import edits, slurm
+from tests import edits, programs, slurm
 from tests.versioned import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,8 +115,8 @@ def test_packages_that_do_not_come_in_time_are_a_reason_to_skip(tmp_path, monkey
     monkeypatch.setenv("CI", "1")
     monkeypatch.setattr(slurm, "CONFIG", tmp_path / "slurm.conf")
     monkeypatch.setattr(slurm.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(slurm.shutil, "which", lambda program: program if program == "apt-get" else None)
-    monkeypatch.setattr(slurm.subprocess, "run", hang)
+    monkeypatch.setattr(programs.shutil, "which", lambda program: program if program == "apt-get" else None)
+    monkeypatch.setattr(programs.subprocess, "run", hang)
     assert "apt-get install" in slurm.missing() and "timed out after 600" in slurm.missing()
 
 
