@@ -75,6 +75,21 @@ def test_the_policy_reads_from_the_cache_what_it_would_encode(tmp_path):
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3, "the empty prompt of the guidance too"
 
 
+def test_encoders_leave_the_device_and_come_back_for_a_new_prompt(tmp_path):
+    policy = load_policy(dataclasses.replace(MODEL, prompt_cache=str(tmp_path)), CPU)
+    moves = []
+    for encoder in policy._encoders():
+        encoder.to = moves.append
+        encoder.register_forward_pre_hook(lambda *_: moves.append("asked"))
+    policy.prepare_prompts(["a photo of a red car"])
+    assert moves == [CPU] * 3 + ["asked"] * 3 + ["cpu"] * 3
+    moves.clear()
+    policy.encode(["a photo of a red car"])
+    assert moves == []
+    policy.encode(["a photo of a green car"])
+    assert moves == [CPU] * 3 + ["asked"] * 3
+
+
 def test_what_a_prompt_becomes_does_not_depend_on_its_neighbours():
     things = ("car", "dog", "umbrella", "cup", "bus", "cat")
     prompts = [f"a photo of {count} {thing}s" for count in range(3) for thing in things]

@@ -66,6 +66,27 @@ def test_rollout_without_noise_is_the_stock_pipeline():
     assert_same_pictures(trajectory.pictures, stock_pictures(policy, 1.0, 6))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_only_the_transformers_products_are_of_the_autocast_type(precision, dtype):
+    """Master weights, LoRA and its gradients, the sampler's arithmetic and the VAE stay float32."""
+    policy = load_policy(dataclasses.replace(PARAMS.model, precision=precision), CPU)
+    masters = policy.add_adapter(0)
+    computed, decoded = [], []
+    policy.transformer.transformer_blocks[0].attn.to_q.register_forward_hook(lambda _, __, y: computed.append(y.dtype))
+    policy.pipe.vae.decoder.conv_out.register_forward_hook(lambda _, __, y: decoded.append(y.dtype))
+    rollout = dataclasses.replace(PARAMS.rollout, steps=3, window=[0, 2], same_latent=False)
+    core = CoreKeys(torch.tensor([[0], [3]]), torch.ones(2, 1, 1))
+    run = roll_out(policy, PROMPTS, [1, 2], [3, 4], rollout, 0, core, PARAMS.allocation)
+    step = run.transition(policy, 0, policy.schedule(3), rollout)
+    step.mean.sum().backward()
+    assert set(computed) == {dtype} and set(decoded) == {torch.float32}
+    parameters = [*policy.transformer.parameters(), *policy.pipe.vae.parameters()]
+    gradients = [master.grad for master in masters if master.grad is not None]
+    assert gradients
+    kept = (*parameters, *gradients, run.latents, run.means, run.relevance, step.mean)
+    assert {value.dtype for value in kept} == {torch.float32}
+
+
 def test_there_is_no_noise_outside_of_the_window():
     policy = load_policy(EXACT, CPU)
     rollout = dataclasses.replace(PARAMS.rollout, steps=5, window=[1, 3])
