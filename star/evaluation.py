@@ -72,14 +72,14 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
         policy.compile()
         wanted = [record.prompt for tested in records.values() for record in tested]
         policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
-        accelerator.wait_for_everyone()
+        processes.wait()
         judge = PreferenceReward(params.rewards.preference)  # the text encoders may have left the device by now
         seconds = {"sampling": 0.0, "scoring": 0.0}
         for task, tested in records.items():
             lines = _run_benchmark(policy, params, task, tested, judge, work, processes, seconds)
             text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
             write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
-        accelerator.wait_for_everyone()
+        processes.wait()
         if processes.main:
             merged = {task: _merge(params, work, task, r, judge, processes.count) for task, r in records.items()}
             with writing(output):
@@ -87,7 +87,7 @@ def evaluate(params: Params, checkpoint: str, adapter: Path | None, prompts: Pat
                 (output / ".lock").unlink()
                 flush_tree(output)
             remove(work)
-        accelerator.wait_for_everyone()
+        processes.wait()
 
 
 def _merge(

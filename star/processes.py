@@ -5,7 +5,8 @@ statistics are taken over all processes, and gradients are averaged before each 
 several processes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -13,6 +14,8 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
+
+from star.errors import StarError
 
 T = TypeVar("T")
 WAIT = 1800.0  # seconds that processes wait for one, besides a reward
@@ -28,9 +31,27 @@ def start_accelerator(reward_timeout: float) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
 
 
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Inside, processes wait for each other; one that waits in vain says so in a line, without its own traceback."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise StarError(
+            f"another process ended while this one waited for it; its own message says why ({reason})"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``count``."""
+    """This process among ``count``.
+
+    Raises:
+        StarError: of every method that waits for the others, where one of them has ended.
+    """
 
     rank: int = 0
     count: int = 1
@@ -63,21 +84,32 @@ class Processes:
         if self.accelerator is None or self.count == 1:
             return list(parts)
         stacked = torch.stack(list(parts))
-        everywhere = self.accelerator.gather(self.accelerator.pad_across_processes(stacked, dim=2))
+        with _meeting():
+            everywhere = self.accelerator.gather(self.accelerator.pad_across_processes(stacked, dim=2))
         total = len(everywhere)
         order = [i for rank in range(self.count) for i in _own_indices(total, runs, rank, self.count)]
         return [everywhere[order.index(i)] for i in range(total)]
 
     def table(self, row: Tensor) -> Tensor:
         """The row of every process, (count, len(row)), in the order of their ranks."""
-        return row[None] if self.accelerator is None else self.accelerator.gather(row[None])
+        if self.accelerator is None:
+            return row[None]
+        with _meeting():
+            return self.accelerator.gather(row[None])
 
     def any(self, value: bool) -> bool:
         """Whether it is true of any process; all must ask."""
         if self.accelerator is None or self.count == 1:
             return value
-        found = self.accelerator.reduce(torch.tensor(float(value), device=self.accelerator.device), "sum")
-        return bool(found > 0)
+        with _meeting():
+            found = self.accelerator.reduce(torch.tensor(float(value), device=self.accelerator.device), "sum")
+            return bool(found > 0)
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.accelerator is not None:
+            with _meeting():
+                self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -85,7 +117,8 @@ class Processes:
         if self.accelerator is None or self.count == 1:
             return
         tensors = list(tensors)
-        mean = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
+        with _meeting():
+            mean = self.accelerator.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "mean")
         for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 

@@ -85,7 +85,7 @@ def train(
         states = States(work, params.train.keep_states, identity or {})
         check_base(states, trainer.base)
         policy.prepare_prompts(processes.own(list(dict.fromkeys(record.prompt for record in ahead)), 1))
-        accelerator.wait_for_everyone()
+        processes.wait()
         look = partial(_draw, trainer, work, tracker)
         run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
         if processes.main:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,11 +91,15 @@ def test_the_others_wait_longer_than_a_reward_may_take(tmp_path):
     assert run.stdout.count("waits 6800.0;") == 2, run.stdout + run.stderr[-3000:]
 
 
-def launch(count: int, *arguments: object) -> None:
+def launched(count: int, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """`star` as ``count`` processes on the CPU."""
     command = [sys.executable, "-m", "star.cli", "launch", "--processes", str(count), "--", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(count), "OPENBLAS_NUM_THREADS": str(count)} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def launch(count: int, *arguments: object) -> None:
+    run = launched(count, *arguments)
     assert run.returncode == 0, run.stderr[-3000:]
     assert f"{count} process{'es' if count > 1 else ''}" in run.stdout
 
@@ -106,6 +111,11 @@ def write_params(folder: Path, values: dict) -> Path:
     return path
 
 
+def write_prompts(path: Path, params: Path) -> None:
+    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", load_params(params))[0]]
+    write_records(path, records)
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """Clause-wise and shuffled: widths that differ between processes, seeds by batch, statistics over both."""
@@ -115,10 +125,8 @@ def test_two_processes_train_as_one_does(tmp_path):
     values["train"] |= {"prompts_per_epoch": 4, "group_size": 4}
     values["rollout"] |= {"batch": 2}  # a group lies on both processes
     values["model"]["prompt_cache"] = str(tmp_path / "prompts")
-    params = write_params(tmp_path, values)
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", load_params(params))[0]]
-    prompts = tmp_path / "train.jsonl"
-    write_records(prompts, records)
+    params, prompts = write_params(tmp_path, values), tmp_path / "train.jsonl"
+    write_prompts(prompts, params)
     outputs = [tmp_path / f"output-{count}" for count in (1, 2)]
     for count, output in zip((1, 2), outputs, strict=True):
         files = ("--params", params, "--prompts", prompts, "--output", output, "--state", tmp_path / f"state-{count}")
@@ -135,6 +143,39 @@ def test_two_processes_train_as_one_does(tmp_path):
     trained = [np.concatenate([value.ravel() for key, value in found.items() if "lora_B" in key]) for found in adapters]
     assert np.abs(trained[0]).mean() > 1e-3 and np.abs(trained[1] - trained[0]).max() < 1e-6, "both moved from zero"
     assert sorted(f.name for f in outputs[1].rglob("*.png")) == sorted(f.name for f in outputs[0].rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(tmp_path):
+    values = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
+    values["train"] |= {"epochs": 2, "prompts_per_epoch": 4, "group_size": 4, "tracker": "none"}
+    values["rollout"] |= {"batch": 2}
+    params, prompts = write_params(tmp_path, values), tmp_path / "train.jsonl"
+    write_prompts(prompts, params)
+    (tmp_path / "sitecustomize.py").write_text(  # Python runs it first
+        "import itertools, os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import star.rewards.geneval as geneval\n"
+        "    submit, calls = geneval.GenevalReward.submit, itertools.count(1)\n"
+        "    def failing(self, *batch):\n"
+        "        if next(calls) == 6:\n"  # of four an epoch
+        "            raise RuntimeError('the detector is gone')\n"
+        "        return submit(self, *batch)\n"
+        "    geneval.GenevalReward.submit = failing\n"
+    )
+    files = ("--params", params, "--prompts", prompts, "--output", tmp_path / "out", "--state", tmp_path / "state")
+    command = (2, "train", "--task", "geneval", "--method", "star", *files)
+    failed = launched(*command, PYTHONPATH=str(tmp_path))
+    assert failed.returncode != 0 and not (tmp_path / "out/adapter").exists()
+    assert re.search(r"error: geneval-train-\d+ and 1 more: reward geneval: .*the detector is gone", failed.stderr)
+    assert re.search(r"error: another process ended while this one waited .*message says why", failed.stderr)
+    assert "[rank" not in failed.stderr, "a traceback"
+    (fault,) = tmp_path.glob("state/*/faults/*")
+    assert fault.name == "epoch-000002-rank-1" and len(list(fault.glob("*.png"))) == 2
+    assert [state.name for state in tmp_path.glob("state/*/state-*")] == ["state-000001.safetensors"]
+    launch(*command)
+    log = (tmp_path / "out/log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
 
 
 @pytest.mark.slow

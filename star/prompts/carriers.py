@@ -30,6 +30,8 @@ _WRITING = word_set(
 _COLLECTIVES = word_set("row pair stack pile group line bunch set piece series collection sheet strip heap")
 _WHERE = word_set("in on at above below beside near by behind under outside inside of along across from to front next")
 _PUT_ON = word_set("on across over along onto into upon atop around down above sur auf sobre su над на en")
+# "a board, nailed to the wall, says": what stands between the commas is of the board.
+_ASIDE = re.compile(r",\s+(?:\w+ed|\w+ing|hung|held|made|bent|torn|worn|hidden)\b[^,;:.]*,(?=(?:\s+\w+){1,3}\W*$)")
 _HEAD_FIRST = ("es", "fr", "it", "pt")  # adjectives stand behind their noun
 
 
@@ -46,7 +48,8 @@ class _Thing:
 def carrier_of(prompt: str, quoted: Span) -> Span | None:
     """The noun right behind the quotation, or one before it, or the next that it is put on; None if there is none."""
     start, end = quoted
-    before, after = _things(prompt, 0, start), _things(prompt, end, len(prompt))
+    lead_in = _ASIDE.sub(lambda aside: " " * len(aside[0]), prompt[:start])
+    before, after = _things(lead_in + prompt[start:], 0, start), _things(prompt, end, len(prompt))
     if after and re.fullmatch(r"\W?[^\w,;:.]*", prompt[end : after[0].start]):
         return after[0].head
     if before:
