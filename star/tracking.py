@@ -1,7 +1,8 @@
 """Experiment trackers: a training's curves, sample grids and map overlays, in W&B or TensorBoard by accelerate.
 
-A training that goes on from a state repeats the epochs after it. TensorBoard is told to forget what it had of them; W&B
-keeps what it was told first, which is the same to the byte on a CPU.
+A training that goes on from a state repeats the epochs after it. TensorBoard is told to forget what it had of them.
+W&B cannot forget: `wandb sync` numbers repeated steps anew, behind those that it has. So its curves are drawn over the
+epoch, where a repeated point lies on the first one (on a CPU they are the same to the byte).
 """
 
 import importlib.util
@@ -52,6 +53,7 @@ class Tracker:
         if self.kind == "wandb":
             self.library = WandBTracker("star", name=self.title, id=run, resume="allow")
             self.library.start()
+            self.library.run.define_metric("*", step_metric="epoch")
             self.library.store_init_configuration(self.parameters)
         else:
             void = epoch + 1 if epoch else 0  # the pictures of epoch 0 are drawn again, too

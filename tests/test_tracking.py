@@ -1,5 +1,9 @@
 """A training's tracker: curves and pictures arrive, and once, whatever happened to the training in between."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from star import tracking
 from star.errors import StarError
 from star.tracking import Tracker, check_tracker
+from tests import wandb_server
 
 PARAMETERS = {"seed": 3, "train": {"epochs": 4}, "rollout": {"window": [0, 2]}}
 PICTURE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -73,6 +78,25 @@ def test_wandb_goes_on_with_the_run_and_keeps_pictures_offline(folder):
         while b"reward_mean" not in history.read_bytes():
             assert time.monotonic() < end, history
             time.sleep(0.1)
+    check_sync(folder, parts)
+
+
+def check_sync(folder: Path, parts: list[Path]) -> None:
+    """`wandb sync` sends both folders as one run; it numbers repeated steps anew, so curves are over the epoch."""
+    name = (folder / "work/tracker").read_text(encoding="utf-8")
+    with wandb_server.serving() as (address, received):
+        environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": 40 * "0", "WANDB_SILENT": "false"}
+        command = [Path(sys.executable).with_name("wandb"), "sync", *parts]
+        sent = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert sent.returncode == 0 and sent.stderr.count("Finished syncing") == 2, sent.stderr
+    assert received.titles == {name: "ocr-star"}
+    rewards = [(line["epoch"], line["reward_mean"]) for line in received.history[name] if "reward_mean" in line]
+    assert rewards == [(1, 0.125), (2, 0.25), (3, 0.375), (2, 0.25), (3, 0.375), (4, 0.5)]
+    curves = json.loads(received.settings[name])["_wandb"]["value"]["m"]
+    every = next(curve for curve in curves if curve.get("2") == "*")  # "5": the number of the curve's horizontal axis
+    assert curves[every["5"] - 1]["1"] == "epoch"
+    pictures = {Path(file).name.rsplit("_", 1)[0] for file in received.files[name] if file.endswith(".png")}
+    assert pictures == {"samples_0", "samples_2", "0_2"}
 
 
 def test_a_library_that_is_missing_is_named_before_anything_is_opened(monkeypatch):
