@@ -63,8 +63,8 @@ def launch_command(
 
 def shared_threads(environment: Mapping[str, str], gpus: int, processes: int, nodes: int) -> dict[str, str]:
     """``environment`` with each ``*_NUM_THREADS``, which Snakemake sets to the threads of the whole job, divided by
-    the processes of a machine. One at least; what is no number stays."""
-    each = max(1, max(gpus, processes) // nodes)
+    the processes of a machine, as `launch_command` counts them. One at least; what is no number stays."""
+    each = max(gpus, processes) // nodes
     threads = {key: value for key, value in environment.items() if key.endswith("_NUM_THREADS") and value.isdecimal()}
     return dict(environment) | {key: str(max(1, int(value) // each)) for key, value in threads.items()}
 

@@ -46,16 +46,12 @@ def _handler(received: Received) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            if self.path == "/graphql":
-                self._answer({"data": self._data(json.loads(body))})
-            elif self.path.endswith("/file_stream"):
-                for name, part in json.loads(body).get("files", {}).items():
-                    if name == "wandb-history.jsonl":
-                        lines = received.history[self.path.split("/")[-2]]
-                        lines[part["offset"] :] = map(json.loads, part["content"])
-                self._answer({})
-            else:
-                self._answer({})
+            if self.path.endswith("/file_stream"):
+                part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+                if part is not None:
+                    lines = received.history[self.path.split("/")[-2]]
+                    lines[part["offset"] :] = map(json.loads, part["content"])
+            self._answer({"data": self._data(json.loads(body))} if self.path == "/graphql" else {})
 
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -64,10 +60,8 @@ def _handler(received: Received) -> type[BaseHTTPRequestHandler]:
             self._answer({})
 
         def _data(self, asked: dict[str, Any]) -> dict[str, Any]:
-            given, project = (
-                asked.get("variables", {}),
-                {"id": "p", "name": "star", "entity": {"id": "e", "name": "me"}},
-            )
+            given = asked.get("variables", {})
+            project = {"id": "p", "name": "star", "entity": {"id": "e", "name": "me"}}
             match asked.get("operationName"):
                 case "UpsertBucket":
                     run = given["name"]
@@ -87,12 +81,16 @@ def _handler(received: Received) -> type[BaseHTTPRequestHandler]:
             if run not in received.titles:
                 return None
             lines = received.history[run]
-            tail = json.dumps([json.dumps(line) for line in lines[-1:]])
-            return {
-                **{"id": run, "name": run, "displayName": received.titles[run], "summaryMetrics": "{}"},
-                **{"logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "eventsTail": "[]"},
-                **{"historyTail": tail, "config": "{}", "tags": [], "notes": None, "wandbConfig": '{"t": 1}'},
+            known = {
+                "id": run,
+                "name": run,
+                "displayName": received.titles[run],
+                "config": "{}",
+                "summaryMetrics": "{}",
             }
+            known |= {"logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0, "eventsTail": "[]"}
+            known["historyTail"] = json.dumps([json.dumps(line) for line in lines[-1:]])
+            return known | {"tags": [], "notes": None, "wandbConfig": '{"t": 1}'}
 
         def _answer(self, value: dict[str, Any]) -> None:
             body = json.dumps(value).encode()
