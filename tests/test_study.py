@@ -1,6 +1,7 @@
 """What a run of the study watches besides its reward."""
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from star.evaluation import Sample
 from star.miniature.world import Scene, render
 from star.params import load_params
 from star.policy import load_policy
+from star.precision import resolve_precision
 from star.prompts.prepare import prepare
 from star.records import PromptRecord
 from star.second_reader import read_again
@@ -70,6 +72,8 @@ def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(tm
 
     run()
     made = output.read_bytes()
+    said = json.loads(made)
+    assert said["precision"] == resolve_precision("auto", torch.device("cpu")) and said["kernel"] == "plain"
     assert [file.name for file in work.glob("state-*")] == ["state-000001.safetensors"]
     output.unlink()
     monkeypatch.setattr(Trainer, "train_epoch", lambda self: pytest.fail("an epoch again"))
