@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.measure import machine, measure_peak, use_of_card
 from benchmarks.random_weights import LAYERS, T5_TOKENS, random_pipeline, random_trainer, random_transformer, random_vae
@@ -104,7 +105,8 @@ def main() -> None:
 
 def memory(arguments: list[str], pairs: int) -> dict[str, dict[str, float]]:
     """Bytes of both methods' processes, and the ratio of their peaks."""
-    found = [{name: peak_memory(name, arguments) for name in ("star", "flow_grpo")} for _ in range(pairs)]
+    shown = tqdm(range(pairs), desc="memory", unit="pair", leave=False)
+    found = [{name: peak_memory(name, arguments) for name in ("star", "flow_grpo")} for _ in shown]
     return {"peak_ratio": spread([pair["star"]["peak"] / pair["flow_grpo"]["peak"] for pair in found]), **found[0]}
 
 

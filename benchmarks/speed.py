@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
+from tqdm import tqdm
 
 from star.core import extract_core
 from star.epoch import plan_epoch
@@ -52,7 +53,7 @@ class Free:
 
 def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> dict[str, float]:
     """Ratio first/second of what the two return, run alternately, after one uncounted pair."""
-    return spread([first() / second() for _ in range(pairs + 1)][1:])
+    return spread([first() / second() for _ in tqdm(range(pairs + 1), unit="pair", leave=False)][1:])
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:
