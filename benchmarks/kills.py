@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,19 @@ from star.trainer import Trainer
 
 SMOKE = Path("tests/smoke/params.yaml")
 TIMES = ("seconds", "images_per_s")
-# Where -> what is called there, and its owner.
-PHASES: dict[str, tuple[Any, str]] = {
-    "rollout": (Trainer, "sample"),
-    "reward": (Trainer, "collect"),
-    "update": (Trainer, "surrogate"),
-    "step": (Trainer, "step"),
-    "log": (star.training, "_append"),
-    "state": (star.checkpoint, "save_file"),
-    "look": (star.training, "_draw"),
-    "export": (SD3Policy, "save_adapter"),
-    "draw": (star.evaluation, "sample_pictures"),
-    "picture": (star.evaluation, "_save_pictures"),
-    "scores": (star.evaluation, "_write"),
+# Where -> what is called there, its owner, and which of its calls at the latest: a later one may never come.
+PHASES: dict[str, tuple[Any, str, int]] = {
+    "rollout": (Trainer, "sample", 4),
+    "reward": (Trainer, "collect", 4),
+    "update": (Trainer, "surrogate", 4),
+    "step": (Trainer, "step", 4),
+    "log": (star.training, "_append", 4),
+    "state": (star.checkpoint, "save_file", 3),
+    "look": (star.training, "_draw", 3),
+    "export": (SD3Policy, "save_adapter", 1),
+    "draw": (star.evaluation, "sample_pictures", 4),
+    "picture": (star.evaluation, "_save_pictures", 4),
+    "scores": (star.evaluation, "_write", 1),
 }
 TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "export")
 
@@ -59,6 +60,7 @@ def write_params(folder: Path) -> Path:
     values["model"] |= {"path": "models/miniature", "prompt_cache": str(folder / "prompts")}
     values["rewards"]["preference"]["path"] = "models/miniature-preference"
     values["rewards"]["ocr"]["workers"] = 1
+    values["prompts"]["geneval"] |= {"train": 4, "test": 2}
     values["train"] |= {"epochs": 5, "save_every": 2, "updates_per_epoch": 2, "sample_every": 3, "kl_beta": 0.04}
     values["evaluate"] |= {"batch": 2, "steps": 2, "second_reader": "none"}
     path = folder / "params.yaml"
@@ -93,10 +95,10 @@ def quietly(arguments: list[str], log: Path) -> None:
     assert ended(child(arguments, log, lambda: None)) == 0, log.read_text(encoding="utf-8")
 
 
-def kill_in(phase: str, call: int) -> None:
-    """Have this process die in a phase's ``call``-th call: half of the times before it, half after it, files half
+def kill_in(phase: str, call: int, after: bool) -> None:
+    """Have this process die in a phase's ``call``-th call: before its work, or ``after`` it with the file half
     written."""
-    owner, name = PHASES[phase]
+    owner, name, _ = PHASES[phase]
     work, calls = getattr(owner, name), 0
 
     def inner(*arguments: Any, **more: Any) -> Any:
@@ -104,7 +106,7 @@ def kill_in(phase: str, call: int) -> None:
         calls += 1
         if calls < call:
             return work(*arguments, **more)
-        if call % 2:
+        if after:
             work(*arguments, **more)
             if phase == "state":
                 Path(arguments[1]).write_bytes(Path(arguments[1]).read_bytes()[:1000])
@@ -216,8 +218,7 @@ def torment(stages: dict[str, Stage], kills: int, stops: int, rng: random.Random
         where = plan[done % len(plan)]
         stage = stages["train" if where.startswith("train") or where in TRAINING else "evaluate"]
         if where in PHASES:
-            call = rng.randint(1, 4)
-            status = stage.run(lambda where=where, call=call: kill_in(where, call))  # type: ignore[misc]
+            status = stage.run(partial(kill_in, where, rng.randint(1, PHASES[where][2]), rng.random() < 0.5))
         else:
             status = stage.signalled(signal.SIGKILL, rng.random() * stage.seconds)
         if status == -signal.SIGKILL:

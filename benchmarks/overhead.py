@@ -2,10 +2,10 @@
 
 One rollout-and-update phase of a group with SD3.5-M's own block shapes (24 heads of 64, 1,024 image tokens of a picture
 of 512 pixels, 77 + 128 text tokens) and random weights, allocation by attention against the uniform one, on one model,
-interleaved in one process: ratios of wall time and of peak memory, medians over pairs with a 95 % interval, the
-smallest and the largest pair. On the CPU a few layers stand for the 24, every one of them is read, and there is no
-guidance: each makes STAR's share larger than it is in training. On a GPU: all 24 layers, and also pictures/s and the
-share of the card's own bf16 matrix rate that the update reaches.
+interleaved in one process: ratios of operations (counted), of wall time and of peak memory (medians over pairs with a
+95 % interval, the smallest and the largest pair). On the CPU a few layers stand for the 24, every one of them is read,
+and there is no guidance: each makes STAR's share larger than it is in training. On a GPU: all 24 layers, and also
+pictures/s and the share of the card's own bf16 matrix rate that the update reaches.
 """
 
 import argparse
@@ -13,11 +13,11 @@ import dataclasses
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.measure import machine, measure_peak, use_of_card
@@ -94,7 +94,10 @@ def main() -> None:
         "pictures": group,
         "attention": run.policy.attention_kernel,
         "core_tokens": int(run.core_keys(run.records, clause_wise=False).index.shape[1]),
-        **ratios(lambda: epoch("star"), lambda: epoch("flow_grpo"), options.pairs),
+        "operations": operations(lambda: epoch("star")) / operations(lambda: epoch("flow_grpo")),
+        "time": paired(
+            lambda: seconds(lambda: epoch("star")), lambda: seconds(lambda: epoch("flow_grpo")), options.pairs
+        ),
     }
     if gpu:
         figures["star"] = use_of_card(run, group)
@@ -110,19 +113,12 @@ def memory(arguments: list[str], pairs: int) -> dict[str, dict[str, float]]:
     return {"peak_ratio": spread([pair["star"]["peak"] / pair["flow_grpo"]["peak"] for pair in found]), **found[0]}
 
 
-def ratios(first: Callable[[], None], second: Callable[[], None], pairs: int) -> dict[str, dict[str, float]]:
-    """Ratios of wall time and of processor time (steadier on a shared machine) of the two, run alternately."""
-    processor: list[float] = []
-
-    def wall(work: Callable[[], None]) -> float:
-        start = time.process_time()
-        elapsed = seconds(work)
-        processor.append(time.process_time() - start)
-        return elapsed
-
-    by_wall = paired(lambda: wall(first), lambda: wall(second), pairs)
-    of_pairs = [a / b for a, b in zip(processor[2::2], processor[3::2], strict=True)]  # the first pair does not count
-    return {"time": by_wall, "processor_time": spread(of_pairs)}
+def operations(work: Callable[[], None]) -> int:
+    """Multiplications and additions of matrix products and attention, as torch counts them: a share of the cost that
+    no noise hides."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 if __name__ == "__main__":

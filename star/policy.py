@@ -70,7 +70,7 @@ class SD3Policy:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.device
+        return next(self.transformer.parameters()).device  # `transformer.device` looks for hooks in every module
 
     @property
     def tokenizers(self) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:

@@ -42,7 +42,9 @@ class Project:
 
     def environment(self) -> dict[str, str]:
         """Of every process: the stand-in first, the copy's own code, and no settings of this user."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "MAKE"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "DVC_", "MAKE", "ARGS"))
+        }
         programs = (str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
         person = {
             f"GIT_{role}_{key}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
