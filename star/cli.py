@@ -16,7 +16,7 @@ from pathlib import Path
 
 from star.errors import StarError, disk_error
 from star.params import TASKS, fingerprint, load_params
-from star.runtime import keep_freed_memory, stay_offline
+from star.runtime import keep_freed_memory, quick_imports, stay_offline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,8 +213,9 @@ def _train(options: argparse.Namespace) -> None:
     params = load_params(options.params)
     records = read_records(options.prompts)
     allocation = params.method(options.method)  # refused before the slow imports
-    from star.identity import state_folder, training_identity
-    from star.training import train
+    with quick_imports():
+        from star.identity import state_folder, training_identity
+        from star.training import train
 
     identity = training_identity(params, options.task, options.method, allocation, options.prompts)
     work = state_folder(options.state, identity)
@@ -230,8 +231,9 @@ def _study_run(options: argparse.Namespace) -> None:
         known = ", ".join(params.study.methods)
         raise StarError(f"{options.params}: study.methods has no {options.method!r}; known: {known}")
     records, held_out = read_records(options.prompts), read_records(options.held_out)
-    from star.identity import state_folder, training_identity
-    from star.study import run_study
+    with quick_imports():
+        from star.identity import state_folder, training_identity
+        from star.study import run_study
 
     study, looks = params.study, dataclasses.asdict(params.evaluate)
     looks |= {"prompts": hashlib.sha256(options.held_out.read_bytes()).hexdigest(), "every": study.evaluate_every}
@@ -264,13 +266,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise StarError("--adapter goes with every checkpoint but `base`")
     read_benchmarks(options.prompts_dir)  # refused before the slow imports
     files = [*sorted(options.prompts_dir.glob("*/test.jsonl")), *sorted((options.adapter or Path("none")).glob("*"))]
-    from star.identity import code_digest, computing, folder_digest
+    with quick_imports():
+        from star.evaluation import evaluate
+        from star.identity import code_digest, computing, folder_digest
 
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     digests += [code_digest(), folder_digest(Path(params.model.path))]
     key = fingerprint(params.seed, params.model, params.evaluate, digests, computing(params.model))
-    from star.evaluation import evaluate
-
     work = options.state / f"{options.checkpoint}-{key}"
     evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, work, options.output)
     print(f"scores in {options.output / 'scores.json'}")
@@ -291,7 +293,8 @@ def _score(options: argparse.Namespace) -> None:
     from star.records import read_records
 
     params, records = load_params(options.params), read_records(options.prompts)
-    from star.outside import score_folder
+    with quick_imports():
+        from star.outside import score_folder
 
     score_folder(params, options.task, records, options.pictures, options.output)
     print((options.output / "metrics.json").read_text(encoding="utf-8"), end="")
@@ -314,7 +317,8 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from star.export import export_adapter
+    with quick_imports():
+        from star.export import export_adapter
 
     params = load_params(options.params)
     export_adapter(params, options.params, options.training, options.evaluation, options.output)
@@ -322,8 +326,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from star.miniature.card import write_card
-    from star.miniature.pretrain import PretrainConfig, pretrain
+    with quick_imports():
+        from star.miniature.card import write_card
+        from star.miniature.pretrain import PretrainConfig, pretrain
 
     params = load_params(options.params)
     pretrain(options.output, options.work, PretrainConfig())
@@ -331,7 +336,8 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 
 def _pretrain_preference(options: argparse.Namespace) -> None:
-    from star.miniature.preference import PreferenceConfig, pretrain_preference
+    with quick_imports():
+        from star.miniature.preference import PreferenceConfig, pretrain_preference
 
     pretrain_preference(options.output, options.work, PreferenceConfig())
 

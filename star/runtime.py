@@ -1,8 +1,11 @@
 """Process-wide settings that belong to the program, not to the library: made once by the command line."""
 
 import ctypes
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -24,6 +27,22 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER_TRIM), (_M_TOP_PAD, _TOP_PAD_BYTES), (_M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import large libraries inside without Python's cycle collector, which would visit all that they make again and
+    again and find nothing: a quarter of the time that torch and diffusers take.
+
+    The first time, what there is then is left out of all later collections, the one when Python ends among them.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():
+            gc.freeze()
+        gc.enable()
 
 
 def stay_offline() -> None:
