@@ -34,7 +34,7 @@ run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report 
 report: $(INSTALLED) ## after a run: Snakemake's own report, beside the page (rules, times, figures with captions)
 	$(SNAKEMAKE) $(ARGS) --report results/report/workflow.html
 
-study: $(INSTALLED) ## train the variants of `study` in params.yaml over seeds and compare them (four hours on two cores)
+study: $(INSTALLED) ## train the variants of `study` in params.yaml over seeds and compare them (four hours or more on two cores)
 	$(SNAKEMAKE) $(ARGS) study
 	@echo "Study: $(CURDIR)/results/study/index.html"
 
