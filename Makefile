@@ -40,7 +40,7 @@ study: $(INSTALLED) ## train the variants of `study` in params.yaml over seeds a
 
 sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Snakemake agree without running anything
 	@# The lock ends with the first command: Snakemake takes it below.
-	@said=$$(python -c 'from pathlib import Path; from star.lock import take_lock; take_lock(Path(".star/workflow.lock"), "")' 2>&1) \
+	@said=$$(python -c 'from pathlib import Path; from star.system.locks import take_lock; take_lock(Path(".star/workflow.lock"), "")' 2>&1) \
 	  || { echo "$$said" | tail -n 1 >&2; exit 1; }
 	dvc checkout
 	@# Touching blesses whatever lies on the disk, so only what DVC knows to be right is touched.

@@ -8,9 +8,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version, validate
 
-from star.errors import StarError
-from star.lock import take_lock
-from star.params import TASKS, load_params
+from star.system.errors import StarError
+from star.system.locks import take_lock
+from star.config.params import TASKS, load_params
 from workflow import dvc_lock, support
 
 min_version("9.0")
@@ -35,7 +35,7 @@ try:
     values = support.checked_values(config, Path("params.yaml"))
 except StarError as error:
     raise WorkflowError(str(error)) from error
-validate(values, "star/params.schema.yaml")
+validate(values, "star/config/params.schema.yaml")
 config.update(values)
 workflow.configfiles.append("params.yaml")  # shown by `make report`
 

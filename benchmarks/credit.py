@@ -1,16 +1,16 @@
-"""What is a gradient worth?  ``python -m benchmarks.credit geneval > benchmarks/figures/credit-geneval.json``.
+"""What is a gradient worth?  ``python -m benchmarks.credit geneval >
+benchmarks/figures/credit-geneval.json``.
 
-Every method of the study meets the same rollouts of the base model. What differs is the gradient that its maps make of
-an epoch's rewards. With ``g`` a method's gradient of an epoch and ``G`` that of ``flow_grpo``, whose mean points where
-the reward rises, over *other* epochs:
+Every method of the study meets the same rollouts of the base model. What differs is the gradient
+that its maps make of an epoch's rewards. With ``g`` a method's gradient of an epoch and ``G`` that
+of ``flow_grpo``, whose mean points where the reward rises, over *other* epochs:
 
     efficiency = mean <g, G> / sqrt(mean <g, g>),   as a ratio to flow_grpo's own.
 
-Where noise dominates the gradient, the pictures that a gain costs go with its inverse square: 1.2 is 0.7 of them.
-Two more methods, ``star_precise`` and ``star_clauses_precise``, have maps of what the finished picture shows (where all
-objects are, or each one's; for text, each letter's place) in place of attention: what perfect maps would be worth.
-Intervals are 90 % bootstraps over epochs.
-"""
+Where noise dominates the gradient, the images that a gain costs go with its inverse square: 1.2
+is 0.7 of them. Two more methods, ``star_precise`` and ``star_clauses_precise``, have maps of what
+the finished image shows (where all objects are, or each one's; for text, each letter's place) in
+place of attention: what perfect maps would be worth. Intervals are 90 % bootstraps over epochs."""
 
 import argparse
 import dataclasses
@@ -25,44 +25,51 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.maps import owned, pooled
-from star.allocation import relevance_maps
-from star.core import extract_core
-from star.epoch import plan_epoch
-from star.miniature.detector import ExactDetector
-from star.params import Params, load_params
-from star.policy import load_policy
+from star.config.params import Params, load_params
+from star.policy.rollout import Trajectory, relevance_of, watched
+from star.policy.sd3 import load_policy
+from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
-from star.records import PromptRecord
+from star.prompts.records import PromptRecord
+from star.rewards.exact_detector import ExactDetector
 from star.rewards.factory import build_reward
-from star.rollout import Trajectory, watched
-from star.runtime import keep_freed_memory, stay_offline
-from star.trainer import Trainer
+from star.system.runtime import keep_freed_memory, stay_offline
+from star.training.batches import plan_epoch
+from star.training.trainer import Trainer
 
 REFERENCE = "flow_grpo"
-PRECISE = {"star_precise": "star", "star_clauses_precise": "star_clauses"}  # maps of the finished picture
+PRECISE = {
+    "star_precise": "star",
+    "star_clauses_precise": "star_clauses",
+}  # maps of the finished image
 
 
 def seen_relevance(run: Trainer, trajectory: Trajectory, records: Sequence[PromptRecord]) -> Tensor:
-    """The relevance that the run's allocation would have read while these rollouts were drawn: (B, T, K, P)."""
+    """The relevance that the run's allocation would have read while these rollouts were drawn: (B,
+    T, K, P)."""
     core, masses = run.core_keys(records, run.allocation.clause_wise), []
     for row in range(len(trajectory.means)):
         alike = trajectory.shared if row == 0 else 1
         x, conditioning = trajectory.latents[row][::alike], trajectory.conditioning[::alike]
         timestep = run.schedule.timesteps[trajectory.first + row]
-        with torch.no_grad(), watched(run.policy, x, timestep, conditioning, core[::alike], run.allocation) as seen:
+        with (
+            torch.no_grad(),
+            watched(run.policy, x, timestep, conditioning, core[::alike], run.allocation) as seen,
+        ):
             run.policy.velocity(x, timestep, conditioning)
         masses.append(seen().repeat_interleave(alike, dim=0))
-    return relevance_maps(torch.stack(masses, dim=1), core.weight, run.allocation)
+    return relevance_of(masses, core, run.allocation)
 
 
 def precise_relevance(
     trajectory: Trajectory, records: Sequence[PromptRecord], clauses: int, shape: torch.Size
 ) -> Tensor:
-    """What each clause covers of the finished picture, at every step; flat where the picture does not show it."""
+    """What each clause covers of the finished image, at every step; flat where the image does
+    not show it."""
     detector, side = ExactDetector(), int(shape[3] ** 0.5)
     maps = torch.ones(len(records), clauses, shape[3])
-    for row, record, picture in zip(maps, records, trajectory.pictures, strict=True):
-        masks = [pooled(mask.astype(float), side) for mask in owned(record, picture, detector)]
+    for row, record, image in zip(maps, records, trajectory.images, strict=True):
+        masks = [pooled(mask.astype(float), side) for mask in owned(record, image, detector)]
         if masks and clauses == 1:
             masks = [np.sum(masks, axis=0)]
         for k, mask in enumerate(masks):
@@ -71,79 +78,119 @@ def precise_relevance(
 
 
 def gradient(run: Trainer, scored: Sequence) -> np.ndarray:
-    """The gradient of an epoch's surrogate at the policy that drew its rollouts, all parameters in a row: float32."""
+    """The gradient of an epoch's surrogate at the policy that drew its rollouts, all parameters in
+    a row: float32."""
     steps = len(scored[0].trajectory.means)
     for item in scored:
         for row in range(steps):
             (run.surrogate(item, row)[0].loss / (len(scored) * steps)).backward()
-    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in run.parameters])
+    flat = torch.cat(
+        [
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+            for p in run.parameters
+        ]
+    )
     run.optimizer.zero_grad()
     return flat.numpy()
 
 
-def gradients(params: Params, task: str, epochs: int, chosen: Sequence[str]) -> dict[str, np.ndarray]:
+def gradients(
+    params: Params, task: str, epochs: int, chosen: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Method -> its gradient of each epoch, (epochs, parameters), all of the same rollouts."""
-    records = [dataclasses.replace(record, core=extract_core(record)) for record in prepare(task, params)[0]]
+    records = [
+        dataclasses.replace(record, core=extract_core(record))
+        for record in prepare(task, params)[0]
+    ]
     methods = {
-        name: dataclasses.replace(params.allocation, **changes) for name, changes in params.study.methods.items()
+        name: dataclasses.replace(params.allocation, **changes)
+        for name, changes in params.study.methods.items()
     }
     reward = build_reward(task, params.rewards)
-    run = Trainer(params, methods[REFERENCE], records, reward, load_policy(params.model, torch.device("cpu")))
+    run = Trainer(
+        params, methods[REFERENCE], records, reward, load_policy(params.model, torch.device("cpu"))
+    )
     found: dict[str, list[np.ndarray]] = {name: [] for name in (REFERENCE, *chosen)}
     for epoch in tqdm(range(epochs), desc=task, unit="epoch"):
         run.epoch = epoch
         batches = plan_epoch(records, params, epoch)
         run.allocate(methods[REFERENCE])
         plain = [run.sample(batch) for batch in batches]
-        results = [reward.submit(t.pictures, b.records).result() for t, b in zip(plain, batches, strict=True)]
+        results = [
+            reward.submit(t.images, b.records).result() for t, b in zip(plain, batches, strict=True)
+        ]
         for name, gathered in found.items():
             run.allocate(methods[PRECISE.get(name, name)])
             drawn = plain
             if run.uses_maps:
-                maps = [seen_relevance(run, t, b.records) for t, b in zip(plain, batches, strict=True)]
+                maps = [
+                    seen_relevance(run, t, b.records) for t, b in zip(plain, batches, strict=True)
+                ]
                 if name in PRECISE:
                     maps = [
                         precise_relevance(t, b.records, seen.shape[2], seen.shape)
                         for t, b, seen in zip(plain, batches, maps, strict=True)
                     ]
-                drawn = [dataclasses.replace(t, relevance=m) for t, m in zip(plain, maps, strict=True)]
+                drawn = [
+                    dataclasses.replace(t, relevance=m) for t, m in zip(plain, maps, strict=True)
+                ]
             gathered.append(gradient(run, run.weigh(batches, drawn, results)))
     reward.close()
     return {name: np.stack(rows) for name, rows in found.items()}
 
 
 def efficiency(own: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``mean <g, G> / sqrt(mean <g, g>)`` for each row of ``counts``, how often each epoch was drawn, (draws, epochs).
+    """``mean <g, G> / sqrt(mean <g, g>)`` for each row of ``counts``, how often each epoch was
+    drawn, (draws, epochs).
 
     Pairs of an epoch with itself are left out: they share their noise.
     """
     products = (own @ reference.T).astype(np.float64)
     np.fill_diagonal(products, 0.0)
-    aligned = np.einsum("ra,ab,rb->r", counts, products, counts) / (counts.sum(1) ** 2 - (counts**2).sum(1))
+    aligned = np.einsum("ra,ab,rb->r", counts, products, counts) / (
+        counts.sum(1) ** 2 - (counts**2).sum(1)
+    )
     return aligned / np.sqrt(counts @ np.square(own, dtype=np.float64).sum(1) / counts.sum(1))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", choices=("geneval", "ocr"))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--epochs", type=int, default=96)
-    parser.add_argument("--methods", nargs="+", help="default: all of `study`, and the two with maps of the picture")
+    parser.add_argument(
+        "--methods", nargs="+", help="default: all of `study`, and the two with maps of the image"
+    )
     options = parser.parse_args()
     stay_offline()
     keep_freed_memory()
-    params = dataclasses.replace(load_params(options.params), seed=1)  # rollouts that no committed run has seen
-    chosen = options.methods or [name for name in (*params.study.methods, *PRECISE) if name != REFERENCE]
+    params = dataclasses.replace(
+        load_params(options.params), seed=1
+    )  # rollouts that no committed run has seen
+    chosen = options.methods or [
+        name for name in (*params.study.methods, *PRECISE) if name != REFERENCE
+    ]
     found = gradients(params, options.task, options.epochs, chosen)
-    drawn = np.random.default_rng(0).multinomial(options.epochs, np.full(options.epochs, 1 / options.epochs), size=1000)
+    drawn = np.random.default_rng(0).multinomial(
+        options.epochs, np.full(options.epochs, 1 / options.epochs), size=1000
+    )
     counts = np.vstack([np.ones(options.epochs), drawn])  # the first row is every epoch once
     base = efficiency(found[REFERENCE], found[REFERENCE], counts)
     result = {}
     for name, rows in found.items():
         ratios = efficiency(rows, found[REFERENCE], counts) / base
         low, high = np.percentile(ratios[1:], [5, 95])
-        result[name] = {"efficiency": round(ratios[0], 3), "low": round(low, 3), "high": round(high, 3)}
-    json.dump({"epochs": options.epochs, "pictures": options.epochs * params.images_per_epoch, **result}, sys.stdout)
+        result[name] = {
+            "efficiency": round(ratios[0], 3),
+            "low": round(low, 3),
+            "high": round(high, 3),
+        }
+    json.dump(
+        {"epochs": options.epochs, "images": options.epochs * params.images_per_epoch, **result},
+        sys.stdout,
+    )
     print()
 
 

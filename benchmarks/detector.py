@@ -1,9 +1,10 @@
-"""Strict accuracy of the exact detector per GenEval tag on rendered ground truth, and its time per picture.
+"""Strict accuracy of the exact detector per GenEval tag on rendered ground truth, and its time per
+image.
 
     python benchmarks/detector.py [--scenes 300] [--seed 0]
 
-Prints one JSON object; pictures come from `sample_metadata`, `sample_scene` and `render`. Times are of one thread.
-"""
+Prints one JSON object; images come from `sample_metadata`, `sample_scene` and `render`. Times are
+of one thread."""
 
 import argparse
 import json
@@ -11,8 +12,8 @@ import time
 
 import numpy as np
 
+from star.config.params import GenevalParams
 from star.miniature.world import CLASSES, render, sample_scene
-from star.params import GenevalParams
 from star.prompts.geneval import TAGS, sample_metadata
 from star.rewards.factory import build_detector
 from star.rewards.geneval import judge
@@ -32,7 +33,8 @@ PARAMS = GenevalParams(
 
 
 def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
-    """Strict and soft means, wall and CPU milliseconds a picture, and the lowest score among the objects kept."""
+    """Strict and soft means, wall and CPU milliseconds an image, and the lowest score among the
+    objects kept."""
     rng = np.random.default_rng([seed, TAGS.index(tag)])
     lines = [sample_metadata(tag, CLASSES, rng) for _ in range(scenes)]
     images = np.stack([render(sample_scene(line, rng)) for line in lines])
@@ -41,7 +43,9 @@ def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     found = detector.detect(images)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    verdicts = [judge(detections, line, PARAMS) for detections, line in zip(found, lines, strict=True)]
+    verdicts = [
+        judge(detections, line, PARAMS) for detections, line in zip(found, lines, strict=True)
+    ]
     return {
         "strict": float(np.mean([verdict.strict for verdict in verdicts])),
         "soft": float(np.mean([verdict.soft for verdict in verdicts])),
@@ -59,9 +63,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     tags = {tag: measure(tag, options.scenes, options.seed) for tag in TAGS}
-    means = {key: float(np.mean([tag[key] for tag in tags.values()])) for key in ("strict", "ms_wall", "ms_cpu")}
-    rounded = {tag: {key: round(value, 4) for key, value in values.items()} for tag, values in tags.items()}
-    print(json.dumps({"scenes": options.scenes, "tags": rounded, "mean": {k: round(v, 4) for k, v in means.items()}}))
+    means = {
+        key: float(np.mean([tag[key] for tag in tags.values()]))
+        for key in ("strict", "ms_wall", "ms_cpu")
+    }
+    rounded = {
+        tag: {key: round(value, 4) for key, value in values.items()} for tag, values in tags.items()
+    }
+    print(
+        json.dumps(
+            {
+                "scenes": options.scenes,
+                "tags": rounded,
+                "mean": {k: round(v, 4) for k, v in means.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

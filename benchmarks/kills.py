@@ -1,13 +1,15 @@
-"""Kills trainings and evaluations, lets them go on, and compares: ``python -m benchmarks.kills --kills 200``.
+"""Kills trainings and evaluations, lets them go on, and compares: ``python -m benchmarks.kills
+--kills 200``.
 
-A training of a few small epochs and an evaluation, both of the smoke test's size, are run once without interruption.
-Then they run again and again; each run is killed (SIGKILL) at a random moment, or in the middle of a named phase, and
-started again until it ends by itself. What it leaves must be the same to the byte: adapter, log lines but for times,
-grids, maps, scores, pictures. With ``--stop`` some are asked to stop (SIGTERM, SIGUSR1) and must say so by status 75.
-Prints a JSON object: kills by phase. Ends with an error at the first difference.
+A training of a few small epochs and an evaluation, both of the smoke test's size, are run once
+without interruption. Then they run again and again; each run is killed (SIGKILL) at a random
+moment, or in the middle of a named phase, and started again until it ends by itself. What it leaves
+must be the same to the byte: adapter, log lines but for times, grids, maps, scores, images. With
+``--stop`` some are asked to stop (SIGTERM, SIGUSR1) and must say so by status 75. Prints a JSON
+object: kills by phase. Ends with an error at the first difference.
 
-The stages run in children of a process that has the libraries in memory, so that a start takes no time.
-"""
+The stages run in children of a process that has the libraries in memory, so that a start takes no
+time."""
 
 import argparse
 import collections
@@ -28,29 +30,30 @@ import torch
 import yaml
 from tqdm import tqdm
 
-import star.checkpoint
-import star.evaluation
-import star.training
+import star.evaluation.evaluate
+import star.training.checkpoint
+import star.training.loop
 from star import cli
-from star.errors import Interrupted
-from star.policy import SD3Policy
-from star.trainer import Trainer
+from star.policy.sd3 import SD3Policy
+from star.system.errors import Interrupted
+from star.training.trainer import Trainer
 
 SMOKE = Path("tests/smoke/params.yaml")
 TIMES = ("seconds", "images_per_s")
-# Where -> what is called there, its owner, and which of its calls at the latest: a later one may never come.
+# Where -> what is called there, its owner, and which of its calls at the latest: a later one may
+# never come.
 PHASES: dict[str, tuple[Any, str, int]] = {
     "rollout": (Trainer, "sample", 4),
     "reward": (Trainer, "collect", 4),
     "update": (Trainer, "surrogate", 4),
     "step": (Trainer, "step", 4),
-    "log": (star.training, "_append", 4),
-    "state": (star.checkpoint, "save_file", 3),
-    "look": (star.training, "_draw", 3),
+    "log": (star.training.loop, "_append", 4),
+    "state": (star.training.checkpoint, "save_file", 3),
+    "look": (star.training.loop, "_draw", 3),
     "export": (SD3Policy, "save_adapter", 1),
-    "draw": (star.evaluation, "sample_pictures", 4),
-    "picture": (star.evaluation, "_save_pictures", 4),
-    "scores": (star.evaluation, "_write", 1),
+    "draw": (star.evaluation.evaluate, "sample_images", 4),
+    "image": (star.evaluation.evaluate, "_save_images", 4),
+    "scores": (star.evaluation.evaluate, "_write", 1),
 }
 TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "export")
 
@@ -61,7 +64,13 @@ def write_params(folder: Path) -> Path:
     values["rewards"]["preference"]["path"] = "models/miniature-preference"
     values["rewards"]["ocr"]["workers"] = 1
     values["prompts"]["geneval"] |= {"train": 4, "test": 2}
-    values["train"] |= {"epochs": 5, "save_every": 2, "updates_per_epoch": 2, "sample_every": 3, "kl_beta": 0.04}
+    values["train"] |= {
+        "epochs": 5,
+        "save_every": 2,
+        "updates_per_epoch": 2,
+        "sample_every": 3,
+        "kl_beta": 0.04,
+    }
     values["evaluate"] |= {"batch": 2, "steps": 2, "second_reader": "none"}
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -96,8 +105,8 @@ def quietly(arguments: list[str], log: Path) -> None:
 
 
 def kill_in(phase: str, call: int, after: bool) -> None:
-    """Have this process die in a phase's ``call``-th call: before its work, or ``after`` it with the file half
-    written."""
+    """Have this process die in a phase's ``call``-th call: before its work, or ``after`` it with
+    the file half written."""
     owner, name, _ = PHASES[phase]
     work, calls = getattr(owner, name), 0
 
@@ -124,7 +133,9 @@ def left(output: Path) -> dict[str, bytes]:
         content = file.read_bytes()
         if file.name == "log.jsonl":
             lines = [json.loads(line) for line in content.splitlines()]
-            content = json.dumps([{k: v for k, v in line.items() if k not in TIMES} for line in lines]).encode()
+            content = json.dumps(
+                [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+            ).encode()
         if file.name == "scores.json":
             facts = json.loads(content)
             content = json.dumps({k: v for k, v in facts.items() if k not in TIMES}).encode()
@@ -171,16 +182,26 @@ class Stage:
         """Go on to the end, and compare."""
         assert self.run() == 0, self.log.read_text(encoding="utf-8")[-3000:]
         found = left(self.output)
-        differing = [name for name in self.expected.keys() | found.keys() if self.expected.get(name) != found.get(name)]
+        differing = [
+            name
+            for name in self.expected.keys() | found.keys()
+            if self.expected.get(name) != found.get(name)
+        ]
         if differing:
-            raise SystemExit(f"{self.name}: {sorted(differing)} differ after a kill; see {self.folder}")
+            raise SystemExit(
+                f"{self.name}: {sorted(differing)} differ after a kill; see {self.folder}"
+            )
         self.forget()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--stop", type=int, default=4, help="how many are asked to stop instead; default: 4")
+    parser.add_argument(
+        "--stop", type=int, default=4, help="how many are asked to stop instead; default: 4"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -189,14 +210,40 @@ def main() -> None:
     params = write_params(folder)
     for task in ("geneval", "ocr", "preference"):
         made = {split: folder / "prompts" / task / f"{split}.jsonl" for split in ("train", "test")}
-        command = ["prompts", "--task", task, "--train", str(made["train"]), "--test", str(made["test"])]
+        command = [
+            "prompts",
+            "--task",
+            task,
+            "--train",
+            str(made["train"]),
+            "--test",
+            str(made["test"]),
+        ]
         quietly([*command, "--params", str(params)], folder / "log")
         for split, file in made.items():
             core = folder / "core" / task / f"{split}.jsonl"
             quietly(["core", "--prompts", str(file), "--output", str(core)], folder / "log")
     prompts = str(folder / "core" / "geneval" / "train.jsonl")
-    trained = ["train", "--params", str(params), "--task", "geneval", "--method", "star", "--prompts", prompts]
-    tested = ["evaluate", "--params", str(params), "--checkpoint", "base", "--prompts-dir", str(folder / "core")]
+    trained = [
+        "train",
+        "--params",
+        str(params),
+        "--task",
+        "geneval",
+        "--method",
+        "star",
+        "--prompts",
+        prompts,
+    ]
+    tested = [
+        "evaluate",
+        "--params",
+        str(params),
+        "--checkpoint",
+        "base",
+        "--prompts-dir",
+        str(folder / "core"),
+    ]
     stages = {
         "train": Stage("train", trained, folder / "train"),
         "evaluate": Stage("evaluate", tested, folder / "evaluate"),
@@ -208,7 +255,8 @@ def main() -> None:
 
 
 def torment(stages: dict[str, Stage], kills: int, stops: int, rng: random.Random) -> dict[str, int]:
-    """Kill and compare; returns how often in which phase (``train at random``: at a random moment)."""
+    """Kill and compare; returns how often in which phase (``train at random``: at a random
+    moment)."""
     counts: collections.Counter[str] = collections.Counter()
     plan = [*PHASES, "train at random", "evaluate at random"]
     bar = tqdm(total=kills, unit="kill")
@@ -218,12 +266,16 @@ def torment(stages: dict[str, Stage], kills: int, stops: int, rng: random.Random
         where = plan[done % len(plan)]
         stage = stages["train" if where.startswith("train") or where in TRAINING else "evaluate"]
         if where in PHASES:
-            status = stage.run(partial(kill_in, where, rng.randint(1, PHASES[where][2]), rng.random() < 0.5))
+            status = stage.run(
+                partial(kill_in, where, rng.randint(1, PHASES[where][2]), rng.random() < 0.5)
+            )
         else:
             status = stage.signalled(signal.SIGKILL, rng.random() * stage.seconds)
         if status == -signal.SIGKILL:
             counts[where] += 1
-        if status != -signal.SIGKILL or rng.random() < 0.5:  # the others are killed again before they end
+        if (
+            status != -signal.SIGKILL or rng.random() < 0.5
+        ):  # the others are killed again before they end
             stage.check()
     bar.close()
     for stage in stages.values():

@@ -1,5 +1,5 @@
-"""What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make run` (which only
-`report` needs; names of parts measure these alone).
+"""What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make
+run` (which only `report` needs; names of parts measure these alone).
 
 - prompts: 50,000 GenEval prompts of COCO's classes prepared and their core content marked;
 - lines: 2,000 prompts taken from a file of a million distinct ones;
@@ -28,12 +28,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from star.params import TASKS, load_params
+from star.config.params import TASKS, load_params
 from star.prompts.words import WORDS
 
 DEFAULT = Path("params.yaml")
 PARTS = ("prompts", "lines", "plan", "report", "leak")
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+}
 
 
 def run(*command: object) -> dict[str, float]:
@@ -83,7 +86,7 @@ def lines(values: dict[str, Any], folder: Path, count: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     with open(file, "w", encoding="utf-8") as stream:
         for number in range(count):
-            stream.write(f"a picture of {' '.join(rng.choice(WORDS, 6))} {number}\n")
+            stream.write(f"a image of {' '.join(rng.choice(WORDS, 6))} {number}\n")
     values = copy.deepcopy(values)
     values["prompts"]["preference"] |= {"train": 2_000, "train_file": str(file)}
     files = ("--train", folder / "train.jsonl", "--test", folder / "test.jsonl")
@@ -94,8 +97,24 @@ def lines(values: dict[str, Any], folder: Path, count: int) -> dict[str, float]:
 def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
     """A dry run with ``jobs`` trainings and evaluations in all."""
     written(variants(values, jobs // 2 // len(TASKS) + 1), folder)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", Path("Snakefile").resolve(), "--directory", folder]
-    return run(*command, "--profile", Path("workflow/profiles/default").resolve(), "--cores", 2, "--dry-run", "--quiet")
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        Path("Snakefile").resolve(),
+        "--directory",
+        folder,
+    ]
+    return run(
+        *command,
+        "--profile",
+        Path("workflow/profiles/default").resolve(),
+        "--cores",
+        2,
+        "--dry-run",
+        "--quiet",
+    )
 
 
 def report(values: dict[str, Any], folder: Path, checkpoints: int) -> dict[str, float]:
@@ -112,25 +131,28 @@ def report(values: dict[str, Any], folder: Path, checkpoints: int) -> dict[str, 
             facts |= {"checkpoint": f"{task}-{name}", "method": name}
             scores.write_text(json.dumps(facts), encoding="utf-8")
     page = results / "report/index.html"
-    figures = star("report", "--params", written(values, folder), "--results", results, "--output", page)
+    figures = star(
+        "report", "--params", written(values, folder), "--results", results, "--output", page
+    )
     return figures | {"page_bytes": page.stat().st_size}
 
 
 def leak(epochs: int) -> dict[str, Any]:
-    """Resident set after each tenth of the epochs, in bytes; the trainer as it is, saving as it does.
+    """Resident set after each tenth of the epochs, in bytes; the trainer as it is, saving as it
+    does.
 
     Of 20 prompts, so that the embeddings that are kept of each, 95 kB, are all there early.
     """
     import torch
 
-    from star.checkpoint import States
-    from star.core import extract_core
-    from star.policy import load_policy
+    from star.policy.sd3 import load_policy
+    from star.prompts.core_content import extract_core
     from star.prompts.prepare import prepare
     from star.rewards.factory import build_reward
-    from star.runtime import keep_freed_memory
-    from star.trainer import Trainer
-    from star.training import run_epochs
+    from star.system.runtime import keep_freed_memory
+    from star.training.checkpoint import States
+    from star.training.loop import run_epochs
+    from star.training.trainer import Trainer
 
     keep_freed_memory()
     params = load_params(DEFAULT)
@@ -138,11 +160,21 @@ def leak(epochs: int) -> dict[str, Any]:
         params,
         rollout=dataclasses.replace(params.rollout, steps=2, window=[0, 1], batch=4),
         train=dataclasses.replace(
-            params.train, epochs=epochs, prompts_per_epoch=2, group_size=2, updates_per_epoch=1, save_every=10
+            params.train,
+            epochs=epochs,
+            prompts_per_epoch=2,
+            group_size=2,
+            updates_per_epoch=1,
+            save_every=10,
         ),
     )
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:20]]
-    policy, reward = load_policy(params.model, torch.device("cpu")), build_reward("geneval", params.rewards)
+    records = [
+        dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:20]
+    ]
+    policy, reward = (
+        load_policy(params.model, torch.device("cpu")),
+        build_reward("geneval", params.rewards),
+    )
     trainer = Trainer(params, params.method("star"), records, reward, policy)
     seen = []
     with tempfile.TemporaryDirectory() as folder:
@@ -157,8 +189,12 @@ def resident() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", default=PARTS, help=f"default: {', '.join(PARTS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", default=PARTS, help=f"default: {', '.join(PARTS)}"
+    )
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--checkpoints", type=int, default=200)
@@ -173,7 +209,9 @@ def main() -> None:
         "prompts": lambda folder: prompts(folder),
         "lines": lambda folder: lines(values, folder, options.lines),
         "plan": lambda folder: plan(values, folder, options.jobs) | {"jobs": options.jobs},
-        "report": lambda folder: report(values, folder, options.checkpoints) | {"checkpoints": options.checkpoints},
+        "report": lambda folder: (
+            report(values, folder, options.checkpoints) | {"checkpoints": options.checkpoints}
+        ),
         "leak": lambda folder: leak(options.epochs),
     }
     for name in options.parts:

@@ -1,20 +1,22 @@
-"""Do relevance maps lie on what the prompt names?  ``python -m benchmarks.maps > benchmarks/figures/maps.json``.
+"""Do relevance maps lie on what the prompt names?  ``python -m benchmarks.maps >
+benchmarks/figures/maps.json``.
 
-Draws test prompts with the base model and correlates relevance maps (Method, D2) with the share of each image token
-that the finished picture covers. For each transformer block, and for the blocks of ``params.yaml``, at each denoising
-step, means over pictures:
+Draws test prompts with the base model and correlates relevance maps (Method, D2) with the share of
+each image token that the finished image covers. For each transformer block, and for the blocks of
+``params.yaml``, at each denoising step, means over images:
 
 - ``covers``: the map of the whole core, with all objects (GenEval) or all ink (OCR).
-- ``own``: the same after the mean over pictures is taken from both; 0 is a map that only knows where things usually
-  are.
-- ``tells_apart``: of each clause the map less the mean of the others', with what the clause names less what the others
-  name: the objects of its class (GenEval prompts with two classes, both found by the exact detector), or the ink at the
-  letter's place (OCR). 0 is a map that cannot say which clause owns a place.
+- ``own``: the same after the mean over images is taken from both; 0 is a map that only knows
+  where things usually are.
+- ``tells_apart``: of each clause the map less the mean of the others', with what the clause names
+  less what the others name: the objects of its class (GenEval prompts with two classes, both found
+  by the exact detector), or the ink at the letter's place (OCR). 0 is a map that cannot say which
+  clause owns a place.
 
-Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone, and for GenEval by kind of token: ``object`` nouns
-alone, and words of ``color``, ``count`` and ``relation`` alone, on the prompts that have them. A count or a relation is
-of one clause, so these say nothing of which clause owns a place.
-"""
+Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone, and for GenEval by kind of token:
+``object`` nouns alone, and words of ``color``, ``count`` and ``relation`` alone, on the prompts
+that have them. A count or a relation is of one clause, so these say nothing of which clause owns a
+place."""
 
 import argparse
 import dataclasses
@@ -25,18 +27,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from star.attention import CoreKeys
-from star.core import clause_records, core_token_weights, extract_core
-from star.miniature.detector import ExactDetector
+from star.config.params import Params, load_params
+from star.method.attention import CoreKeys
+from star.method.seeds import seed_of
 from star.miniature.templates import coverage
 from star.miniature.world import LETTER_SLOTS, PALETTE
-from star.params import Params, load_params
-from star.policy import SD3Policy, load_policy
+from star.policy.rollout import trace_relevance
+from star.policy.sd3 import SD3Policy, load_policy
+from star.prompts.core_content import extract_core
+from star.prompts.core_tokens import clause_records, core_token_weights
 from star.prompts.prepare import prepare
-from star.records import PromptRecord
-from star.rollout import trace_relevance
-from star.runtime import keep_freed_memory, stay_offline
-from star.seeds import seed_of
+from star.prompts.records import PromptRecord
+from star.rewards.exact_detector import ExactDetector
+from star.system.runtime import keep_freed_memory, stay_offline
 
 # Kinds of span that only some of GenEval's prompts have: the tags of those.
 TAGS = {"color": ("colors", "color_attr"), "count": ("counting",), "relation": ("position",)}
@@ -44,7 +47,8 @@ REACH = 90.0  # RGB distance to black within which a pixel of a sign is a letter
 
 
 def pooled(covered: np.ndarray, side: int) -> np.ndarray:
-    """Share of each of side x side tokens that is covered: (height, width) -> float (side * side,)."""
+    """Share of each of side x side tokens that is covered: (height, width) -> float (side *
+    side,)."""
     token = len(covered) // side
     return covered.reshape(side, token, side, token).mean((1, 3)).ravel()
 
@@ -54,7 +58,8 @@ def ink(image: np.ndarray) -> np.ndarray:
 
 
 def owned(record: PromptRecord, image: np.ndarray, detector: ExactDetector) -> list[np.ndarray]:
-    """What each clause of a record covers of its picture, bool (height, width); nothing where they cannot be told."""
+    """What each clause of a record covers of its image, bool (height, width); nothing where they
+    cannot be told."""
     if "text" in record.metadata:
         black, x = ink(image), np.arange(image.shape[1])
         nearest = np.abs(x[:, None] - np.array(LETTER_SLOTS)).argmin(1)
@@ -82,10 +87,13 @@ def figures(
     encoders: Mapping[str, float],
     blocks: Sequence[int],
 ) -> dict[str, list[float] | int]:
-    """The three correlations at each denoising step; ``apart``: how many pictures tell clauses apart."""
+    """The three correlations at each denoising step; ``apart``: how many images tell clauses
+    apart."""
 
     def weights(record: PromptRecord) -> np.ndarray:
-        return core_token_weights(record, policy.tokenizers, policy.text_lengths, kinds, encoders).weights
+        return core_token_weights(
+            record, policy.tokenizers, policy.text_lengths, kinds, encoders
+        ).weights
 
     def parts(record: PromptRecord) -> list[PromptRecord]:
         """The record, and each of its clauses if all have a span of these kinds."""
@@ -93,7 +101,9 @@ def figures(
         told = all(any(kinds[span.kind] > 0 for span in clause.core or ()) for clause in clauses)
         return [record, *clauses] if told else [record]
 
-    clauses = [torch.from_numpy(np.stack([weights(part) for part in parts(record)])) for record in records]
+    clauses = [
+        torch.from_numpy(np.stack([weights(part) for part in parts(record)])) for record in records
+    ]
     traced, images = trace_relevance(
         policy,
         [record.prompt for record in records],
@@ -102,15 +112,19 @@ def figures(
         CoreKeys.from_weights(torch.nn.utils.rnn.pad_sequence(clauses, batch_first=True)),
         dataclasses.replace(params.allocation, blocks=list(blocks)),
     )
-    maps, detector = traced.numpy(), ExactDetector()  # maps: (pictures, steps, 1 + clauses, tokens)
+    maps, detector = traced.numpy(), ExactDetector()  # maps: (images, steps, 1 + clauses, tokens)
     side = int(maps.shape[-1] ** 0.5)
     wholes, apart = [], []
     for record, trace, image in zip(records, maps, images, strict=True):
         wholes.append(pooled(ink(image) if "text" in record.metadata else coverage(image), side))
-        truth = np.array([pooled(mask.astype(float), side) for mask in owned(record, image, detector)])
+        truth = np.array(
+            [pooled(mask.astype(float), side) for mask in owned(record, image, detector)]
+        )
         if len(truth) > 1 and len(parts(record)) > 1:
             shown = trace[:, 1 : 1 + len(truth)]
-            apart.append(correlation(shown - shown.mean(1, keepdims=True), truth - truth.mean(0)).mean(1))
+            apart.append(
+                correlation(shown - shown.mean(1, keepdims=True), truth - truth.mean(0)).mean(1)
+            )
     whole, core = np.stack(wholes)[:, None], maps[:, :, 0]
     means = {
         "covers": correlation(core, whole).mean(0),
@@ -118,11 +132,15 @@ def figures(
     }
     if apart:
         means["tells_apart"] = np.mean(apart, axis=0)
-    return {name: steps.astype(float).round(3).tolist() for name, steps in means.items()} | {"apart": len(apart)}
+    return {name: steps.astype(float).round(3).tolist() for name, steps in means.items()} | {
+        "apart": len(apart)
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--prompts", type=int, default=96, help="prompts a task")
     options = parser.parse_args()
@@ -131,10 +149,20 @@ def main() -> None:
     params = load_params(options.params)
     policy = load_policy(params.model, torch.device("cpu"))
     count = len(policy.transformer.transformer_blocks)
-    chosen = range(count) if params.allocation.blocks == "all" else [int(b) for b in params.allocation.blocks]
+    chosen = (
+        range(count)
+        if params.allocation.blocks == "all"
+        else [int(b) for b in params.allocation.blocks]
+    )
     core = (params.core.weights, params.allocation.encoders)
-    read = {"core": core, "clip": (core[0], {"clip": 1.0, "t5": 0.0}), "t5": (core[0], {"clip": 0.0, "t5": 1.0})}
-    by_kind = {kind: ({k: float(k == kind) for k in core[0]}, core[1]) for kind in ("object", *TAGS)}
+    read = {
+        "core": core,
+        "clip": (core[0], {"clip": 1.0, "t5": 0.0}),
+        "t5": (core[0], {"clip": 0.0, "t5": 1.0}),
+    }
+    by_kind = {
+        kind: ({k: float(k == kind) for k in core[0]}, core[1]) for kind in ("object", *TAGS)
+    }
     result: dict[str, dict] = {}
     for task, reads in (("geneval", read | by_kind), ("ocr", read)):
         tested = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1]]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.mask2former > benchmarks/figures/mask2former.json
 
-Detector: transformers' Mask2Former on a Swin-S with COCO's 80 classes, on 512-pixel pictures scaled to 800; colours:
-CLIP ViT-L/14. Random weights are sure of nothing, so no object passes the threshold, what drawing masks would take is
-left out, and CLIP is measured by itself, on crops at its own size. Prints one JSON object, times of the device found.
-"""
+Detector: transformers' Mask2Former on a Swin-S with COCO's 80 classes, on 512-pixel images scaled
+to 800; colours: CLIP ViT-L/14. Random weights are sure of nothing, so no object passes the
+threshold, what drawing masks would take is left out, and CLIP is measured by itself, on crops at
+its own size. Prints one JSON object, times of the device found."""
 
 import argparse
 import json
@@ -14,14 +14,20 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+)
 
 from benchmarks.measure import machine
 from star.plan.scorers import LABELS, MASK2FORMER_SWIN_S
 from star.plan.shapes import CLIP_L
 from star.rewards.mask2former import find_objects, network_input
 
-SIDE = 512  # pixels of a picture, as the presets draw it
+SIDE = 512  # pixels of an image, as the presets draw it
 THRESHOLD = 0.3
 
 
@@ -36,22 +42,24 @@ def random_detector() -> Mask2FormerForUniversalSegmentation:
 
 def random_clip() -> CLIPModel:
     """CLIP ViT-L/14."""
-    texts, pictures = CLIP_L["text_config"], CLIP_L["vision_config"]
+    texts, images = CLIP_L["text_config"], CLIP_L["vision_config"]
     return CLIPModel(
-        CLIPConfig(text_config=texts, vision_config=pictures, projection_dim=CLIP_L["projection_dim"])
+        CLIPConfig(text_config=texts, vision_config=images, projection_dim=CLIP_L["projection_dim"])
     ).eval()
 
 
 @torch.no_grad()
 def detector_rate(device: torch.device, batch: int, repeats: int) -> float:
-    """Pictures/s, from uint8 to detections."""
+    """Images/s, from uint8 to detections."""
     detector, rng = random_detector().to(device), np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, SIDE, SIDE, 3), dtype=np.uint8)
 
     def detect() -> None:
         pixels, sizes = network_input(torch.from_numpy(images).to(device))
         output = detector(pixel_values=pixels)
-        for classes, masks in zip(output.class_queries_logits, output.masks_queries_logits, strict=True):
+        for classes, masks in zip(
+            output.class_queries_logits, output.masks_queries_logits, strict=True
+        ):
             find_objects(classes.float(), masks.float(), sizes, THRESHOLD)
 
     return batch / _best(detect, repeats, device)
@@ -59,7 +67,7 @@ def detector_rate(device: torch.device, batch: int, repeats: int) -> float:
 
 @torch.no_grad()
 def clip_rate(device: torch.device, batch: int, repeats: int) -> float:
-    """Crops/s of CLIP's picture half, which each object whose colour is asked for goes through."""
+    """Crops/s of CLIP's image half, which each object whose colour is asked for goes through."""
     clip, side = random_clip().to(device), CLIP_L["vision_config"]["image_size"]
     crops = torch.randn(batch, 3, side, side, device=device)
     return batch / _best(lambda: clip.get_image_features(crops), repeats, device)
@@ -79,14 +87,21 @@ def _best(work: Callable[[], object], repeats: int, device: torch.device) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, help="pictures at a time; default: 8 on a GPU, 1 on a CPU")
+    parser.add_argument(
+        "--batch", type=int, help="images at a time; default: 8 on a GPU, 1 on a CPU"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--busy", help="what else the machine was doing, for the record")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = options.batch or (8 if device.type == "cuda" else 1)
     torch.manual_seed(0)
-    found = {"machine": machine(), "threads": torch.get_num_threads(), "busy": options.busy, "batch": batch}
+    found = {
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "busy": options.busy,
+        "batch": batch,
+    }
     rates = {
         "detector_images_per_s": round(detector_rate(device, batch, options.repeats), 4),
         "clip_crops_per_s": round(clip_rate(device, batch, options.repeats), 4),

@@ -9,21 +9,26 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import seconds
-from star.epoch import plan_epoch
-from star.precision import autocast
-from star.trainer import Trainer
+from star.method.precision import autocast
+from star.training.batches import plan_epoch
+from star.training.trainer import Trainer
 
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate
 
 
 def machine() -> str:
     gpu = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {os.cpu_count()} cores, no accelerator"
+    name = (
+        torch.cuda.get_device_name()
+        if gpu
+        else f"{platform.machine()}, {os.cpu_count()} cores, no accelerator"
+    )
     return f"{name}, torch {torch.__version__}"
 
 
 def measure_peak(work: Callable[[], object], gpu: bool) -> dict[str, float]:
-    """Memory of this process now and at its highest during ``work``, in bytes: on a GPU its allocator's.
+    """Memory of this process now and at its highest during ``work``, in bytes: on a GPU its
+    allocator's.
 
     The kernel's high-water mark is set back first, or it would show the loading of the model.
     """
@@ -57,9 +62,12 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def use_of_card(run: Trainer, images: int) -> dict[str, float]:
-    """Pictures/s of rollout and update, and the share of the card's own matrix rate in the update."""
+    """Images/s of rollout and update, and the share of the card's own matrix rate in the
+    update."""
     lines = [run.train_epoch() for _ in range(4)][1:]
-    rollout, update = (min(line["seconds"][name] for line in lines) for name in ("rollout", "update"))
+    rollout, update = (
+        min(line["seconds"][name] for line in lines) for name in ("rollout", "update")
+    )
     return {
         "rollout_images_per_s": images / rollout,
         "update_images_per_s": images / update,
@@ -78,7 +86,8 @@ def matrix_share(run: Trainer, update: float) -> float:
 
 
 def layer_seconds(precision: str, device: torch.device) -> float:
-    """Of 256 tokens forward and backward through a frozen layer of SD3.5-M's MLPs, at a `model.precision`."""
+    """Of 256 tokens forward and backward through a frozen layer of SD3.5-M's MLPs, at a
+    `model.precision`."""
     layer = torch.nn.Linear(1536, 4 * 1536, device=device).requires_grad_(False)
     x = torch.randn(256, 1536, device=device, requires_grad=True)
 

@@ -1,12 +1,13 @@
-"""`star plan`'s memory against the kernel's: ``python -m benchmarks.memory > benchmarks/figures/memory.json``.
+"""`star plan`'s memory against the kernel's: ``python -m benchmarks.memory >
+benchmarks/figures/memory.json``.
 
-Each case trains the miniature for two epochs on the CPU, in a process of its own, and says for each phase the resident
-memory at its highest (VmHWM, set back before the phase) less that of interpreter and libraries: what was resident after
-a first training of the same sizes had been run and thrown away. glibc is told to map every larger block by itself, and
-to give back what is free of the others before each phase, so that the mark shows what is in use. Estimates are of the
-same phases; both have the parts that stay (weights, trajectories). Denoising has the encoding of new prompts in it.
-Ratios are estimated over measured.
-"""
+Each case trains the miniature for two epochs on the CPU, in a process of its own, and says for each
+phase the resident memory at its highest (VmHWM, set back before the phase) less that of interpreter
+and libraries: what was resident after a first training of the same sizes had been run and thrown
+away. glibc is told to map every larger block by itself, and to give back what is free of the others
+before each phase, so that the mark shows what is in use. Estimates are of the same phases; both
+have the parts that stay (weights, trajectories). Denoising has the encoding of new prompts in it.
+Ratios are estimated over measured."""
 
 import argparse
 import ctypes
@@ -25,13 +26,13 @@ import torch
 
 from benchmarks.measure import resident
 from benchmarks.speed import Free
-from star.core import extract_core
-from star.params import Params, load_params
+from star.config.params import Params, load_params
 from star.plan import make_plan
-from star.policy import load_policy
+from star.policy.sd3 import load_policy
+from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
-from star.runtime import stay_offline
-from star.trainer import Trainer
+from star.system.runtime import stay_offline
+from star.training.trainer import Trainer
 
 BF16 = {"precision": "bf16"}  # emulated by some processors, which takes minutes a case
 CASES: dict[str, dict[str, dict[str, Any]]] = {
@@ -48,11 +49,18 @@ PHASES = ("denoising", "decoding", "update")
 
 
 def changed(params: Params, case: str) -> Params:
-    """The parameters with a case's changes, one batch an epoch, and nothing that is not measured."""
+    """The parameters with a case's changes, one batch an epoch, and nothing that is not
+    measured."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"precision": "no"},
         "rollout": {"batch": 64, "steps": 3},  # more steps take no more memory
-        "train": {"kl_form": "none", "kl_beta": 0.0, "group_size": 16, "updates_per_epoch": 1, "epochs": 2},
+        "train": {
+            "kl_form": "none",
+            "kl_beta": 0.0,
+            "group_size": 16,
+            "updates_per_epoch": 1,
+            "epochs": 2,
+        },
     }
     for name, changes in CASES[case].items():
         sections[name] = {**sections[name], **changes}
@@ -62,13 +70,23 @@ def changed(params: Params, case: str) -> Params:
     few = dataclasses.replace(params.prompts.geneval, train=16, test=12)
     sections["prompts"] = {"geneval": few}
     return dataclasses.replace(
-        params, **{name: dataclasses.replace(getattr(params, name), **changes) for name, changes in sections.items()}
+        params,
+        **{
+            name: dataclasses.replace(getattr(params, name), **changes)
+            for name, changes in sections.items()
+        },
     )
 
 
 def trainer(params: Params) -> Trainer:
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0]]
-    return Trainer(params, params.method("star"), records, Free(), load_policy(params.model, torch.device("cpu")))
+    return Trainer(
+        params,
+        params.method("star"),
+        records,
+        Free(),
+        load_policy(params.model, torch.device("cpu")),
+    )
 
 
 def begin() -> None:
@@ -79,14 +97,17 @@ def begin() -> None:
 
 def measure(params: Params) -> dict[str, float]:
     """Bytes at the highest of each phase, interpreter and libraries left out."""
-    trainer(params).train_epoch()  # all shapes: the libraries keep kernels that they generate for them
+    trainer(
+        params
+    ).train_epoch()  # all shapes: the libraries keep kernels that they generate for them
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     libraries = resident("VmRSS")
     run, highest = trainer(params), dict.fromkeys(PHASES, 0.0)
 
     def watched(work: Callable, ended: str | None, phase: str) -> Callable:
-        """``work`` as a phase of its own; before it ``ended`` was going on, after it that goes on."""
+        """``work`` as a phase of its own; before it ``ended`` was going on, after it that goes
+        on."""
 
         def inner(*arguments: Any) -> Any:
             if ended:
@@ -115,21 +136,39 @@ def estimated(params: Params) -> dict[str, float]:
 
 def compare(case: str, params_file: Path) -> dict[str, dict[str, float]]:
     """Of each phase of a case and of their highest: bytes measured, estimated, and the ratio."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--params", str(params_file), "--measure", case]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        "--params",
+        str(params_file),
+        "--measure",
+        case,
+    ]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**15)}  # a cast 128 x 128 weight
-    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    found = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    )
     planned = estimated(changed(load_params(params_file), case))
     found["peak"], planned["peak"] = max(found.values()), max(planned.values())
     return {
-        phase: {"measured": found[phase], "estimated": planned[phase], "ratio": round(planned[phase] / found[phase], 3)}
+        phase: {
+            "measured": found[phase],
+            "estimated": planned[phase],
+            "ratio": round(planned[phase] / found[phase], 3),
+        }
         for phase in found
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--measure", choices=CASES, metavar="CASE", help="only print what a case takes, in bytes")
+    parser.add_argument(
+        "--measure", choices=CASES, metavar="CASE", help="only print what a case takes, in bytes"
+    )
     options = parser.parse_args()
     stay_offline()
     if options.measure:
@@ -138,8 +177,16 @@ def main() -> None:
     cases = {}
     for case in CASES:
         cases[case] = compare(case, options.params)
-        print(case, {phase: found["ratio"] for phase, found in cases[case].items()}, file=sys.stderr, flush=True)
-    figures = {"machine": f"{platform.machine()}, no accelerator, torch {torch.__version__}", "cases": cases}
+        print(
+            case,
+            {phase: found["ratio"] for phase, found in cases[case].items()},
+            file=sys.stderr,
+            flush=True,
+        )
+    figures = {
+        "machine": f"{platform.machine()}, no accelerator, torch {torch.__version__}",
+        "cases": cases,
+    }
     print(json.dumps(figures, indent=1))
 
 

@@ -1,12 +1,13 @@
-"""Speed and accuracy of the OCR readers on rendered text: ``python -m benchmarks.ocr [--params params.yaml]``.
+"""Speed and accuracy of the OCR readers on rendered text: ``python -m benchmarks.ocr [--params
+params.yaml]``.
 
-Signs of the miniature's world with random words, and posters of 512 pixels with one word somewhere, each clean and
-degraded (blurred with a Gaussian of 0.6 pixels, noise of standard deviation 8, about what a generated picture looks
-like). Readers: "ours" is the reward's PP-OCRv4 with the settings of `params.yaml`; "stock" the same with rapidocr's own
-least width of the recogniser's input and larger enlargements; "PP-OCRv6" the second reader with pictures enlarged to
-several sides, the first of which it uses; "template" the matched letters. Prints one JSON object; "ms" is CPU time of
-one thread, per picture, "agree" the share of pictures read as "ours" reads them.
-"""
+Signs of the miniature's world with random words, and posters of 512 pixels with one word somewhere,
+each clean and degraded (blurred with a Gaussian of 0.6 pixels, noise of standard deviation 8, about
+what a generated image looks like). Readers: "ours" is the reward's PP-OCRv4 with the settings of
+`params.yaml`; "stock" the same with rapidocr's own least width of the recogniser's input and larger
+enlargements; "PP-OCRv6" the second reader with images enlarged to several sides, the first of
+which it uses; "template" the matched letters. Prints one JSON object; "ms" is CPU time of one
+thread, per image, "agree" the share of images read as "ours" reads them."""
 
 import argparse
 import dataclasses
@@ -18,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from star.config.params import load_params
+from star.evaluation.held_out_reader import PPOCRV6
 from star.miniature.reader import read_letters
 from star.miniature.world import LETTERS, WORD_LENGTHS, Scene, render
-from star.params import load_params
 from star.rewards import ocr
-from star.rewards.reading import TextReader, read_pictures
-from star.runtime import keep_freed_memory
-from star.second_reader import PPOCRV6
+from star.rewards.reading import TextReader, read_images
+from star.system.runtime import keep_freed_memory
 
 STOCK_WIDTH = 320  # pixels, least width of the recogniser's input in rapidocr's configuration
 STOCK_SIDES = (192, 256)
@@ -39,7 +40,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument(
-        "--signs", type=int, default=300, metavar="N", help="number of signs, and posters (default 300)"
+        "--signs",
+        type=int,
+        default=300,
+        metavar="N",
+        help="number of signs, and posters (default 300)",
     )
     arguments = parser.parse_args()
     side = load_params(arguments.params).rewards.ocr.read_side
@@ -55,15 +60,20 @@ def main() -> None:
     small |= {f"PP-OCRv6 {s}": reading(dataclasses.replace(PPOCRV6, side=s)) for s in SECOND_SIDES}
     small["template"] = read_letters
     more = {"signs": small, "posters": {"PP-OCRv6": reading(PPOCRV6)}}
-    result: dict = {"pictures": len(words), "read_side": side}
-    for kind, pictures in shown.items():
+    result: dict = {"images": len(words), "read_side": side}
+    for kind, clean in shown.items():
         noise = np.random.default_rng(1)
-        for state, images in (("clean", pictures), ("degraded", [degraded(picture, noise) for picture in pictures])):
+        for state, images in (
+            ("clean", clean),
+            ("degraded", [degraded(image, noise) for image in clean]),
+        ):
             result |= compare(readers | more[kind], np.stack(images), words, f"{state} {kind}")
     print(json.dumps(result, indent=2))
 
 
-def compare(readers: dict[str, Read], images: np.ndarray, words: list[str], title: str) -> dict[str, dict[str, float]]:
+def compare(
+    readers: dict[str, Read], images: np.ndarray, words: list[str], title: str
+) -> dict[str, dict[str, float]]:
     """Each reader's `measure`, and how often it reads what the first one does."""
     found = {name: measure(read, images, words) for name, read in readers.items()}
     ours = next(iter(found.values()))[0]
@@ -75,12 +85,15 @@ def compare(readers: dict[str, Read], images: np.ndarray, words: list[str], titl
 
 
 def measure(read: Read, images: np.ndarray, words: list[str]) -> tuple[list[str], dict[str, float]]:
-    """What is read, normalised; milliseconds a picture, share read exactly and mean reward."""
+    """What is read, normalised; milliseconds an image, share read exactly and mean reward."""
     read(images[:5])  # the first calls allocate
     start = time.process_time()
     reads = read(images)
     milliseconds = 1000 * (time.process_time() - start) / len(words)
-    scores = [ocr.text_reward(read, word, substring=False) for read, word in zip(reads, words, strict=True)]
+    scores = [
+        ocr.text_reward(read, word, substring=False)
+        for read, word in zip(reads, words, strict=True)
+    ]
     facts = {
         "ms": round(milliseconds, 2),
         "exact": round(float(np.mean([score == 1 for score in scores])), 4),
@@ -90,8 +103,10 @@ def measure(read: Read, images: np.ndarray, words: list[str]) -> tuple[list[str]
 
 
 def reading(reader: TextReader) -> Read:
-    """The function that reads pictures with ``reader``, in this process."""
-    return lambda images: read_pictures(reader, images, [str(number) for number in range(len(images))])
+    """The function that reads images with ``reader``, in this process."""
+    return lambda images: read_images(
+        reader, images, [str(number) for number in range(len(images))]
+    )
 
 
 def stock_reading(side: int) -> Read:
@@ -111,26 +126,40 @@ def stock_reading(side: int) -> Read:
 def random_words(count: int, rng: np.random.Generator) -> list[str]:
     """Words of the miniature's lengths, letters drawn uniformly."""
     low, high = WORD_LENGTHS
-    return ["".join(rng.choice(list(LETTERS), size=rng.integers(low, high + 1))) for _ in range(count)]
+    return [
+        "".join(rng.choice(list(LETTERS), size=rng.integers(low, high + 1))) for _ in range(count)
+    ]
 
 
 def poster(word: str, rng: np.random.Generator) -> np.ndarray:
-    """A word in two colours at a random place and size on a two-coloured picture: uint8 (`POSTER`, `POSTER`, 3)."""
+    """A word in two colours at a random place and size on a two-coloured image: uint8 (`POSTER`,
+    `POSTER`, 3)."""
     upper, lower = (tuple(int(value) for value in rng.integers(60, 200, 3)) for _ in range(2))
-    picture = Image.new("RGB", (POSTER, POSTER), upper)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (POSTER, POSTER), upper)
+    draw = ImageDraw.Draw(image)
     draw.rectangle((0, int(rng.integers(100, POSTER - 100)), POSTER, POSTER), lower)
     font = ImageFont.load_default(float(rng.integers(*POSTER_LETTERS)))
     left, top, right, bottom = draw.textbbox((0, 0), word, font=font, stroke_width=2)
-    place = rng.integers(8, POSTER - 8 - int(right - left)), rng.integers(8, POSTER - 8 - int(bottom - top))
-    draw.text((place[0] - left, place[1] - top), word, "white", font=font, stroke_width=2, stroke_fill="black")
-    return np.asarray(picture)
+    place = (
+        rng.integers(8, POSTER - 8 - int(right - left)),
+        rng.integers(8, POSTER - 8 - int(bottom - top)),
+    )
+    draw.text(
+        (place[0] - left, place[1] - top),
+        word,
+        "white",
+        font=font,
+        stroke_width=2,
+        stroke_fill="black",
+    )
+    return np.asarray(image)
 
 
-def degraded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture blurred (0.6 pixels) and with Gaussian noise (standard deviation 8 of 255): uint8."""
-    blurred = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(0.6)), np.float32)
-    return np.clip(blurred + rng.normal(0, 8, picture.shape) + 0.5, 0, 255).astype(np.uint8)
+def degraded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image blurred (0.6 pixels) and with Gaussian noise (standard deviation 8 of 255):
+    uint8."""
+    blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.6)), np.float32)
+    return np.clip(blurred + rng.normal(0, 8, image.shape) + 0.5, 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""What Snakemake itself takes: ``python -m benchmarks.orchestration > benchmarks/figures/orchestration.json``.
+"""What Snakemake itself takes: ``python -m benchmarks.orchestration >
+benchmarks/figures/orchestration.json``.
 
 After a `make run` from nothing, from its log and its rules' own times (`benchmark:`):
 
 - wall_s: from Snakemake's start to the last line of its log;
 - rules_s: what the rules' commands took, added up;
 - no_rule_s: wall time in which no job was going on;
-- jobs_s: what jobs took beyond their commands (checksums, log lines), added up: an upper bound of what it cost.
+- jobs_s: what jobs took beyond their commands (checksums, log lines), added up: an upper bound of
+  what it cost.
 
 The log has whole seconds, so `jobs_s` of n jobs is exact to about the root of n / 6.
 """
@@ -26,7 +28,8 @@ EVENT = re.compile(
 
 
 def job_intervals(log: str) -> list[tuple[float, float]]:
-    """Start and end of every job of a log that ended, seconds since the epoch, in order of their starts."""
+    """Start and end of every job of a log that ended, seconds since the epoch, in order of their
+    starts."""
     starts: dict[str, float] = {}
     intervals = []
     for event in EVENT.finditer(log):
@@ -49,7 +52,9 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 
 def main() -> None:
     path = max(LOGS.glob("*.snakemake.log"), key=lambda file: file.stat().st_mtime)
-    start = datetime.strptime(path.name.partition(".snakemake")[0], "%Y-%m-%dT%H%M%S.%f").timestamp()
+    start = datetime.strptime(
+        path.name.partition(".snakemake")[0], "%Y-%m-%dT%H%M%S.%f"
+    ).timestamp()
     intervals = job_intervals(path.read_text(encoding="utf-8"))
     rules = 0.0
     for file in TIMES.rglob("*.tsv"):
@@ -58,8 +63,18 @@ def main() -> None:
                 rules += sum(float(row["s"]) for row in csv.DictReader(stream, delimiter="\t"))
     wall = path.stat().st_mtime - start
     jobs = sum(end - start for start, end in intervals)
-    figures = {"wall_s": wall, "rules_s": rules, "no_rule_s": wall - covered(intervals), "jobs_s": jobs - rules}
-    print(json.dumps({"jobs": len(intervals)} | {name: round(value, 1) for name, value in figures.items()}, indent=1))
+    figures = {
+        "wall_s": wall,
+        "rules_s": rules,
+        "no_rule_s": wall - covered(intervals),
+        "jobs_s": jobs - rules,
+    }
+    print(
+        json.dumps(
+            {"jobs": len(intervals)} | {name: round(value, 1) for name, value in figures.items()},
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

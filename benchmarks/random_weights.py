@@ -1,8 +1,8 @@
-"""Stable Diffusion 3.5 Medium's shapes with random weights, as the project's own trainer: no hub, no download.
+"""Stable Diffusion 3.5 Medium's shapes with random weights, as the project's own trainer: no hub,
+no download.
 
-Text comes as random embeddings, tokenised by the tokenizers of a small local pipeline, whose text encoders stand unused
-beside the model. The shapes are those that `star plan` has built in.
-"""
+Text comes as random embeddings, tokenised by the tokenizers of a small local pipeline, whose text
+encoders stand unused beside the model. The shapes are those that `star plan` has built in."""
 
 import copy
 import dataclasses
@@ -12,13 +12,13 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from benchmarks.speed import Free
-from star.conditioning import Conditioning
-from star.core import extract_core
-from star.params import AllocationParams, Params
+from star.config.params import AllocationParams, Params
 from star.plan.shapes import SD35_MEDIUM
-from star.policy import SD3Policy
+from star.policy.conditioning import Conditioning
+from star.policy.sd3 import SD3Policy
+from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
-from star.trainer import Trainer
+from star.training.trainer import Trainer
 
 LAYERS, CLIP_TOKENS, T5_TOKENS, TEXT_WIDTH, POOLED_WIDTH = 24, 77, 128, 4096, 2048
 TINY_VAE = {
@@ -28,7 +28,8 @@ TINY_VAE = {
 
 
 def random_transformer(layers: int = LAYERS, positions: int = 384) -> SD3Transformer2DModel:
-    """SD3.5-M's transformer cut to ``layers`` blocks; ``positions``: side of its position table, in image tokens."""
+    """SD3.5-M's transformer cut to ``layers`` blocks; ``positions``: side of its position table, in
+    image tokens."""
     shape = SD35_MEDIUM["transformer"]
     return SD3Transformer2DModel(
         **{
@@ -60,23 +61,29 @@ def random_pipeline(
     """A pipeline of these parts; the others are those of the directory ``tokenizers``."""
     pipe = StableDiffusion3Pipeline.from_pretrained(tokenizers, dtype=torch.float32)
     pipe.tokenizer.model_max_length = pipe.tokenizer_2.model_max_length = CLIP_TOKENS
-    return StableDiffusion3Pipeline(**{**pipe.components, "transformer": transformer, "vae": vae}).to(device)
+    return StableDiffusion3Pipeline(
+        **{**pipe.components, "transformer": transformer, "vae": vae}
+    ).to(device)
 
 
 def sharing(pipe: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
-    """The pipeline with a transformer of its own over the same frozen weights: with its own adapter, attention
-    processors, checkpointing and compilation."""
+    """The pipeline with a transformer of its own over the same frozen weights: with its own
+    adapter, attention processors, checkpointing and compilation."""
     weights = itertools.chain(pipe.transformer.parameters(), pipe.transformer.buffers())
     transformer = copy.deepcopy(pipe.transformer, {id(tensor): tensor for tensor in weights})
     return StableDiffusion3Pipeline(**{**pipe.components, "transformer": transformer})
 
 
-def random_trainer(params: Params, allocation: AllocationParams, pipe: StableDiffusion3Pipeline) -> Trainer:
+def random_trainer(
+    params: Params, allocation: AllocationParams, pipe: StableDiffusion3Pipeline
+) -> Trainer:
     """A trainer on GenEval's prompts, with random text and a reward that costs nothing."""
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0]]
     policy, generator = SD3Policy(pipe, params.model), torch.Generator().manual_seed(0)
     for prompt in [*(record.prompt for record in records), ""]:  # the empty one is the guidance's
         embeds = torch.randn(CLIP_TOKENS + params.model.t5_tokens, TEXT_WIDTH, generator=generator)
         pooled = torch.randn(POOLED_WIDTH, generator=generator)
-        policy.prompts.keep(prompt, Conditioning(embeds.to(policy.device), pooled.to(policy.device)))
+        policy.prompts.keep(
+            prompt, Conditioning(embeds.to(policy.device), pooled.to(policy.device))
+        )
     return Trainer(params, allocation, records, Free(), policy)

@@ -1,15 +1,18 @@
-"""What an epoch costs on 1, 8, 32 and 256 GPUs: ``python -m benchmarks.scaling > benchmarks/figures/scaling.json``.
+"""What an epoch costs on 1, 8, 32 and 256 GPUs: ``python -m benchmarks.scaling >
+benchmarks/figures/scaling.json``.
 
-A model, not a measurement, of the preset for 32 GPUs: no GPU has run it. Measured here: processor time in which one
-core reads a 512-pixel picture (PP-OCR). Counted: operations of the transformer and the VAE (`star plan`), numbers that
-the gradients' mean sends. Assumed, and to be replaced by your own: operations/s of a GPU, bandwidth and latency
-between machines, seconds of a neural reward. For each number of GPUs, seconds of
+A model, not a measurement, of the preset for 32 GPUs: no GPU has run it. Measured here: processor
+time in which one core reads a 512-pixel image (PP-OCR). Counted: operations of the transformer
+and the VAE (`star plan`), numbers that the gradients' mean sends. Assumed, and to be replaced by
+your own: operations/s of a GPU, bandwidth and latency between machines, seconds of a neural reward.
+For each number of GPUs, seconds of
 
 - model: rollout and update, shared evenly;
-- reward: what is left of scoring after the rollout that hides it. OCR runs beside the GPU: hidden but for the last
-  batch, or for what the workers cannot do in the time of the others. A neural reward runs on the GPU: never hidden;
-- reduce: a ring's mean of the LoRA gradients, ``2 (N - 1) / N`` of their bytes and ``2 (N - 1)`` latencies, an update.
-"""
+- reward: what is left of scoring after the rollout that hides it. OCR runs beside the GPU: hidden
+  but for the last batch, or for what the workers cannot do in the time of the others. A neural
+  reward runs on the GPU: never hidden;
+- reduce: a ring's mean of the LoRA gradients, ``2 (N - 1) / N`` of their bytes and ``2 (N - 1)``
+latencies, an update."""
 
 import argparse
 import dataclasses
@@ -20,22 +23,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from star.params import Params, load_params
+from star.config.params import Params, load_params
 from star.plan.counts import count
 from star.plan.operations import count_operations
 from star.plan.shapes import read_pipeline
 from star.rewards.ocr import ppocrv4
-from star.rewards.reading import read_pictures
-from star.runtime import keep_freed_memory
+from star.rewards.reading import read_images
+from star.system.runtime import keep_freed_memory
 
 FLOAT = 4  # bytes
-SIDE = 512  # pixels of a picture
+SIDE = 512  # pixels of an image
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """tflops: 10^12 operations/s of a GPU; bandwidth: bytes/s of the slowest link; latency: seconds a message; neural:
-    seconds in which a GPU scores a picture (GenEval's detector; the aim is ten pictures/s)."""
+    """tflops: 10^12 operations/s of a GPU; bandwidth: bytes/s of the slowest link; latency: seconds
+    a message; neural: seconds in which a GPU scores an image (GenEval's detector; the aim is ten
+    images/s)."""
 
     tflops: float
     bandwidth: float
@@ -44,7 +48,8 @@ class Assumed:
 
 
 def larger_batch(params: Params) -> Params:
-    """The recipe for more GPUs than its batches can be shared by: 64 prompts in place of 48, three pictures a pass."""
+    """The recipe for more GPUs than its batches can be shared by: 64 prompts in place of 48, three
+    images a pass."""
     return dataclasses.replace(
         params,
         train=dataclasses.replace(params.train, prompts_per_epoch=64),
@@ -53,75 +58,118 @@ def larger_batch(params: Params) -> Params:
 
 
 def epoch_costs(params: Params, gpus: int, reading: float, assumed: Assumed) -> dict[str, float]:
-    """Seconds of an epoch by part, with OCR and with a neural reward, and pictures/s of all GPUs.
+    """Seconds of an epoch by part, with OCR and with a neural reward, and images/s of all GPUs.
 
     Args:
-        reading: seconds in which one core reads a picture.
+        reading: seconds in which one core reads an image.
     """
     counts, pipeline = count(params, gpus), read_pipeline(params.model.path)
     assert pipeline is not None  # SD3.5-M's sizes are built in
-    operations, rate = count_operations(params, params.method("star"), pipeline, True), assumed.tflops * 1e12 * gpus
-    rollout, update = (work / params.train.epochs / rate for work in (operations.rollout, operations.update))
-    pictures, workers = counts.images_per_epoch / gpus, params.rewards.ocr.workers
+    operations, rate = (
+        count_operations(params, params.method("star"), pipeline, True),
+        assumed.tflops * 1e12 * gpus,
+    )
+    rollout, update = (
+        work / params.train.epochs / rate for work in (operations.rollout, operations.update)
+    )
+    images, workers = counts.images_per_epoch / gpus, params.rewards.ocr.workers
     last = rollout / counts.batches_per_process  # nothing is drawn beside the last batch
-    ocr = max(params.rollout.batch * reading / workers, pictures * reading / workers - (rollout - last))
+    ocr = max(
+        params.rollout.batch * reading / workers, images * reading / workers - (rollout - last)
+    )
     sent = 2 * (gpus - 1) / gpus * FLOAT * pipeline.transformer.adapter(params.model.lora_rank)
     messages = 2 * (gpus - 1) * assumed.latency
     reduce = counts.updates_per_epoch * (sent / assumed.bandwidth + messages) if gpus > 1 else 0.0
-    seconds = {"rollout": rollout, "update": update, "reduce": reduce, "ocr": ocr, "neural": pictures * assumed.neural}
+    seconds = {
+        "rollout": rollout,
+        "update": update,
+        "reduce": reduce,
+        "ocr": ocr,
+        "neural": images * assumed.neural,
+    }
     model = rollout + update + reduce
     return {
         "gpus": gpus,
-        "pictures": counts.images_per_epoch,
-        "pictures_a_gpu_and_update": pictures / counts.updates_per_epoch,
+        "images": counts.images_per_epoch,
+        "images_a_gpu_and_update": images / counts.updates_per_epoch,
         **{f"{name}_s": round(value, 3) for name, value in seconds.items()},
-        "pictures_per_s_ocr": round(counts.images_per_epoch / (model + ocr), 2),
-        "pictures_per_s_neural": round(counts.images_per_epoch / (model + seconds["neural"]), 2),
+        "images_per_s_ocr": round(counts.images_per_epoch / (model + ocr), 2),
+        "images_per_s_neural": round(counts.images_per_epoch / (model + seconds["neural"]), 2),
     }
 
 
-def reading_time(pictures: int, side: int) -> float:
-    """Seconds of one core's processor time a picture, of pictures with a word in large letters."""
+def reading_time(images: int, side: int) -> float:
+    """Seconds of one core's processor time an image, of images with a word in large letters."""
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=rng.integers(4, 9))) for _ in range(pictures)]
+    words = [
+        "".join(rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=rng.integers(4, 9)))
+        for _ in range(images)
+    ]
     drawn = np.stack([sign(word, rng) for word in words])
     reader = ppocrv4(side)
-    read_pictures(reader, drawn[:2], words[:2])  # the first calls allocate
+    read_images(reader, drawn[:2], words[:2])  # the first calls allocate
     start = time.process_time()
-    reads = read_pictures(reader, drawn, words)
+    reads = read_images(reader, drawn, words)
     elapsed = time.process_time() - start
-    assert np.mean([word in read for word, read in zip(words, reads, strict=True)]) > 0.5, "the signs must be legible"
-    return elapsed / pictures
+    assert np.mean([word in read for word, read in zip(words, reads, strict=True)]) > 0.5, (
+        "the signs must be legible"
+    )
+    return elapsed / images
 
 
 def sign(word: str, rng: np.random.Generator) -> np.ndarray:
-    """A word across a picture of smooth noise: uint8 (512, 512, 3)."""
+    """A word across an image of smooth noise: uint8 (512, 512, 3)."""
     low = Image.fromarray(rng.integers(120, 255, (8, 8, 3), dtype=np.uint8))
-    picture = low.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    image = low.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     font = ImageFont.load_default(size=480 // len(word))
-    ImageDraw.Draw(picture).text((SIDE // 2, SIDE // 2), word, fill=(20, 20, 20), font=font, anchor="mm")
-    return np.asarray(picture)
+    ImageDraw.Draw(image).text(
+        (SIDE // 2, SIDE // 2), word, fill=(20, 20, 20), font=font, anchor="mm"
+    )
+    return np.asarray(image)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=Path, default=Path("presets/sd35m-32gpu-ocr.yaml"))
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 32, 256])
-    parser.add_argument("--tflops", type=float, default=300.0, help="10^12 operations/s a GPU achieves; default: 300")
-    parser.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s between machines; default: 25e9")
-    parser.add_argument("--latency", type=float, default=20e-6, help="seconds a message; default: 20e-6")
-    parser.add_argument("--neural", type=float, default=0.1, help="seconds a picture of a neural reward; default: 0.1")
-    parser.add_argument("--pictures", type=int, default=50, help="that are read to measure OCR; default: 50")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=300.0,
+        help="10^12 operations/s a GPU achieves; default: 300",
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=25e9, help="bytes/s between machines; default: 25e9"
+    )
+    parser.add_argument(
+        "--latency", type=float, default=20e-6, help="seconds a message; default: 20e-6"
+    )
+    parser.add_argument(
+        "--neural",
+        type=float,
+        default=0.1,
+        help="seconds an image of a neural reward; default: 0.1",
+    )
+    parser.add_argument(
+        "--images", type=int, default=50, help="that are read to measure OCR; default: 50"
+    )
     options = parser.parse_args()
     keep_freed_memory()
     params = load_params(options.params)
     assumed = Assumed(options.tflops, options.bandwidth, options.latency, options.neural)
-    reading = reading_time(options.pictures, params.rewards.ocr.read_side)
+    reading = reading_time(options.images, params.rewards.ocr.read_side)
     share = params.images_per_epoch // params.rollout.batch // params.train.updates_per_epoch
     rows = [
-        epoch_costs(larger_batch(params) if share % gpus else params, gpus, reading, assumed) for gpus in options.gpus
+        epoch_costs(larger_batch(params) if share % gpus else params, gpus, reading, assumed)
+        for gpus in options.gpus
     ]
-    figures = {"assumed": dataclasses.asdict(assumed), "ocr_s_a_picture": round(reading, 4), "epochs": rows}
+    figures = {
+        "assumed": dataclasses.asdict(assumed),
+        "ocr_s_a_image": round(reading, 4),
+        "epochs": rows,
+    }
     print(json.dumps(figures, indent=1))
 
 

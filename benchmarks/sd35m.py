@@ -1,18 +1,19 @@
-"""What training Stable Diffusion 3.5 Medium costs: ``python -m benchmarks.sd35m > benchmarks/figures/sd35m.json``.
+"""What training Stable Diffusion 3.5 Medium costs: ``python -m benchmarks.sd35m >
+benchmarks/figures/sd35m.json``.
 
-The model's own shapes with random weights, on the project's own trainer: epochs of one group at 512 pixels by the
-recipe of `presets/sd35m-1gpu-geneval.yaml`, KL included. The base setting is STAR in bf16, without checkpointing and
-with nothing compiled; of each other one a single choice differs. All have the same frozen weights, in one process, and
-each round runs them one after another: ratios are over the base setting's epoch of the same round, medians with the
-smallest and largest. The VAE is float32 in all of them, so decoding is measured by itself and left out of the epochs.
+The model's own shapes with random weights, on the project's own trainer: epochs of one group at 512
+pixels by the recipe of `presets/sd35m-1gpu-geneval.yaml`, KL included. The base setting is STAR in
+bf16, without checkpointing and with nothing compiled; of each other one a single choice differs.
+All have the same frozen weights, in one process, and each round runs them one after another: ratios
+are over the base setting's epoch of the same round, medians with the smallest and largest. The VAE
+is float32 in all of them, so decoding is measured by itself and left out of the epochs.
 
-Memory is measured in a second process, where one setting is there at a time. On the CPU it is what the kernel counts,
-its high-water mark set back before each phase; on a GPU what the allocator does.
+Memory is measured in a second process, where one setting is there at a time. On the CPU it is what
+the kernel counts, its high-water mark set back before each phase; on a GPU what the allocator does.
 
-On a GPU: the whole model, and also the share of the card's own bf16 matrix rate that the base setting's update reaches.
-On the CPU what `reduced` names is cut. A setting that cannot be run is null, and so is one whose precision the device
-has no fast products for; `reasons` says why.
-"""
+On a GPU: the whole model, and also the share of the card's own bf16 matrix rate that the base
+setting's update reaches. On the CPU what `reduced` names is cut. A setting that cannot be run is
+null, and so is one whose precision the device has no fast products for; `reasons` says why."""
 
 import argparse
 import dataclasses
@@ -35,18 +36,30 @@ from diffusers import StableDiffusion3Pipeline
 from torch._dynamo.utils import counters
 
 from benchmarks.measure import layer_seconds, machine, matrix_share, measure_peak
-from benchmarks.random_weights import LAYERS, random_pipeline, random_trainer, random_transformer, random_vae, sharing
+from benchmarks.random_weights import (
+    LAYERS,
+    random_pipeline,
+    random_trainer,
+    random_transformer,
+    random_vae,
+    sharing,
+)
 from benchmarks.speed import seconds
-from star.params import Params, load_params
-from star.policy import SD3Policy
-from star.precision import set_tf32
-from star.runtime import keep_freed_memory, stay_offline
-from star.trainer import Trainer
+from star.config.params import Params, load_params
+from star.method.precision import set_tf32
+from star.policy.sd3 import SD3Policy
+from star.system.runtime import keep_freed_memory, stay_offline
+from star.training.trainer import Trainer
 
 TOKENIZERS = "models/miniature"
 PHASES = ("rollout", "update")
 CRAWL = 10.0  # times the base setting's precision, in one layer
-BASE: dict[str, Any] = {"precision": "bf16", "gradient_checkpointing": False, "compile": "no", "vae_slicing": False}
+BASE: dict[str, Any] = {
+    "precision": "bf16",
+    "gradient_checkpointing": False,
+    "compile": "no",
+    "vae_slicing": False,
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +83,11 @@ DECODINGS = {"base": False, "vae_slicing": True}  # `model.vae_slicing`
 
 @dataclass(frozen=True)
 class Sizes:
-    """layers: of the transformer; pictures: of the group, in one batch; steps: of a rollout, all but the last trained;
-    guidance_scale: 1 is one sequence a picture, more is two."""
+    """layers: of the transformer; images: of the group, in one batch; steps: of a rollout, all
+    but the last trained; guidance_scale: 1 is one sequence an image, more is two."""
 
     layers: int
-    pictures: int
+    images: int
     steps: int
     guidance_scale: float
 
@@ -84,7 +97,8 @@ WHOLE, ON_CPU = Sizes(LAYERS, 8, 10, 4.5), Sizes(2, 2, 2, 1.0)
 
 @dataclass
 class Timed:
-    """Epochs of a setting: seconds by phase, the uncounted one first; the last log line; why there are none."""
+    """Epochs of a setting: seconds by phase, the uncounted one first; the last log line; why there
+    are none."""
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     line: dict[str, Any] = field(default_factory=dict)
@@ -92,17 +106,32 @@ class Timed:
 
     def add(self, run: Trainer) -> None:
         self.line = run.train_epoch()
-        if not math.isfinite(self.line["grad_norm"]):  # as star.trainer.run_epochs
+        if not math.isfinite(self.line["grad_norm"]):  # as star.training.trainer.run_epochs
             raise FloatingPointError("the loss or a gradient is not finite")
         self.epochs.append({phase: self.line["seconds"][phase] for phase in PHASES})
 
 
 def with_sizes(params: Params, sizes: Sizes) -> Params:
     """The recipe for epochs of one group, always of one prompt."""
-    one = dataclasses.replace(params.prompts.geneval, train=1, test=1, train_file=None, test_file=None)
-    model = {**BASE, "path": TOKENIZERS, "prompt_cache": None, "guidance_scale": sizes.guidance_scale}
-    rollout: dict[str, Any] = {"steps": sizes.steps, "window": [0, sizes.steps - 1], "batch": sizes.pictures}
-    train: dict[str, Any] = {"prompts_per_epoch": 1, "group_size": sizes.pictures, "updates_per_epoch": 1}
+    one = dataclasses.replace(
+        params.prompts.geneval, train=1, test=1, train_file=None, test_file=None
+    )
+    model = {
+        **BASE,
+        "path": TOKENIZERS,
+        "prompt_cache": None,
+        "guidance_scale": sizes.guidance_scale,
+    }
+    rollout: dict[str, Any] = {
+        "steps": sizes.steps,
+        "window": [0, sizes.steps - 1],
+        "batch": sizes.images,
+    }
+    train: dict[str, Any] = {
+        "prompts_per_epoch": 1,
+        "group_size": sizes.images,
+        "updates_per_epoch": 1,
+    }
     return dataclasses.replace(
         params,
         model=dataclasses.replace(params.model, **model),
@@ -113,27 +142,35 @@ def with_sizes(params: Params, sizes: Sizes) -> Params:
 
 
 def build(setting: Setting, params: Params, pipe: StableDiffusion3Pipeline) -> Trainer:
-    """The setting's trainer over the pipeline's weights, without decoding: its pictures are blank."""
+    """The setting's trainer over the pipeline's weights, without decoding: its images are
+    blank."""
     params = dataclasses.replace(params, model=dataclasses.replace(params.model, **setting.model))
     run = random_trainer(params, params.method(setting.method), sharing(pipe))
     side = params.model.resolution
 
     def blank(x: torch.Tensor) -> np.ndarray:
-        return np.zeros((len(x.cpu()), side, side, 3), np.uint8)  # waits for the device, as decoding does
+        return np.zeros(
+            (len(x.cpu()), side, side, 3), np.uint8
+        )  # waits for the device, as decoding does
 
     run.policy.decode = blank  # type: ignore[method-assign]
     run.check_first_ratios = lambda ratios, clipped: None  # type: ignore[method-assign]  # a figure of its own
     return run
 
 
-# -- time ------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
 
 
 def refusal(setting: Setting, device: torch.device) -> str | None:
-    """Why a setting is not tried: one layer tells in a second what an epoch would in many minutes."""
+    """Why a setting is not tried: one layer tells in a second what an epoch would in many
+    minutes."""
     precision = setting.model.get("precision", BASE["precision"])
     slower = layer_seconds(precision, device) / layer_seconds(BASE["precision"], device)
-    return None if slower < CRAWL else f"one layer takes {slower:.0f} times as long as in {BASE['precision']}: not run"
+    return (
+        None
+        if slower < CRAWL
+        else f"one layer takes {slower:.0f} times as long as in {BASE['precision']}: not run"
+    )
 
 
 def time_epochs(runs: Mapping[str, Trainer], rounds: int) -> dict[str, Timed]:
@@ -142,7 +179,10 @@ def time_epochs(runs: Mapping[str, Trainer], rounds: int) -> dict[str, Timed]:
     for name, run in runs.items():
         try:
             timed[name].add(run)
-        except (RuntimeError, FloatingPointError) as error:  # what torch raises where a device cannot, or memory ends
+        except (
+            RuntimeError,
+            FloatingPointError,
+        ) as error:  # what torch raises where a device cannot, or memory ends
             if name == "base":
                 raise
             timed[name] = Timed(reason=str(error).strip().split("\n")[0])
@@ -154,9 +194,9 @@ def time_epochs(runs: Mapping[str, Trainer], rounds: int) -> dict[str, Timed]:
     return timed
 
 
-def time_decoding(policy: SD3Policy, pictures: int, rounds: int) -> dict[str, dict[str, Any]]:
+def time_decoding(policy: SD3Policy, images: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Of a batch, at once and one by one (`model.vae_slicing`)."""
-    latents = policy.noise(range(pictures))
+    latents = policy.noise(range(images))
     found: dict[str, list[float]] = {name: [] for name in DECODINGS}
     SD3Policy.decode(policy, latents)  # not counted
     for _ in range(rounds):
@@ -166,7 +206,7 @@ def time_decoding(policy: SD3Policy, pictures: int, rounds: int) -> dict[str, di
     return {
         name: {
             "seconds": statistics.median(taken),
-            "images_per_s": pictures / statistics.median(taken),
+            "images_per_s": images / statistics.median(taken),
             **({} if name == "base" else {"ratio": spread(taken, found["base"])}),
         }
         for name, taken in found.items()
@@ -175,11 +215,17 @@ def time_decoding(policy: SD3Policy, pictures: int, rounds: int) -> dict[str, di
 
 def spread(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     ratios = [a / b for a, b in zip(values, base, strict=True)]
-    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "rounds": len(ratios)}
+    return {
+        "median": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+        "rounds": len(ratios),
+    }
 
 
-def summary(timed: Timed, base: Timed, pictures: int, decoding: float) -> dict[str, Any] | None:
-    """A setting's figures: seconds and pictures/s by phase and of all three together, and ratios of the seconds.
+def summary(timed: Timed, base: Timed, images: int, decoding: float) -> dict[str, Any] | None:
+    """A setting's figures: seconds and images/s by phase and of all three together, and ratios of
+    the seconds.
 
     Args:
         decoding: seconds, which belong to ``all``.
@@ -194,7 +240,7 @@ def summary(timed: Timed, base: Timed, pictures: int, decoding: float) -> dict[s
     found["all"] = sum(found.values()) + decoding
     return {
         "seconds": found,
-        "images_per_s": {phase: pictures / value for phase, value in found.items()},
+        "images_per_s": {phase: images / value for phase, value in found.items()},
         **({} if timed is base else {"ratio": ratios}),
         "first_epoch_seconds": sum(timed.epochs[0].values()),
         "first_ratio_error": timed.line["first_ratio_error"],
@@ -202,16 +248,20 @@ def summary(timed: Timed, base: Timed, pictures: int, decoding: float) -> dict[s
     }
 
 
-def time_all(names: Sequence[str], rounds: int, params: Params, pipe: StableDiffusion3Pipeline) -> dict[str, Any]:
+def time_all(
+    names: Sequence[str], rounds: int, params: Params, pipe: StableDiffusion3Pipeline
+) -> dict[str, Any]:
     """Everything but memory."""
     keep_freed_memory()
     reasons = {name: refusal(SETTINGS[name], pipe.transformer.device) for name in names}
     runs = {name: build(SETTINGS[name], params, pipe) for name in names if reasons[name] is None}
-    timed = {name: Timed(reason=reason) for name, reason in reasons.items()} | time_epochs(runs, rounds)
-    base, pictures, graphs = runs["base"], params.rollout.batch, counters["frames"]
-    decoding = time_decoding(base.policy, pictures, rounds)
+    timed = {name: Timed(reason=reason) for name, reason in reasons.items()} | time_epochs(
+        runs, rounds
+    )
+    base, images, graphs = runs["base"], params.rollout.batch, counters["frames"]
+    decoding = time_decoding(base.policy, images, rounds)
     whole = decoding["base"]["seconds"]
-    settings = {name: summary(found, timed["base"], pictures, whole) for name, found in timed.items()}
+    settings = {name: summary(found, timed["base"], images, whole) for name, found in timed.items()}
     figures = {
         "attention": base.policy.attention_kernel,
         "core_tokens": int(base.core_keys(base.records, clause_wise=False).index.shape[1]),
@@ -227,11 +277,14 @@ def time_all(names: Sequence[str], rounds: int, params: Params, pipe: StableDiff
     return figures
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
-def measure_memory(names: Sequence[str], params: Params, pipe: StableDiffusion3Pipeline) -> dict[str, Any]:
-    """Bytes of each setting: what is loaded before an epoch, and what each phase adds to it at its highest."""
+def measure_memory(
+    names: Sequence[str], params: Params, pipe: StableDiffusion3Pipeline
+) -> dict[str, Any]:
+    """Bytes of each setting: what is loaded before an epoch, and what each phase adds to it at its
+    highest."""
     settings = {}
     for name in names:
         run = build(SETTINGS[name], params, pipe)
@@ -250,7 +303,9 @@ def watched_epoch(run: Trainer) -> dict[str, float]:
     def watched(phase: str, work: Callable) -> Callable:
         def inner(*arguments: Any) -> Any:
             result: list[Any] = []
-            peaks[phase] = measure_peak(lambda: result.append(work(*arguments)), run.policy.device.type == "cuda")
+            peaks[phase] = measure_peak(
+                lambda: result.append(work(*arguments)), run.policy.device.type == "cuda"
+            )
             return result[0]
 
         return inner
@@ -262,8 +317,8 @@ def watched_epoch(run: Trainer) -> dict[str, float]:
     return {"loaded": loaded, **{phase: peaks[phase]["peak"] - loaded for phase in PHASES}}
 
 
-def decoding_memory(policy: SD3Policy, pictures: int) -> dict[str, dict[str, float]]:
-    latents, found = policy.noise(range(pictures)), {}
+def decoding_memory(policy: SD3Policy, images: int) -> dict[str, dict[str, float]]:
+    latents, found = policy.noise(range(images)), {}
     for name, slicing in DECODINGS.items():
         policy.pipe.vae.use_slicing = slicing
         peak = measure_peak(lambda: SD3Policy.decode(policy, latents), policy.device.type == "cuda")
@@ -271,19 +326,25 @@ def decoding_memory(policy: SD3Policy, pictures: int) -> dict[str, dict[str, flo
     return found
 
 
-# -- all of it -------------------------------------------------------------------------------------------------------
+# -- all of it -------------------------------------------------------------------------------------
 
 
 def read_options() -> argparse.Namespace:
     """Defaults are those of the device."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=Path, default=Path("presets/sd35m-1gpu-geneval.yaml"))
     parser.add_argument("--rounds", type=int, default=5 if gpu else 2)
     for name, value in dataclasses.asdict(WHOLE if gpu else ON_CPU).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="beside the base")
-    parser.add_argument("--part", choices=("time", "memory"), help="only print the figures of this process")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="beside the base"
+    )
+    parser.add_argument(
+        "--part", choices=("time", "memory"), help="only print the figures of this process"
+    )
     return parser.parse_args()
 
 
@@ -291,7 +352,7 @@ def measure(part: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     """One part, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = with_sizes(load_params(options.params), sizes)
-    set_tf32(params.model.tf32)  # as star.policy.load_policy
+    set_tf32(params.model.tf32)  # as star.policy.sd3.load_policy
     torch.manual_seed(0)
     pipe = random_pipeline(TOKENIZERS, random_transformer(sizes.layers), random_vae(), device)
     if part == "memory":
@@ -299,32 +360,45 @@ def measure(part: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     return time_all(options.settings, options.rounds, params, pipe)
 
 
-def apart(part: str, names: Sequence[str], options: argparse.Namespace, cache: str) -> dict[str, Any]:
-    """One part, in a process of its own; where memory is measured, glibc is told to give back what is freed.
+def apart(
+    part: str, names: Sequence[str], options: argparse.Namespace, cache: str
+) -> dict[str, Any]:
+    """One part, in a process of its own; where memory is measured, glibc is told to give back what
+    is freed.
 
     Args:
         cache: folder of compiled kernels.
     """
     given = {"params": options.params, "rounds": options.rounds, "part": part}
     given |= {name: getattr(options, name) for name in dataclasses.asdict(WHOLE)}
-    arguments = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    arguments = [
+        word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
     command = [sys.executable, "-m", "benchmarks.sd35m", *arguments, "--settings", *names]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
     environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**16)} if part == "memory" else {}
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+    return json.loads(
+        subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        ).stdout
+    )
 
 
 def main() -> None:
     options = read_options()
-    sizes = Sizes(options.layers, options.pictures, options.steps, options.guidance_scale)
+    sizes = Sizes(options.layers, options.images, options.steps, options.guidance_scale)
     stay_offline()
     if options.part:
         print(json.dumps(measure(options.part, options, sizes)))
         return
     names = list(dict.fromkeys(["base", *options.settings]))
-    with tempfile.TemporaryDirectory() as cache:  # an empty one: what compiling costs is in the first epoch
+    with (
+        tempfile.TemporaryDirectory() as cache
+    ):  # an empty one: what compiling costs is in the first epoch
         figures = apart("time", names, options, cache)
-        memory = apart("memory", [name for name in names if name not in figures["reasons"]], options, cache)
+        memory = apart(
+            "memory", [name for name in names if name not in figures["reasons"]], options, cache
+        )
     for section, parts in memory.items():
         for name, found in parts.items():
             figures[section][name]["memory"] = found
@@ -332,7 +406,9 @@ def main() -> None:
     about = {
         "machine": machine(),
         "sizes": chosen,
-        "reduced": {key: f"{chosen[key]} for {whole[key]}" for key in chosen if chosen[key] < whole[key]},
+        "reduced": {
+            key: f"{chosen[key]} for {whole[key]}" for key in chosen if chosen[key] < whole[key]
+        },
         "base": {"method": SETTINGS["base"].method, **BASE},
     }
     print(json.dumps(about | figures, indent=1))

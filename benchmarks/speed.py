@@ -1,13 +1,14 @@
 """What STAR costs on the miniature: ``python -m benchmarks.speed > benchmarks/figures/speed.json``.
 
-All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval, the smallest and the
-largest pair:
+All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval,
+the smallest and the largest pair:
 
-- ``rollout``: pictures/s of `roll_out` with step means and maps over pictures/s of the stock pipeline's ``__call__``
-  with the same model, steps, guidance, batch and precision (at least 0.9 wanted).
+- ``rollout``: images/s of `roll_out` with step means and maps over images/s of the stock
+  pipeline's ``__call__`` with the same model, steps, guidance, batch and precision (at least 0.9
+  wanted).
 - ``epoch``: wall time of a STAR epoch over a uniform epoch (at most 1.03 wanted).
-- ``reward``: wall time that scoring adds to an epoch, as a share of the epoch with a reward that costs nothing
-  (at most 0.10 wanted), for each task.
+- ``reward``: wall time that scoring adds to an epoch, as a share of the epoch with a reward that
+  costs nothing (at most 0.10 wanted), for each task.
 """
 
 import argparse
@@ -26,16 +27,16 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from tqdm import tqdm
 
-from star.core import extract_core
-from star.epoch import plan_epoch
-from star.params import Params, load_params
-from star.policy import load_policy
+from star.config.params import Params, load_params
+from star.policy.sd3 import load_policy
+from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
-from star.records import PromptRecord
+from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardResult, finished
 from star.rewards.factory import build_reward
-from star.runtime import keep_freed_memory, stay_offline
-from star.trainer import Trainer
+from star.system.runtime import keep_freed_memory, stay_offline
+from star.training.batches import plan_epoch
+from star.training.trainer import Trainer
 
 
 class Free:
@@ -52,8 +53,8 @@ class Free:
 
 
 def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> dict[str, float]:
-    """Ratio first/second of what the two return, run alternately, after one uncounted pair. Every other pair begins
-    with the second, so that a drift of the machine's speed favours neither."""
+    """Ratio first/second of what the two return, run alternately, after one uncounted pair. Every
+    other pair begins with the second, so that a drift of the machine's speed favours neither."""
 
     def ratio(pair: int) -> float:
         if pair % 2:
@@ -65,7 +66,8 @@ def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) 
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:
-    """``median`` of pairs with its 95 % bootstrap interval, ``low`` to ``high``; the smallest and largest pair."""
+    """``median`` of pairs with its 95 % bootstrap interval, ``low`` to ``high``; the smallest and
+    largest pair."""
     drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
     middle = {"median": statistics.median(ratios), "low": float(low), "high": float(high)}
@@ -80,7 +82,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
     records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[0]]
-    return Trainer(params, params.method(method), records, reward, load_policy(params.model, torch.device("cpu")))
+    return Trainer(
+        params,
+        params.method(method),
+        records,
+        reward,
+        load_policy(params.model, torch.device("cpu")),
+    )
 
 
 def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:
@@ -101,7 +109,7 @@ def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:
                 output_type="np",
             )
 
-    # seconds(stock) / seconds(ours) is pictures/s of ours over pictures/s of stock
+    # seconds(stock) / seconds(ours) is images/s of ours over images/s of stock
     return paired(lambda: seconds(stock), lambda: seconds(lambda: run.sample(batch)), pairs)
 
 
@@ -113,15 +121,22 @@ def epoch_ratio(params: Params, pairs: int) -> dict[str, float]:
 def reward_share(params: Params, task: str, pairs: int) -> dict[str, float]:
     reward = build_reward(task, params.rewards)
     try:
-        scored, free = trainer(params, "flow_grpo", task, reward), trainer(params, "flow_grpo", task, Free())
-        ratio = paired(lambda: seconds(scored.train_epoch), lambda: seconds(free.train_epoch), pairs)
+        scored, free = (
+            trainer(params, "flow_grpo", task, reward),
+            trainer(params, "flow_grpo", task, Free()),
+        )
+        ratio = paired(
+            lambda: seconds(scored.train_epoch), lambda: seconds(free.train_epoch), pairs
+        )
     finally:
         reward.close()
     return {name: value - (name != "pairs") for name, value in ratio.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()

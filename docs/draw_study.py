@@ -1,4 +1,5 @@
-"""The study's learning curves as one picture, from its committed table: ``python docs/draw_study.py``."""
+"""The study's learning curves as one image, from its committed table: ``python
+docs/draw_study.py``."""
 
 import csv
 from dataclasses import dataclass
@@ -8,15 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from star.report.judges import task_names
-from star.report.study.comparison import FLOW_GRPO
-from star.report.study.figures import CONTROL, OWN, REFERENCE, learning_curves
 from star.report.svg import color_class
+from star.study.comparison import FLOW_GRPO
+from star.study.figures import CONTROL, OWN, REFERENCE, learning_curves
 
 FOLDER = Path(__file__).parent / "study"
 NAMES = task_names(None)  # the study's tasks are geneval and ocr
 SHARED_RATE = "0.0015"  # of the committed study
 COLUMNS, WIDTH, HEIGHT, GAP = 3, 340, 210, 16  # charts in a row; pixels
-LEGEND = {"the method named above a chart": OWN, "flow_grpo": REFERENCE, "shuffled": CONTROL, "flow_grpo's end": 0}
+LEGEND = {
+    "the method named above a chart": OWN,
+    "flow_grpo": REFERENCE,
+    "shuffled": CONTROL,
+    "flow_grpo's end": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ def read_task(rows: list[dict[str, str]], task: str) -> Task:
     scores: dict[str, list[float]] = {}
     for row in sorted(mine, key=lambda row: (row["method"], int(row["seed"]), int(row["images"]))):
         scores.setdefault(row["method"], []).append(float(row["graded"]))
-    methods = [Method(name, np.reshape(values, (-1, len(images)))) for name, values in scores.items()]
+    methods = [
+        Method(name, np.reshape(values, (-1, len(images)))) for name, values in scores.items()
+    ]
     return Task(task, methods, images)
 
 
@@ -62,18 +70,29 @@ def main() -> None:
         parts.append(f'<path class="line {color_class(color)}" d="M{x} 22h24"/>')
         parts.append(f'<text x="{x + 32}" y="27">{label}</text>')
     for task in dict.fromkeys(row["task"] for row in rows):
-        parts.append(f'<text class="task" x="{GAP}" y="{y + 24}">{NAMES[task]}: held-out graded score</text>')
+        parts.append(
+            f'<text class="task" x="{GAP}" y="{y + 24}">{NAMES[task]}: held-out graded score</text>'
+        )
         y += 40
         for i, chart in enumerate(learning_curves(read_task(rows, task), NAMES).charts):
             x, top = GAP + i % COLUMNS * (WIDTH + GAP), y + i // COLUMNS * (HEIGHT + GAP)
-            parts.append(chart.replace("<svg ", f'<svg x="{x}" y="{top}" width="{WIDTH}" height="{HEIGHT}" ', 1))
+            parts.append(
+                chart.replace(
+                    "<svg ", f'<svg x="{x}" y="{top}" width="{WIDTH}" height="{HEIGHT}" ', 1
+                )
+            )
         y = top + HEIGHT + GAP
-    sheets = (("star.report", "page.css"), ("star.report.study", "page.css"))
-    css = "".join(resources.files(package).joinpath(name).read_text(encoding="utf-8") for package, name in sheets)
+    sheets = (("star.report", "page.css"), ("star.study", "page.css"))
+    css = "".join(
+        resources.files(package).joinpath(name).read_text(encoding="utf-8")
+        for package, name in sheets
+    )
     css += "svg { font-family: sans-serif; font-size: 13px; fill: var(--ink); background: var(--ground); }"
     css += ".task { font-size: 16px; font-weight: 600; }"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}">'
-    (FOLDER / "curves.svg").write_text(f"{head}<style>{css}</style>{''.join(parts)}</svg>\n", encoding="utf-8")
+    (FOLDER / "curves.svg").write_text(
+        f"{head}<style>{css}</style>{''.join(parts)}</svg>\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

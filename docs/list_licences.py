@@ -18,15 +18,22 @@ def pinned() -> list[str]:
 
 
 def licence(package: str) -> str:
-    """What an installed package's metadata says: its SPDX expression, its classifiers, its field, its licence file.
+    """What an installed package's metadata says: its SPDX expression, its classifiers, its field,
+    its licence file.
 
     Raises:
         importlib.metadata.PackageNotFoundError: it is not installed.
         ValueError: it says nothing.
     """
     found = distribution(package)
-    classifiers = [c.split(" :: ")[-1] for c in found.metadata.get_all("Classifier", []) if c.startswith("License")]
-    files = [file for file in found.files or () if file.name.upper().startswith(("LICENSE", "LICENCE"))]
+    classifiers = [
+        c.split(" :: ")[-1]
+        for c in found.metadata.get_all("Classifier", [])
+        if c.startswith("License")
+    ]
+    files = [
+        file for file in found.files or () if file.name.upper().startswith(("LICENSE", "LICENCE"))
+    ]
     said = (
         found.metadata.get("License-Expression"),
         " / ".join(name for name in classifiers if name != "OSI Approved"),

@@ -1,19 +1,20 @@
-"""The study beside its shared learning rate, from the committed curves: ``python docs/study_rates.py``.
+"""The study beside its shared learning rate, from the committed curves: ``python
+docs/study_rates.py``.
 
-Prints the two tables of docs/study/README.md, of the rates that have several seeds. One: final graded held-out scores
-at the other rates, and their differences to `flow_grpo` and to the method's shuffled control at the same rate. Two:
-each method at the best of the rates that have as many seeds as the study. Differences are paired by seed, with 95 %
-t-intervals, bold where zero is outside. `best_rates.csv` has the rates of one seed.
-"""
+Prints the two tables of docs/study/README.md, of the rates that have several seeds. One: final
+graded held-out scores at the other rates, and their differences to `flow_grpo` and to the method's
+shuffled control at the same rate. Two: each method at the best of the rates that have as many seeds
+as the study. Differences are paired by seed, with 95 % t-intervals, bold where zero is outside.
+`best_rates.csv` has the rates of one seed."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 
-from star.params import StudyParams, load_params
-from star.report.study.comparison import FLOW_GRPO, control_of
-from star.report.study.intervals import t_interval
+from star.config.params import StudyParams, load_params
+from star.study.comparison import FLOW_GRPO, control_of
+from star.study.intervals import t_interval
 
 FOLDER = Path(__file__).parent / "study"
 TABLES = ("curves.csv", "other_rates.csv")
@@ -61,7 +62,9 @@ def other_rates(study: StudyParams, finals: Finals) -> list[str]:
         if method == FLOW_GRPO:
             against = [None, None]
         cells = [difference(ours, theirs) for theirs in against]
-        lines.append(f"| {task} | {rate:g} | `{method}` | {len(ours)} | {mean(ours):.3f} | {cells[0]} | {cells[1]} |")
+        lines.append(
+            f"| {task} | {rate:g} | `{method}` | {len(ours)} | {mean(ours):.3f} | {cells[0]} | {cells[1]} |"
+        )
     return lines
 
 
@@ -74,11 +77,17 @@ def best_rates(study: StudyParams, finals: Finals) -> list[str]:
     for task in sorted(study.tasks):
         rates = {
             method: {
-                run[2]: mean(s) for run, s in finals.items() if run[:2] == (task, method) and len(s) >= study.seeds
+                run[2]: mean(s)
+                for run, s in finals.items()
+                if run[:2] == (task, method) and len(s) >= study.seeds
             }
             for method in study.methods
         }
-        best = {method: max(means, key=means.__getitem__) for method, means in rates.items() if len(means) > 1}
+        best = {
+            method: max(means, key=means.__getitem__)
+            for method, means in rates.items()
+            if len(means) > 1
+        }
         for method, rate in best.items():
             ours, reference = finals[task, method, rate], finals[task, FLOW_GRPO, best[FLOW_GRPO]]
             of = ", ".join(f"{rate:g}" for rate in sorted(rates[method]))

@@ -1,4 +1,5 @@
-"""What several test files share: the repository, its default parameters, and a folder to run the workflow in."""
+"""What several test files share: the repository, its default parameters, and a folder to run the
+workflow in."""
 
 import os
 import shutil
@@ -7,14 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: threads that spin for each other cost a factor of ten
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before torch: threads that spin for each other cost a factor of ten
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import pytest
 import yaml
 
-from star.values import read_values
-from tests import programs
+from star.config.values import read_values
+from tests.helpers import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,14 +65,20 @@ def write_params(tmp_path: Path) -> Callable[[dict], Path]:
 
 @pytest.fixture
 def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the repository's Snakefile with the test's folder as working directory, in the environment of the tests."""
+    """Run the repository's Snakefile with the test's folder as working directory, in the
+    environment of the tests."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [
                 *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
-                *("--profile", str(ROOT / "workflow/profiles/default"), "--directory", str(tmp_path)),
+                *(
+                    "--profile",
+                    str(ROOT / "workflow/profiles/default"),
+                    "--directory",
+                    str(tmp_path),
+                ),
                 *("--cores", "2", *arguments),
             ],
             env={**os.environ, "PATH": programs},

@@ -1,4 +1,5 @@
-"""The benchmarks start, their random model is SD3.5 Medium, and what that of its settings says of those that fail."""
+"""The benchmarks start, their random model is SD3.5 Medium, and what that of its settings says of
+those that fail."""
 
 import dataclasses
 import importlib
@@ -13,10 +14,10 @@ from peft import LoraConfig
 from benchmarks import orchestration, scaling, sd35m
 from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
-from star.params import load_params
+from star.config.params import load_params
 from star.plan.scorers import CLIP_L_ID, MASK2FORMER_ID, read_clip, read_detector
 from star.plan.shapes import SD35_MEDIUM_ID, read_pipeline
-from star.policy import LORA_TARGETS
+from star.policy.sd3 import LORA_TARGETS
 
 
 def of(module: torch.nn.Module) -> int:
@@ -30,10 +31,11 @@ def test_a_benchmark_finds_what_it_imports(name):
 
 
 def test_the_committed_scaling_is_what_is_counted_today(monkeypatch, capsys):
-    """All but the seconds in which a core reads a picture, which are measured; a few are read here all the same."""
+    """All but the seconds in which a core reads an image, which are measured; a few are read here
+    all the same."""
     committed = json.loads(Path("benchmarks/figures/scaling.json").read_text(encoding="utf-8"))
     assert scaling.reading_time(4, 256) > 0
-    monkeypatch.setattr(scaling, "reading_time", lambda pictures, side: committed["ocr_s_a_picture"])
+    monkeypatch.setattr(scaling, "reading_time", lambda images, side: committed["ocr_s_a_image"])
     monkeypatch.setattr("sys.argv", ["scaling"])
     scaling.main()
     figures = json.loads(capsys.readouterr().out)
@@ -49,7 +51,10 @@ def test_the_random_model_has_the_parameters_that_the_plan_counts(layers):
     counted = dataclasses.replace(pipeline.transformer, depth=layers)
     with torch.device("meta"):
         transformer, vae = random_transformer(layers), random_vae()
-    assert of(transformer) == counted.parameters() and of(vae) == pipeline.vae.parameters() == 83_819_683
+    assert (
+        of(transformer) == counted.parameters()
+        and of(vae) == pipeline.vae.parameters() == 83_819_683
+    )
     assert transformer.pos_embed.pos_embed.numel() == counted.positions
     if layers == 24:
         assert of(transformer) == 2_243_171_520
@@ -77,7 +82,10 @@ def test_settings_share_weights_and_nothing_else():
     one.enable_gradient_checkpointing()
     whole = of(pipe.transformer)
     assert of(other) == whole and of(one) > whole and not other.is_gradient_checkpointing
-    weights = [{p.data_ptr() for p in t.parameters() if not p.requires_grad} for t in (one, sharing(pipe).transformer)]
+    weights = [
+        {p.data_ptr() for p in t.parameters() if not p.requires_grad}
+        for t in (one, sharing(pipe).transformer)
+    ]
     assert weights[0] == weights[1] == {p.data_ptr() for p in pipe.transformer.parameters()}
 
 
@@ -92,7 +100,11 @@ class Run:
             raise self.error
         rollout = self.seconds[self.epochs]
         self.epochs += 1
-        return {"seconds": {"rollout": rollout, "update": 3 * rollout}, "grad_norm": self.norm, "first_ratio_error": 0}
+        return {
+            "seconds": {"rollout": rollout, "update": 3 * rollout},
+            "grad_norm": self.norm,
+            "first_ratio_error": 0,
+        }
 
 
 def test_figures_of_settings_and_of_those_that_cannot_be_run():
@@ -105,9 +117,16 @@ def test_figures_of_settings_and_of_those_that_cannot_be_run():
     timed = sd35m.time_epochs(runs, rounds=3)
     found = {name: sd35m.summary(t, timed["base"], 8, decoding=5.0) for name, t in timed.items()}
     assert found["float32"] is None and timed["float32"].reason == "out of memory"
-    assert found["fp16"] is None and "not finite" in timed["fp16"].reason and runs["fp16"].epochs == 1
-    assert found["base"]["seconds"] == {"rollout": 2.0, "update": 6.0, "all": 13.0} and "ratio" not in found["base"]
-    assert found["base"]["images_per_s"] == pytest.approx({"rollout": 4, "update": 8 / 6, "all": 8 / 13})
+    assert (
+        found["fp16"] is None and "not finite" in timed["fp16"].reason and runs["fp16"].epochs == 1
+    )
+    assert (
+        found["base"]["seconds"] == {"rollout": 2.0, "update": 6.0, "all": 13.0}
+        and "ratio" not in found["base"]
+    )
+    assert found["base"]["images_per_s"] == pytest.approx(
+        {"rollout": 4, "update": 8 / 6, "all": 8 / 13}
+    )
     ratio = {"median": 1.0, "min": 0.5, "max": 2.0, "rounds": 3}
     assert found["compile"]["ratio"] == {"rollout": ratio, "update": ratio}
     assert found["compile"]["first_epoch_seconds"] == 4 * 99.0
@@ -121,7 +140,10 @@ def test_a_base_setting_that_fails_ends_the_benchmark():
 def test_a_precision_that_crawls_is_not_tried(monkeypatch):
     seconds = {"bf16": 1.0, "no": 4.0, "fp16": 53.0}
     monkeypatch.setattr(sd35m, "layer_seconds", lambda precision, device: seconds[precision])
-    refused = {name: sd35m.refusal(setting, torch.device("cpu")) for name, setting in sd35m.SETTINGS.items()}
+    refused = {
+        name: sd35m.refusal(setting, torch.device("cpu"))
+        for name, setting in sd35m.SETTINGS.items()
+    }
     reason = "one layer takes 53 times as long as in bf16: not run"
     assert {name: why for name, why in refused.items() if why} == {"fp16": reason}
 
@@ -129,7 +151,11 @@ def test_a_precision_that_crawls_is_not_tried(monkeypatch):
 def test_the_recipe_is_the_presets():
     params = sd35m.with_sizes(load_params(Path("presets/sd35m-1gpu-geneval.yaml")), sd35m.WHOLE)
     assert params.images_per_epoch == params.rollout.batch == 8 and params.rollout.window == [0, 9]
-    assert params.model.guidance_scale == 4.5 and params.model.resolution == 512 and params.train.kl_beta == 0.04
+    assert (
+        params.model.guidance_scale == 4.5
+        and params.model.resolution == 512
+        and params.train.kl_beta == 0.04
+    )
     assert not params.model.gradient_checkpointing and params.model.precision == "bf16"
 
 

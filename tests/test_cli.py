@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from star.cli import main
-from star.params import TASKS
+from star.config.params import TASKS
 
 STAGES = (
     "plan",
@@ -67,7 +67,17 @@ def test_unknown_parameter(tmp_path, capsys):
     params, out = tmp_path / "params.yaml", tmp_path / "train.jsonl"
     params.write_text(Path("params.yaml").read_text().replace("learning_rate:", "learning_rat:"))
     out.write_text("precious")
-    arguments = ["prompts", "--params", str(params), "--task", "ocr", "--train", str(out), "--test", str(out)]
+    arguments = [
+        "prompts",
+        "--params",
+        str(params),
+        "--task",
+        "ocr",
+        "--train",
+        str(out),
+        "--test",
+        str(out),
+    ]
     assert "learning_rat" in error_of(arguments, capsys)
     assert out.read_text() == "precious"
 
@@ -75,15 +85,23 @@ def test_unknown_parameter(tmp_path, capsys):
 def test_batch_that_the_group_does_not_divide(tmp_path, capsys):
     params = tmp_path / "params.yaml"
     params.write_text(Path("params.yaml").read_text().replace("group_size: 16", "group_size: 15"))
-    text = error_of(["prompts", "--params", str(params), "--task", "ocr", "--train", "a", "--test", "b"], capsys)
+    text = error_of(
+        ["prompts", "--params", str(params), "--task", "ocr", "--train", "a", "--test", "b"], capsys
+    )
     assert "rollout.batch" in text and "use one of" in text
 
 
 def test_malformed_prompt_file_is_named_with_its_line(tmp_path, capsys):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "core.jsonl"
-    prompts.write_text('{"id": "a", "task": "preference", "prompt": "a cat", "metadata": {}}\n{"id": \n')
-    assert f"{prompts}:2" in error_of(["core", "--prompts", str(prompts), "--output", str(out)], capsys)
-    assert "missing.jsonl" in error_of(["core", "--prompts", "missing.jsonl", "--output", str(out)], capsys)
+    prompts.write_text(
+        '{"id": "a", "task": "preference", "prompt": "a cat", "metadata": {}}\n{"id": \n'
+    )
+    assert f"{prompts}:2" in error_of(
+        ["core", "--prompts", str(prompts), "--output", str(out)], capsys
+    )
+    assert "missing.jsonl" in error_of(
+        ["core", "--prompts", "missing.jsonl", "--output", str(out)], capsys
+    )
     assert not out.exists()
 
 
@@ -92,9 +110,19 @@ def test_places_that_cannot_be_written_are_one_line(tmp_path, place, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("precious")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    arguments = ["prompts", "--task", "ocr", "--train", str(tmp_path / place), "--test", str(tmp_path / "test.jsonl")]
+    arguments = [
+        "prompts",
+        "--task",
+        "ocr",
+        "--train",
+        str(tmp_path / place),
+        "--test",
+        str(tmp_path / "test.jsonl"),
+    ]
     text = error_of(arguments, capsys)
-    assert str(tmp_path / place.split("/")[0]) in text and "give a place that can be written" in text
+    assert (
+        str(tmp_path / place.split("/")[0]) in text and "give a place that can be written" in text
+    )
     assert (tmp_path / "file").read_text() == "precious"
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -103,8 +131,16 @@ def test_a_disk_that_fails_is_one_line(tmp_path, capsys, monkeypatch):
     def failing(*_):
         raise OSError(errno.EIO, "Input/output error", "train.jsonl")
 
-    monkeypatch.setattr("star.records.write_text_atomic", failing)
-    arguments = ["prompts", "--task", "ocr", "--train", str(tmp_path / "a"), "--test", str(tmp_path / "b")]
+    monkeypatch.setattr("star.prompts.records.write_text_atomic", failing)
+    arguments = [
+        "prompts",
+        "--task",
+        "ocr",
+        "--train",
+        str(tmp_path / "a"),
+        "--test",
+        str(tmp_path / "b"),
+    ]
     assert "Input/output error: 'train.jsonl'" in error_of(arguments, capsys)
 
 
@@ -128,18 +164,45 @@ def test_an_evaluation_reads_its_prompts_before_the_slow_imports(tmp_path):
     assert run.returncode == 0 and "geneval/test.jsonl: cannot be read" in run.stderr
 
 
-@pytest.mark.parametrize("name", ["../../x", "ocr-../x", "/tmp/x", "ocr-", "draw-star", "base/x", ""])
+@pytest.mark.parametrize(
+    "name", ["../../x", "ocr-../x", "/tmp/x", "ocr-", "draw-star", "base/x", ""]
+)
 def test_a_checkpoint_s_name_is_no_path(tmp_path, name, capsys):
-    arguments = ["evaluate", f"--checkpoint={name}", "--prompts-dir", str(tmp_path), "--adapter", str(tmp_path)]
+    arguments = [
+        "evaluate",
+        f"--checkpoint={name}",
+        "--prompts-dir",
+        str(tmp_path),
+        "--adapter",
+        str(tmp_path),
+    ]
     text = error_of([*arguments, "--output", str(tmp_path / "out")], capsys)
     assert f"--checkpoint {name!r}: give base, or a task" in text
 
 
 def test_training_errors_come_before_the_work(tmp_path, capsys):
     records = tmp_path / "train.jsonl"
-    main(["prompts", "--task", "ocr", "--train", str(records), "--test", str(tmp_path / "test.jsonl")])
+    main(
+        [
+            "prompts",
+            "--task",
+            "ocr",
+            "--train",
+            str(records),
+            "--test",
+            str(tmp_path / "test.jsonl"),
+        ]
+    )
     capsys.readouterr()
-    arguments = ["train", "--task", "ocr", "--prompts", str(records), "--output", str(tmp_path / "out")]
+    arguments = [
+        "train",
+        "--task",
+        "ocr",
+        "--prompts",
+        str(records),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     arguments += ["--state", str(tmp_path / "state")]
     assert "no method 'ppo'" in error_of([*arguments, "--method", "ppo"], capsys)
     assert "star core" in error_of([*arguments, "--method", "star"], capsys)
@@ -150,25 +213,69 @@ def test_broken_model_directory(tmp_path, capsys):
     model, params = tmp_path / "model", tmp_path / "params.yaml"
     shutil.copytree("models/miniature", model)
     shutil.rmtree(model / "tokenizer_3")
-    params.write_text(Path("params.yaml").read_text().replace("path: models/miniature #", f"path: {model} #"))
-    arguments = ["evaluate", "--params", str(params), "--checkpoint", "base", "--output", str(tmp_path / "out")]
+    params.write_text(
+        Path("params.yaml").read_text().replace("path: models/miniature #", f"path: {model} #")
+    )
+    arguments = [
+        "evaluate",
+        "--params",
+        str(params),
+        "--checkpoint",
+        "base",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     for task in ("geneval", "ocr", "preference"):
         folder = tmp_path / "core" / task
-        main(["prompts", "--task", task, "--train", str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl")])
+        main(
+            [
+                "prompts",
+                "--task",
+                task,
+                "--train",
+                str(folder / "train.jsonl"),
+                "--test",
+                str(folder / "test.jsonl"),
+            ]
+        )
     capsys.readouterr()
-    assert "tokenizer_3/ is missing" in error_of([*arguments, "--prompts-dir", str(tmp_path / "core")], capsys)
+    assert "tokenizer_3/ is missing" in error_of(
+        [*arguments, "--prompts-dir", str(tmp_path / "core")], capsys
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_of_other_weights_or_another_precision_are_not_gone_on_with(tmp_path, monkeypatch):
+def test_images_of_other_weights_or_another_precision_are_not_gone_on_with(tmp_path, monkeypatch):
     model, params, works = tmp_path / "model", tmp_path / "params.yaml", []
     shutil.copytree("models/miniature", model)
-    params.write_text(Path("params.yaml").read_text().replace("path: models/miniature #", f"path: {model} #"))
+    params.write_text(
+        Path("params.yaml").read_text().replace("path: models/miniature #", f"path: {model} #")
+    )
     for task in TASKS:
         folder = tmp_path / "core" / task
-        main(["prompts", "--task", task, "--train", str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl")])
-    monkeypatch.setattr("star.evaluation.evaluate", lambda *arguments: works.append(arguments[4]))
-    arguments = ["evaluate", "--params", str(params), "--checkpoint", "base", "--output", str(tmp_path / "out")]
+        main(
+            [
+                "prompts",
+                "--task",
+                task,
+                "--train",
+                str(folder / "train.jsonl"),
+                "--test",
+                str(folder / "test.jsonl"),
+            ]
+        )
+    monkeypatch.setattr(
+        "star.evaluation.evaluate.evaluate", lambda *arguments: works.append(arguments[4])
+    )
+    arguments = [
+        "evaluate",
+        "--params",
+        str(params),
+        "--checkpoint",
+        "base",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     arguments += ["--prompts-dir", str(tmp_path / "core"), "--state", str(tmp_path / "state")]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for capabilities in ({}, {}, {"amx_bf16": True}):

@@ -1,4 +1,4 @@
-"""The study's committed figures: README and the picture say what the tables say."""
+"""The study's committed figures: README and the image say what the tables say."""
 
 import csv
 import re
@@ -25,18 +25,25 @@ def shown(row: dict[str, str], name: str) -> str:
 def test_readme_has_the_scores_of_the_study(task, first):
     with open(STUDY / "scores.csv", encoding="utf-8", newline="") as stream:
         rows = {row["method"]: row for row in csv.DictReader(stream) if row["task"] == task}
-    lines = re.findall(r"^\| `(\w+)` (\|.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    cells = {name: [cell.strip() for cell in rest.split("|")] for name, rest in lines if name in rows}
+    lines = re.findall(
+        r"^\| `(\w+)` (\|.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    cells = {
+        name: [cell.strip() for cell in rest.split("|")] for name, rest in lines if name in rows
+    }
     assert cells.keys() == rows.keys()
     for name, row in rows.items():
         graded, to_flow_grpo, to_control = cells[name][first : first + 3]
         assert graded == f"{float(row['graded']):.3f}", name
-        if name not in ("shuffled", "clauses_shuffled"):  # controls are compared with nothing in README
+        if name not in (
+            "shuffled",
+            "clauses_shuffled",
+        ):  # controls are compared with nothing in README
             assert to_flow_grpo == shown(row, "to_flow_grpo"), name
             assert name == "flow_grpo" or to_control == shown(row, "to_control"), name
 
 
-def test_the_picture_of_the_curves_is_that_of_the_table(tmp_path, monkeypatch):
+def test_the_image_of_the_curves_is_that_of_the_table(tmp_path, monkeypatch):
     (tmp_path / "curves.csv").write_bytes((STUDY / "curves.csv").read_bytes())
     monkeypatch.setattr(draw_study, "FOLDER", tmp_path)
     draw_study.main()

@@ -11,7 +11,9 @@ import pytest
 from docs.list_licences import licence, pinned
 
 ROOT = Path(__file__).resolve().parents[1]
-LISTED = dict(csv.reader((ROOT / "docs" / "licences.csv").read_text(encoding="utf-8").splitlines()[1:]))
+LISTED = dict(
+    csv.reader((ROOT / "docs" / "licences.csv").read_text(encoding="utf-8").splitlines()[1:])
+)
 
 
 def test_the_installed_packages_agree_with_each_other():

@@ -1,4 +1,5 @@
-"""Nothing that comes from outside is run: no pickle, no remote code, no shell; nothing is sent anywhere."""
+"""Nothing that comes from outside is run: no pickle, no remote code, no shell; nothing is sent
+anywhere."""
 
 import ast
 import dataclasses
@@ -19,32 +20,55 @@ import pytest
 import torch
 from snakemake.common.configfile import load_configfile
 
-from star.checkpoint import load_state
-from star.conditioning import PromptStore
-from star.errors import StarError
-from star.params import load_params
-from star.policy import load_policy
+from star.config.params import load_params
+from star.policy.conditioning import PromptStore
+from star.policy.sd3 import load_policy
 from star.rewards.clip import open_clip
+from star.system.errors import StarError
+from star.training.checkpoint import load_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [
-    *(file for name in ("star", "workflow", "benchmarks", "docs") for file in sorted((ROOT / name).rglob("*.py"))),
+    *(
+        file
+        for name in ("star", "workflow", "benchmarks", "docs")
+        for file in sorted((ROOT / name).rglob("*.py"))
+    ),
     *(ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))),
 ]
 MODEL = load_params(ROOT / "params.yaml").model
 
-# By which Python runs what it reads: modules, full names, and names that mean it wherever they come from.
-MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "runpy"}
+# By which Python runs what it reads: modules, full names, and names that mean it wherever they come
+# from.
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "runpy",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN = {
     *(f"builtins.{name}" for name in BUILTINS),
-    *(f"{name}.load" for name in ("torch", "torch.hub", "torch.jit", "torch.package", "np", "numpy")),
+    *(
+        f"{name}.load"
+        for name in ("torch", "torch.hub", "torch.jit", "torch.package", "np", "numpy")
+    ),
     *("os.system", "os.popen", "yaml.Loader", "yaml.load_all"),
 }
 ENDINGS = {
     *("import_module", "read_pickle", "load_state_dict_from_url", "getoutput", "getstatusoutput"),
     *("unsafe_load", "unsafe_load_all", "full_load", "full_load_all"),
-    *("configfile", "load_configfile", "_load_configfile", "process_yaml"),  # they run what a file has after `?`
+    *(
+        "configfile",
+        "load_configfile",
+        "_load_configfile",
+        "process_yaml",
+    ),  # they run what a file has after `?`
     *("CLoader", "UnsafeLoader", "CUnsafeLoader", "FullLoader", "CFullLoader"),
 }
 # Arguments, and the one value that each may have.
@@ -65,11 +89,17 @@ def known_names(tree: ast.AST) -> dict[str, str]:
         if isinstance(node, ast.Import):
             known |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom):
-            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            known |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute):
             value = full_name(node.value, known)
-            known |= {name.id: value for name in node.targets if isinstance(name, ast.Name) and name.id != value}
+            known |= {
+                name.id: value
+                for name in node.targets
+                if isinstance(name, ast.Name) and name.id != value
+            }
     return known
 
 
@@ -96,7 +126,8 @@ def names_used(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def arguments(tree: ast.AST) -> Iterator[tuple[int, str, ast.AST]]:
-    """Line, name and value of every argument by name, in a call or in a dictionary that may become one."""
+    """Line, name and value of every argument by name, in a call or in a dictionary that may become
+    one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg:
             yield node.value.lineno, node.arg, node.value
@@ -110,8 +141,16 @@ def starts_a_shell(node: ast.AST) -> bool:
     """Whether it is a command such as ``["sh", "-c", ...]``."""
     if not isinstance(node, ast.List | ast.Tuple):
         return False
-    words = [part.value for part in node.elts[:2] if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-    return len(words) == 2 and words[0].rsplit("/", 1)[-1] in SHELLS and re.fullmatch("-[a-z]*c", words[1]) is not None
+    words = [
+        part.value
+        for part in node.elts[:2]
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    return (
+        len(words) == 2
+        and words[0].rsplit("/", 1)[-1] in SHELLS
+        and re.fullmatch("-[a-z]*c", words[1]) is not None
+    )
 
 
 def dangers(source: str) -> list[str]:
@@ -121,18 +160,34 @@ def dangers(source: str) -> list[str]:
     for line, name, value in arguments(tree):
         if name in SAFE and not (isinstance(value, ast.Constant) and value.value is SAFE[name]):
             found.append(f"line {line}: {name}={ast.unparse(value)}")
-    return found + [f"line {node.lineno}: a shell" for node in ast.walk(tree) if starts_a_shell(node)]
+    return found + [
+        f"line {node.lineno}: a shell" for node in ast.walk(tree) if starts_a_shell(node)
+    ]
 
 
 def as_python(rules: str) -> str:
-    """Imports, names, arguments and lists of words of a Snakemake file, whose directives are no Python."""
-    lines = [line for line in map(str.strip, rules.splitlines()) if re.match(r"(from [\w.]+ )?import [\w., ]+$", line)]
-    tokens = [t.string for t in tokenize.generate_tokens(io.StringIO(rules).readline) if t.type != tokenize.COMMENT]
+    """Imports, names, arguments and lists of words of a Snakemake file, whose directives are no
+    Python."""
+    lines = [
+        line
+        for line in map(str.strip, rules.splitlines())
+        if re.match(r"(from [\w.]+ )?import [\w., ]+$", line)
+    ]
+    tokens = [
+        t.string
+        for t in tokenize.generate_tokens(io.StringIO(rules).readline)
+        if t.type != tokenize.COMMENT
+    ]
     code = " ".join(token for token in tokens if token.strip())
     names = re.findall(r"[^\W\d]\w*(?: \. \w+)*", re.sub(r"""(['"]).*?\1""", "", code))
     lines += [name for name in names if not any(map(keyword.iskeyword, name.split(" . ")))]
-    lines += [f"f({name}={value})" for name, value in re.findall(rf"\b({'|'.join(SAFE)}) = (\w+)", code)]
-    lines += [f"[{first}, {second}]" for first, second in re.findall(r"""[\[(] ("\w+") , ("-\w+")""", code)]
+    lines += [
+        f"f({name}={value})" for name, value in re.findall(rf"\b({'|'.join(SAFE)}) = (\w+)", code)
+    ]
+    lines += [
+        f"[{first}, {second}]"
+        for first, second in re.findall(r"""[\[(] ("\w+") , ("-\w+")""", code)
+    ]
     return "\n".join(lines)
 
 
@@ -187,7 +242,13 @@ def test_the_scan_finds_what_it_looks_for(source):
 
 
 @pytest.mark.parametrize(
-    "source", ["re.compile(text)", "policy.compile()", "f(shell=False, weights_only=True)", "yaml.safe_load(text)"]
+    "source",
+    [
+        "re.compile(text)",
+        "policy.compile()",
+        "f(shell=False, weights_only=True)",
+        "yaml.safe_load(text)",
+    ],
 )
 def test_the_scan_lets_the_rest_pass(source):
     assert dangers(source) == []
@@ -242,11 +303,15 @@ def opened(path):
     return load_policy(dataclasses.replace(MODEL, path=str(path)), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"]
+)
 def test_a_pickle_in_place_of_the_weights_is_refused(name, model, trap):
     (model / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     shutil.copy(trap[0], model / "transformer" / name)
-    with pytest.raises(StarError, match=r"model\.path .*transformer|model\.path .*cannot be opened"):
+    with pytest.raises(
+        StarError, match=r"model\.path .*transformer|model\.path .*cannot be opened"
+    ):
         opened(model)
 
 
@@ -265,7 +330,9 @@ def test_a_pickle_as_adapter_state_or_prompt_embedding_is_refused(tmp_path, trap
         load_policy(MODEL, torch.device("cpu"), adapter)
     with pytest.raises(StarError, match="not a readable training state"):
         load_state(trap[0])
-    store = PromptStore(lambda prompts: pytest.fail("the file is there"), tmp_path / "cache", torch.device("cpu"), 1)
+    store = PromptStore(
+        lambda prompts: pytest.fail("the file is there"), tmp_path / "cache", torch.device("cpu"), 1
+    )
     store._file("a prompt").parent.mkdir()
     shutil.copy(trap[0], store._file("a prompt"))
     with pytest.raises(StarError, match="not a readable prompt embedding"):
@@ -280,7 +347,11 @@ def test_code_in_a_model_directory_is_not_run(model, tmp_path):
     for folder in (model, model / "text_encoder", model / "transformer"):
         (folder / "evil.py").write_text(CODE.format(path=str(sprung)))
     index = json.loads((model / "model_index.json").read_text())
-    for part, library in (("text_encoder", "evil"), ("transformer", "os"), ("text_encoder", "star.cli")):
+    for part, library in (
+        ("text_encoder", "evil"),
+        ("transformer", "os"),
+        ("text_encoder", "star.cli"),
+    ):
         (model / "model_index.json").write_text(json.dumps(index | {part: [library, "Evil"]}))
         with pytest.raises(StarError, match=rf"model\.path .*{part}"):
             opened(model)
@@ -297,7 +368,10 @@ def test_code_in_a_reward_model_is_not_run(tmp_path):
     shutil.copytree(ROOT / "models/miniature-preference", path)
     (path / "evil.py").write_text(CODE.format(path=str(sprung)))
     config = json.loads((path / "config.json").read_text())
-    config |= {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}, "model_type": "evil"}
+    config |= {
+        "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"},
+        "model_type": "evil",
+    }
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(StarError, match="cannot be opened as a CLIPModel"):
         open_clip(str(path))
@@ -323,15 +397,27 @@ BLOCKED = ["unshare", "--map-root-user", "--net"]  # a network of its own, witho
 
 @pytest.mark.slow
 def test_nothing_is_sent_anywhere(tmp_path):
-    """The whole pipeline of the smoke test where there is no network at all, and no wait for one."""
+    """The whole pipeline of the smoke test where there is no network at all, and no wait for
+    one."""
     if subprocess.run([*BLOCKED, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets no user make a network namespace")
     reach = "import socket; socket.create_connection(('192.0.2.1', 443), timeout=5)"
-    assert b"unreachable" in subprocess.run([*BLOCKED, sys.executable, "-c", reach], capture_output=True).stderr
+    assert (
+        b"unreachable"
+        in subprocess.run([*BLOCKED, sys.executable, "-c", reach], capture_output=True).stderr
+    )
     shutil.copy(ROOT / "tests/smoke/params.yaml", tmp_path)
     text = (tmp_path / "params.yaml").read_text().replace("../../models", str(ROOT / "models"))
     (tmp_path / "params.yaml").write_text(text.replace("tracker: tensorboard", "tracker: wandb"))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(tmp_path),
+    ]
     command += ["--profile", str(ROOT / "workflow/profiles/default"), "--cores", "2"]
     target = "results/evaluate/geneval-star/scores.json"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -1,8 +1,9 @@
-"""What the rules share: parameters checked once, the sections and the code that each rule depends on, one lock.
+"""What the rules share: parameters checked once, the sections and the code that each rule depends
+on, one lock.
 
-`SECTIONS` and `ENTRY` are the only lists of dependencies; dvc.yaml repeats them but for the rules of the study
-(`NOT_IN_DVC`), and the contract test (tests/test_workflow_contract.py) compares the two.
-"""
+`SECTIONS` and `ENTRY` are the only lists of dependencies; dvc.yaml repeats them but for the rules
+of the study (`NOT_IN_DVC`), and the contract test (tests/workflow/test_contract.py) compares the
+two."""
 
 import ast
 import copy
@@ -13,11 +14,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from star.differences import differences
-from star.errors import StarError
-from star.params import TASKS, load_params
-from star.prompts.fetch import FETCHED
-from star.values import read_values
+from star.config.differences import differences
+from star.config.params import TASKS, load_params
+from star.config.values import read_values
+from star.prompts.published import FETCHED
+from star.system.errors import StarError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,7 +63,8 @@ SECTIONS = {
         "rewards",
         "evaluate",
     ),
-    # `runs` and `evaluate.second_reader` are of the main report, with which the study's shares modules.
+    # `runs` and `evaluate.second_reader` are of the main report, with which the study's shares
+    # modules.
     "study_report": (
         "seed",
         "runs",
@@ -83,31 +85,33 @@ SECTIONS = {
 # The module whose imports, followed to the end, are the code of a rule.
 ENTRY = {
     "prepare_prompts": "star.prompts.prepare",
-    "extract_core": "star.core",
-    "train_policy": "star.training",
-    "evaluate_checkpoint": "star.evaluation",
+    "extract_core": "star.prompts.core_content",
+    "train_policy": "star.training.loop",
+    "evaluate_checkpoint": "star.evaluation.evaluate",
     "write_report": "star.report.page",
-    "study_run": "star.study",
-    "study_report": "star.report.study",
+    "study_run": "star.study.run",
+    "study_report": "star.study.page",
 }
 
-# The study is asked for by name: hours of training whose tables go into Git by hand (docs/study). As stages its runs,
-# each of a (task, method, seed, rate), would make `dvc repro` and `dvc status` ask for those hours too.
+# The study is asked for by name: hours of training whose tables go into Git by hand (docs/study).
+# As stages its runs, each of a (task, method, seed, rate), would make `dvc repro` and `dvc status`
+# ask for those hours too.
 NOT_IN_DVC = ("study_run", "study_report")
 
-# They check parameters, carry messages and lock, and make no results; what is read reaches a rule through SECTIONS.
+# They check parameters, carry messages and lock, and make no results; what is read reaches a rule
+# through SECTIONS.
 NOT_RESULTS = (
     "star/cli.py",
-    "star/consistency.py",
-    "star/differences.py",
-    "star/errors.py",
-    "star/faults.py",
-    "star/interruption.py",
-    "star/lock.py",
-    "star/params.schema.yaml",
-    "star/runtime.py",
-    "star/schema.py",
-    "star/values.py",
+    "star/config/consistency.py",
+    "star/config/differences.py",
+    "star/system/errors.py",
+    "star/system/faults.py",
+    "star/system/signals.py",
+    "star/system/locks.py",
+    "star/config/params.schema.yaml",
+    "star/system/runtime.py",
+    "star/config/schema.py",
+    "star/config/values.py",
 )
 
 # Files of a model directory that decide what it draws; its card and training log do not.
@@ -117,7 +121,8 @@ PROMPT_FOLDER = Path("data/prompts")
 
 
 def checked_values(config: dict, path: Path) -> dict:
-    """The values of the parameter file, refused where the file is wrong or the command line disagrees with it.
+    """The values of the parameter file, refused where the file is wrong or the command line
+    disagrees with it.
 
     Args:
         config: what Snakemake made of `--config`.
@@ -142,7 +147,8 @@ def checked_values(config: dict, path: Path) -> dict:
 
 
 def prefer_code_in(folder: str) -> None:
-    """Let stages run the code in a folder, not the installed one: `dvc exp run --temp` has a folder of its own."""
+    """Let stages run the code in a folder, not the installed one: `dvc exp run --temp` has a folder
+    of its own."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
 
 
@@ -160,10 +166,11 @@ def lookup(values: dict, key: str) -> Any:
 
 
 def code_files(rule: str, root: Path = ROOT) -> list[str]:
-    """Files, relative to ``root``, of the code that a rule runs: the modules that its entry imports, and their data.
+    """Files, relative to ``root``, of the code that a rule runs: the modules that its entry
+    imports, and their data.
 
-    Imports inside functions count. Data are the files beside a module of a subpackage (word lists, style sheets).
-    """
+    Imports inside functions count. Data are the files beside a module of a subpackage (word lists,
+    style sheets)."""
     seen: set[Path] = set()
     waiting = [root / _module_file(ENTRY[rule], root)]
     while waiting:
@@ -195,8 +202,11 @@ def digest(files: list[Path]) -> str:
 
 
 def recorded_digest() -> str:
-    """Changes with anything that `dvc status` looks at besides the outputs, so that a run records it anew."""
-    stages = sorted(file for file in (ROOT / "workflow/rules").glob("*.smk") if file.name != "study.smk")
+    """Changes with anything that `dvc status` looks at besides the outputs, so that a run records
+    it anew."""
+    stages = sorted(
+        file for file in (ROOT / "workflow/rules").glob("*.smk") if file.name != "study.smk"
+    )
     code = "".join(code_digest(rule) for rule in ENTRY if rule not in NOT_IN_DVC)
     return digest([ROOT / "dvc.yaml", Path("params.yaml"), *stages]) + code
 
@@ -214,12 +224,23 @@ def model_files(path: str) -> list[str]:
 def reward_model_files(values: dict, *tasks: str) -> list[str]:
     """The files of the model directories that judge the given tasks; none for hub ids."""
     geneval, preference = values["rewards"]["geneval"], values["rewards"]["preference"]
-    paths = {"geneval": (geneval["path"], geneval["color_path"]), "ocr": (), "preference": (preference["path"],)}
-    return [file for task in tasks for path in paths[task] if path is not None for file in model_files(path)]
+    paths = {
+        "geneval": (geneval["path"], geneval["color_path"]),
+        "ocr": (),
+        "preference": (preference["path"],),
+    }
+    return [
+        file
+        for task in tasks
+        for path in paths[task]
+        if path is not None
+        for file in model_files(path)
+    ]
 
 
 def prompt_files(values: dict, task: str) -> list[str]:
-    """The prompt files of one's own that a task names; a fetched one is known by its checksum, a parameter.
+    """The prompt files of one's own that a task names; a fetched one is known by its checksum, a
+    parameter.
 
     Raises:
         StarError: a file outside the folder that DVC watches.
@@ -250,18 +271,23 @@ def _module_file(name: str, root: Path) -> str:
 
 def _imports(module: Path, root: Path) -> list[str]:
     """Files of the star modules that a module imports, the packages on the way included."""
-    files = {_module_file(name, root) for name in _imported_names(module.read_text(encoding="utf-8"))}
+    files = {
+        _module_file(name, root) for name in _imported_names(module.read_text(encoding="utf-8"))
+    }
     return [file for file in files if (root / file).exists()]
 
 
 @functools.cache  # most modules belong to several rules; without it a fourth of Snakemake's start goes into parsing
 def _imported_names(source: str) -> frozenset[str]:
-    """Dotted names below `star` that a module's source may import, the packages on the way included."""
+    """Dotted names below `star` that a module's source may import, the packages on the way
+    included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    prefixes = {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
+    prefixes = {
+        ".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)
+    }
     return frozenset(name for name in prefixes if name == "star" or name.startswith("star."))

@@ -1,20 +1,22 @@
-"""A second reader of the miniature's signs, which no training sees: the world's 26 letters matched in its five slots.
+"""A second reader of the miniature's signs, which no training sees: the world's 26 letters matched
+in its five slots.
 
-It checks the OCR reward from outside. A policy that learned what pleases PP-OCR, and not to write, would gain there and
-not here. It shares nothing with `star.rewards.ocr`: no network, no dictionary, no segmentation of lines.
+It checks the OCR reward from outside. A policy that learned what pleases PP-OCR, and not to write,
+would gain there and not here. It shares nothing with `star.rewards.ocr`: no network, no dictionary,
+no segmentation of lines.
 
-Ink is how dark a pixel is, in [0, 1]: 0 on the white board, 1 in a letter. A slot's frame is correlated (Pearson) with
-every letter at every place up to `SHIFT` pixels off the slot's. The slot reads the letter that correlates best, unless
-there is no board or hardly any ink (the slot is empty), or the correlation is below `MIN_CORRELATION` (illegible).
-"""
+Ink is how dark a pixel is, in [0, 1]: 0 on the white board, 1 in a letter. A slot's frame is
+correlated (Pearson) with every letter at every place up to `SHIFT` pixels off the slot's. The slot
+reads the letter that correlates best, unless there is no board or hardly any ink (the slot is
+empty), or the correlation is below `MIN_CORRELATION` (illegible)."""
 
 from functools import cache
 
 import numpy as np
 from scipy import ndimage
 
-from star.errors import StarError
 from star.miniature.world import BOARD, LETTER_SLOTS, LETTERS, SIZE, letter
+from star.system.errors import StarError
 
 SHIFT = 3  # pixels, in x and in y, that a letter may stand off its place in the world
 MIN_CORRELATION = 0.8  # halves of letters and blots stay below, letters with a dent above
@@ -22,34 +24,41 @@ MIN_INK = 14.0  # pixels of full ink in a slot's frame; the world's lightest let
 MAX_PAPER = 0.15  # ink of a board's white; the world's background has 0.3
 
 _WHITE, _BLACK = 225.0, 40.0  # grey values at which ink is 0 and 1
-_BLUR = 0.5  # pixels, of pictures and letters
-_FRAME = (18, 11)  # height and width of a slot's frame; wider letters are cut, so that few neighbours reach in
+_BLUR = 0.5  # pixels, of images and letters
+_FRAME = (
+    18,
+    11,
+)  # height and width of a slot's frame; wider letters are cut, so that few neighbours reach in
 _SHIFT_COST = 0.01  # of correlation, a pixel off the letter's place
 _BOARD_SHARE = 0.9  # of the board's columns that must be white
-_CHUNK = 64  # pictures read at once
+_CHUNK = 64  # images read at once
 
 # Rows and columns of the padded ink.
 _PAD = SHIFT
 _STEPS = np.arange(-SHIFT, SHIFT + 1)
 _TOPS = _PAD + (BOARD[1] + BOARD[3]) // 2 - _FRAME[0] // 2 + _STEPS  # (steps,)
 _LEFTS = _PAD + np.array(LETTER_SLOTS)[:, None] - _FRAME[1] // 2 + _STEPS  # (slots, steps)
-_MARGINS = _PAD + np.r_[BOARD[1] + 2 : BOARD[1] + 6, BOARD[3] - 6 : BOARD[3] - 2]  # above and below the letters
+_MARGINS = (
+    _PAD + np.r_[BOARD[1] + 2 : BOARD[1] + 6, BOARD[3] - 6 : BOARD[3] - 2]
+)  # above and below the letters
 _WIDTH = slice(_PAD + BOARD[0] + 1, _PAD + BOARD[2] - 1)  # of the board, inside its edge
 _PLACES = len(_STEPS) ** 2  # of a slot's frame; the one in the middle is the world's
 _COSTS = _SHIFT_COST * np.hypot(_STEPS[:, None], _STEPS).reshape(-1, 1)  # (places, 1)
 
 
 def read_letters(images: np.ndarray) -> list[str]:
-    """The word of each picture: the letters A-Z of its legible slots from left to right, '' where there is none.
+    """The word of each image: the letters A-Z of its legible slots from left to right, '' where
+    there is none.
 
-    Slots that are empty or illegible are left out wherever they are, as PP-OCR's text without its blanks leaves them
-    out: stopping at the first would deny a word with one blot all the letters behind it.
+    Slots that are empty or illegible are left out wherever they are, as PP-OCR's text without its
+    blanks leaves them out: stopping at the first would deny a word with one blot all the letters
+    behind it.
 
     Args:
         images: uint8 (n, 64, 64, 3), RGB.
 
     Raises:
-        StarError: pictures of another size or type.
+        StarError: images of another size or type.
     """
     scores = letter_scores(images)
     found = zip(scores.argmax(2), scores.max(2) >= MIN_CORRELATION, strict=True)
@@ -57,16 +66,18 @@ def read_letters(images: np.ndarray) -> list[str]:
 
 
 def letter_scores(images: np.ndarray) -> np.ndarray:
-    """How well each slot shows each letter: float32 (n, 5 slots, 26 letters) in [-1.05, 1], -1 in empty slots.
+    """How well each slot shows each letter: float32 (n, 5 slots, 26 letters) in [-1.05, 1], -1 in
+    empty slots.
 
-    A score is the best correlation, less `_SHIFT_COST` for each pixel between its place and the world's.
+    A score is the best correlation, less `_SHIFT_COST` for each pixel between its place and the
+    world's.
 
     Raises:
-        StarError: pictures of another size or type.
+        StarError: images of another size or type.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise StarError(
-            f"miniature.reader reads uint8 pictures of {SIZE}x{SIZE} pixels, got {images.dtype} {images.shape}; "
+            f"miniature.reader reads uint8 images of {SIZE}x{SIZE} pixels, got {images.dtype} {images.shape}; "
             f"set model.resolution to {SIZE}"
         )
     scores = np.empty((len(images), len(LETTER_SLOTS), len(LETTERS)), np.float32)
@@ -78,9 +89,15 @@ def letter_scores(images: np.ndarray) -> np.ndarray:
 def _chunk_scores(images: np.ndarray) -> np.ndarray:
     ink = _ink(images)
     frames = np.lib.stride_tricks.sliding_window_view(ink, _FRAME, axis=(1, 2))
-    patches = frames[:, _TOPS[:, None], _LEFTS[:, None, :]]  # (n, slots, y steps, x steps, height, width)
-    patches = patches.reshape(len(ink), len(LETTER_SLOTS), _PLACES, -1)  # (n, slots, places, pixels)
-    written = _has_board(ink)[:, None] & (patches[:, :, _PLACES // 2].sum(2) >= MIN_INK)  # (n, slots)
+    patches = frames[
+        :, _TOPS[:, None], _LEFTS[:, None, :]
+    ]  # (n, slots, y steps, x steps, height, width)
+    patches = patches.reshape(
+        len(ink), len(LETTER_SLOTS), _PLACES, -1
+    )  # (n, slots, places, pixels)
+    written = _has_board(ink)[:, None] & (
+        patches[:, :, _PLACES // 2].sum(2) >= MIN_INK
+    )  # (n, slots)
     patches -= patches.mean(3, keepdims=True)
     norms = np.linalg.norm(patches, axis=3, keepdims=True)
     correlations = patches @ _templates() / np.maximum(norms, 1e-6)  # (n, slots, places, letters)
@@ -92,25 +109,31 @@ def _ink(images: np.ndarray) -> np.ndarray:
     x0, y0, x1, y1 = BOARD
     inside = np.s_[:, y0 + 2 : y1 - 2, x0 + 1 : x1 - 1]
     ink = np.zeros(images.shape[:3], np.float32)
-    ink[inside] = np.clip((_WHITE - images[inside].mean(3, dtype=np.float32)) / (_WHITE - _BLACK), 0, 1)
+    ink[inside] = np.clip(
+        (_WHITE - images[inside].mean(3, dtype=np.float32)) / (_WHITE - _BLACK), 0, 1
+    )
     return np.pad(_blurred(ink), ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
 
 
 def _has_board(ink: np.ndarray) -> np.ndarray:
-    """Whether most of the board's columns are white somewhere above or below the letters: bool (n,)."""
+    """Whether most of the board's columns are white somewhere above or below the letters: bool
+    (n,)."""
     return (ink[:, _MARGINS, _WIDTH].min(1) <= MAX_PAPER).mean(1) >= _BOARD_SHARE
 
 
 @cache
 def _templates() -> np.ndarray:
-    """The letters in a slot's frame, blurred, less their mean, of unit norm: float32 (pixels, 26)."""
+    """The letters in a slot's frame, blurred, less their mean, of unit norm: float32 (pixels,
+    26)."""
     shapes = np.zeros((len(LETTERS), SIZE, SIZE), np.float32)
     for shape, mask in zip(shapes, map(letter, LETTERS), strict=True):
         height, width = mask.shape
         top, left = SIZE // 2 - height // 2, SIZE // 2 - width // 2  # as `world._paste` centres it
         shape[top : top + height, left : left + width] = mask
     top, left = SIZE // 2 - _FRAME[0] // 2, SIZE // 2 - _FRAME[1] // 2
-    frames = _blurred(shapes)[:, top : top + _FRAME[0], left : left + _FRAME[1]].reshape(len(LETTERS), -1)
+    frames = _blurred(shapes)[:, top : top + _FRAME[0], left : left + _FRAME[1]].reshape(
+        len(LETTERS), -1
+    )
     frames -= frames.mean(1, keepdims=True)
     return (frames / np.linalg.norm(frames, axis=1, keepdims=True)).T
 

@@ -1,8 +1,9 @@
-"""Shapes to match pictures of the miniature's world against, and the coverage maps that they are matched with.
+"""Shapes to match images of the miniature's world against, and the coverage maps that they are
+matched with.
 
-Coverage is how much of a pixel is foreground, in [0, 1], whatever its colour. Templates are coverage, too, and go
-through the same `_soften`, so that a rendered glyph and its template are equal.
-"""
+Coverage is how much of a pixel is foreground, in [0, 1], whatever its colour. Templates are
+coverage, too, and go through the same `_soften`, so that a rendered glyph and its template are
+equal."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -17,14 +18,17 @@ SHAPES = len(CLASSES) + 9  # templates of a size at full resolution: classes, th
 MARGIN = 4  # pixels from a full template's longest side to its frame
 RING = 2  # pixels around a template in which foreground counts against it
 COLOR_VALUES = np.array([PALETTE[name] for name in COLORS], np.float32)  # (10, 3)
-_MIN_CONTRAST = 60.0  # RGB distance from the background below which a palette colour is no foreground
+_MIN_CONTRAST = (
+    60.0  # RGB distance from the background below which a palette colour is no foreground
+)
 _BLUR = 0.5  # pixels
 _DETAIL_BLUR = 2.5  # pixels
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Templates of one size: classes first, then (full resolution only) blobs; pixels are flattened frames.
+    """Templates of one size: classes first, then (full resolution only) blobs; pixels are flattened
+    frames.
 
     ``details`` are the shapes' details inside their windows, less their mean there, of unit norm.
     """
@@ -37,7 +41,8 @@ class Templates:
 
 
 def coverage(image: np.ndarray) -> np.ndarray:
-    """Foreground coverage of a picture, sharpened and slightly blurred: float32 (height, width) in [0, 1]."""
+    """Foreground coverage of an image, sharpened and slightly blurred: float32 (height, width) in
+    [0, 1]."""
     pixels = image.astype(np.float32)
     rim = [edge.reshape(-1, 3) for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])]
     background = np.median(np.concatenate(rim), axis=0)
@@ -46,13 +51,17 @@ def coverage(image: np.ndarray) -> np.ndarray:
     lengths = np.square(rays).sum(1, keepdims=True)
     dots = rays @ (pixels - background).reshape(-1, 3).T  # (colours, pixels)
     share = np.clip(dots / lengths, 0, 1)
-    residual = share * (share * lengths - 2 * dots)  # squared distance to the ray, less a constant of the pixel
+    residual = share * (
+        share * lengths - 2 * dots
+    )  # squared distance to the ray, less a constant of the pixel
     nearest = residual == residual.min(0)
     return _soften((share * nearest).max(0).reshape(image.shape[:2]))
 
 
 def _soften(share: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(np.clip(2 * share - 0.5, 0, 1), _BLUR, mode="constant", truncate=3.0)
+    return ndimage.gaussian_filter(
+        np.clip(2 * share - 0.5, 0, 1), _BLUR, mode="constant", truncate=3.0
+    )
 
 
 def _framed(mask: np.ndarray, side: int) -> np.ndarray:
@@ -84,13 +93,16 @@ def full_templates(size: int) -> Templates:
     masks = [_framed(silhouette(name, size), side) for name in CLASSES] + _blobs(side, size)
     shapes = np.stack([_soften(mask) for mask in masks])
     square = np.ones((3, 3), bool)
-    swollen = np.stack([ndimage.binary_dilation(mask > 0.5, square, iterations=RING) for mask in masks])
+    swollen = np.stack(
+        [ndimage.binary_dilation(mask > 0.5, square, iterations=RING) for mask in masks]
+    )
     return _packed(side, shapes, (swollen | (shapes > 0.02)).astype(np.float32))
 
 
 @cache
 def coarse_templates(size: int) -> Templates:
-    """Classes whose longest side is ``size`` pixels, at a quarter of the resolution, with windows for coarse places."""
+    """Classes whose longest side is ``size`` pixels, at a quarter of the resolution, with windows
+    for coarse places."""
     side = 4 * round((size + 6) / 4)
 
     def reduced(mask: np.ndarray) -> np.ndarray:
@@ -98,21 +110,27 @@ def coarse_templates(size: int) -> Templates:
 
     masks = [_soften(_framed(silhouette(name, size), side)) for name in CLASSES]
     windows = [reduced(ndimage.binary_dilation(mask > 0.5, iterations=3)) for mask in masks]
-    return _packed(side // 4, np.stack([reduced(mask) for mask in masks]), np.stack(windows).astype(np.float32))
+    return _packed(
+        side // 4, np.stack([reduced(mask) for mask in masks]), np.stack(windows).astype(np.float32)
+    )
 
 
 def _packed(frame: int, shapes: np.ndarray, windows: np.ndarray) -> Templates:
     details = np.stack([detail_of(shape) for shape in shapes]).reshape(len(shapes), -1)
     shapes, windows = (stack.reshape(len(stack), -1) for stack in (shapes, windows))
     inside = windows > 0
-    details = inside * (details - (inside * details).sum(1, keepdims=True) / inside.sum(1, keepdims=True))
+    details = inside * (
+        details - (inside * details).sum(1, keepdims=True) / inside.sum(1, keepdims=True)
+    )
     details = (details / np.linalg.norm(details, axis=1, keepdims=True)).astype(np.float32)
     return Templates(frame, shapes, windows, np.square(shapes).sum(1), details)
 
 
 def detail_of(cover: np.ndarray) -> np.ndarray:
     """What a blob of the same extent lacks: outline, holes and gaps."""
-    return cover - ndimage.gaussian_filter(cover, _DETAIL_BLUR, mode="constant", truncate=2.0, axes=(-2, -1))
+    return cover - ndimage.gaussian_filter(
+        cover, _DETAIL_BLUR, mode="constant", truncate=2.0, axes=(-2, -1)
+    )
 
 
 def detail_correlation(detail: np.ndarray, templates: Templates, row: int) -> float:
@@ -123,6 +141,9 @@ def detail_correlation(detail: np.ndarray, templates: Templates, row: int) -> fl
 
 
 def soft_iou(patches: np.ndarray, templates: Templates, count: int | None = None) -> np.ndarray:
-    """Tanimoto coefficient inside the first ``count`` windows: (patches, count), 1 where the patch is the template."""
+    """Tanimoto coefficient inside the first ``count`` windows: (patches, count), 1 where the patch
+    is the template."""
     common = patches @ templates.shapes[:count].T
-    return common / (templates.energies[:count] + np.square(patches) @ templates.windows[:count].T - common)
+    return common / (
+        templates.energies[:count] + np.square(patches) @ templates.windows[:count].T - common
+    )

@@ -1,11 +1,12 @@
-"""The miniature's world: 64x64 pictures of flat silhouettes and of signs with words.
+"""The miniature's world: 64x64 images of flat silhouettes and of signs with words.
 
-A picture is a `Scene` (objects with class, colour, box centre and size, or a word on a sign) rendered on one fixed
-background. Places are structured (see `PLACES`): a model of a few million parameters learns them in hours, where
-objects of any size anywhere stay blobs. Silhouettes are single glyphs of Font Awesome 6 Free Solid, which the PyPI
-package ``qtawesome`` carries; letters are Pillow's built-in font.
+An image is a `Scene` (objects with class, colour, box centre and size, or a word on a sign)
+rendered on one fixed background. Places are structured (see `PLACES`): a model of a few million
+parameters learns them in hours, where objects of any size anywhere stay blobs. Silhouettes are
+single glyphs of Font Awesome 6 Free Solid, which the PyPI package ``qtawesome`` carries; letters
+are Pillow's built-in font.
 
-Coordinates are pixels, x to the right, y down; a picture is uint8 of shape (64, 64, 3).
+Coordinates are pixels, x to the right, y down; an image is uint8 of shape (64, 64, 3).
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from star.prompts.geneval import COLORS, RELATIONS
+from star.prompts.geneval import COLORS, MINIATURE_CLASSES, RELATIONS
 
 SIZE = 64
 BACKGROUND = (160, 170, 180)
@@ -32,7 +33,7 @@ PALETTE = {
     "black": (15, 15, 15),
     "white": (250, 250, 250),
 }
-# GenEval class name -> code point in Font Awesome 6 Free Solid. The sixteen differ in outline.
+# GenEval class name -> code point in Font Awesome 6 Free Solid, of `MINIATURE_CLASSES`.
 GLYPHS = {
     "airplane": 0xF072,
     "apple": 0xF5D1,
@@ -51,7 +52,7 @@ GLYPHS = {
     "umbrella": 0xF0E9,
     "wine glass": 0xF4E3,
 }
-CLASSES = tuple(GLYPHS)
+CLASSES = MINIATURE_CLASSES
 
 # Number of objects -> (centres, longest side, jitter), all in pixels.
 PLACES = {
@@ -66,7 +67,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORD_LENGTHS = (2, 5)
 BOARD = (1, 20, 63, 44)  # x0, y0, x1, y1 of the sign's white board
 LETTER_SLOTS = (8, 20, 32, 44, 56)  # x of the letters' centres: letter k always stands in slot k
-LETTER_HEIGHT = 15  # font size in pixels of the finished picture
+LETTER_HEIGHT = 15  # font size in pixels of the finished image
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: objects, or a word on a sign."""
+    """What an image shows: objects, or a word on a sign."""
 
     objects: tuple[SceneObject, ...] = ()
     text: str | None = None
@@ -91,18 +92,22 @@ class Scene:
 def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
     """A scene that satisfies a GenEval metadata line, or ``{"text": WORD}`` for a sign.
 
-    What the line leaves open is drawn: colours of the ten uniformly (objects of one clause share it), the side on which
-    either of two objects stands, the jitter.
+    What the line leaves open is drawn: colours of the ten uniformly (objects of one clause share
+    it), the side on which either of two objects stands, the jitter.
 
     Raises:
-        ValueError: a class outside `CLASSES`, more than four objects, or a word that does not fit the sign.
-    """
+        ValueError: a class outside `CLASSES`, more than four objects, or a word that does not fit
+    the sign."""
     if "text" in metadata:
         _check_word(metadata["text"])
         return Scene(text=metadata["text"])
     include = metadata["include"]
-    names = [(clause["class"], clause.get("color") or str(rng.choice(COLORS))) for clause in include]
-    objects = [named for named, clause in zip(names, include, strict=True) for _ in range(clause["count"])]
+    names = [
+        (clause["class"], clause.get("color") or str(rng.choice(COLORS))) for clause in include
+    ]
+    objects = [
+        named for named, clause in zip(names, include, strict=True) for _ in range(clause["count"])
+    ]
     if len(objects) not in PLACES:
         raise ValueError(f"the miniature draws 1 to {max(PLACES)} objects, not {len(objects)}")
     centres, size, jitter = PLACES[len(objects)]
@@ -123,7 +128,7 @@ def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8 (64, 64, 3)."""
+    """The image of a scene: uint8 (64, 64, 3)."""
     canvas = np.empty((SIZE, SIZE, 3), np.float32)
     canvas[:] = BACKGROUND
     for item in scene.objects:
@@ -135,7 +140,8 @@ def render(scene: Scene) -> np.ndarray:
 
 @cache
 def silhouette(name: str, size: int) -> np.ndarray:
-    """Coverage in [0, 1] of a class's glyph whose longest side is ``size`` pixels: float32 (height, width)."""
+    """Coverage in [0, 1] of a class's glyph whose longest side is ``size`` pixels: float32 (height,
+    width)."""
     font = ImageFont.truetype(str(_icon_font()), 8 * size)
     return _shrink(_glyph_image(chr(GLYPHS[name]), font), size)
 
@@ -148,10 +154,14 @@ def letter(character: str) -> np.ndarray:
     return _shrink(large, max(1, round(max(large.size) / 8)))
 
 
-def _glyph_image(character: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, stroke: int = 0) -> Image.Image:
+def _glyph_image(
+    character: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, stroke: int = 0
+) -> Image.Image:
     box = font.getbbox(character, stroke_width=stroke) if stroke else font.getbbox(character)
     large = Image.new("L", (int(box[2] - box[0]) + 8, int(box[3] - box[1]) + 8), 0)
-    ImageDraw.Draw(large).text((4 - box[0], 4 - box[1]), character, 255, font=font, stroke_width=stroke)
+    ImageDraw.Draw(large).text(
+        (4 - box[0], 4 - box[1]), character, 255, font=font, stroke_width=stroke
+    )
     return large.crop(large.getbbox())
 
 
@@ -162,13 +172,19 @@ def _shrink(large: Image.Image, longest: int) -> np.ndarray:
 
 
 def _icon_font() -> Path:
-    spec = importlib.util.find_spec("qtawesome")  # located, never imported: importing it would want Qt
+    spec = importlib.util.find_spec(
+        "qtawesome"
+    )  # located, never imported: importing it would want Qt
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the package qtawesome, which carries the icon font, is not installed")
+        raise FileNotFoundError(
+            "the package qtawesome, which carries the icon font, is not installed"
+        )
     return next((Path(spec.origin).parent / "fonts").glob("fontawesome6-solid-webfont-*.ttf"))
 
 
-def _paste(canvas: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], x: int, y: int) -> None:
+def _paste(
+    canvas: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], x: int, y: int
+) -> None:
     height, width = mask.shape
     top, left = y - height // 2, x - width // 2
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, SIZE), min(left + width, SIZE)
@@ -189,4 +205,6 @@ def _paint_sign(canvas: np.ndarray, text: str) -> None:
 def _check_word(text: str) -> None:
     low, high = WORD_LENGTHS
     if not (low <= len(text) <= high and all(c in LETTERS for c in text)):
-        raise ValueError(f"the miniature's sign takes {low} to {high} capital letters A-Z, not {text!r}")
+        raise ValueError(
+            f"the miniature's sign takes {low} to {high} capital letters A-Z, not {text!r}"
+        )

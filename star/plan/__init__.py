@@ -7,9 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from star.params import TASKS, AllocationParams, Params
+from star.config.params import TASKS, AllocationParams, Params
 from star.plan.counts import Counts, Passes, count, count_passes
-from star.plan.memory import Memory, drawn_prompts, estimate, estimate_evaluation, host_memory, is_fused, prompt_bytes
+from star.plan.memory import (
+    Memory,
+    drawn_prompts,
+    estimate,
+    estimate_evaluation,
+    host_memory,
+    is_fused,
+    prompt_bytes,
+)
 from star.plan.operations import Operations, count_operations
 from star.plan.scorers import read_scorer
 from star.plan.shapes import read_pipeline
@@ -17,10 +25,10 @@ from star.plan.shapes import read_pipeline
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One training of a task, by the costliest of its methods. Operations and memory are None where nothing says how
-    large the model is. hours: of rollout and update on each process, and of one evaluation on one; None without a rate.
-    prompt_cache: bytes that its prompts take in `model.prompt_cache`, on disk; None without one.
-    """
+    """One training of a task, by the costliest of its methods. Operations and memory are None where
+    nothing says how large the model is. hours: of rollout and update on each process, and of one
+    evaluation on one; None without a rate. prompt_cache: bytes that its prompts take in
+    `model.prompt_cache`, on disk; None without one."""
 
     passes: Passes
     operations: Operations | None
@@ -31,8 +39,9 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """tokens: of a sequence, image and text; None where nothing says so. evaluation: memory of a process that evaluates
-    a checkpoint; host: bytes of host memory that a process beside a GPU takes. notes: what could not be told."""
+    """tokens: of a sequence, image and text; None where nothing says so. evaluation: memory of a
+    process that evaluates a checkpoint; host: bytes of host memory that a process beside a GPU
+    takes. notes: what could not be told."""
 
     model: str
     device: str
@@ -46,7 +55,11 @@ class Plan:
 
 
 def make_plan(
-    params: Params, tasks: Sequence[str], processes: int = 1, device: str = "cuda", tflops: float | None = None
+    params: Params,
+    tasks: Sequence[str],
+    processes: int = 1,
+    device: str = "cuda",
+    tflops: float | None = None,
 ) -> Plan:
     """What the parameters ask of ``processes`` that train together.
 
@@ -60,10 +73,16 @@ def make_plan(
     counts, pipeline = count(params, processes), read_pipeline(params.model.path)
     trainings = {task: len(params.runs[task]) for task in tasks}
     if pipeline is None:
-        planned = {task: TaskPlan(count_passes(params, costliest(params, task)), None, None, None) for task in tasks}
+        planned = {
+            task: TaskPlan(count_passes(params, costliest(params, task)), None, None, None)
+            for task in tasks
+        }
         note = f"operations and memory are unknown without the files of {params.model.path}: give a pipeline directory"
         return Plan(params.model.path, device, counts, trainings, None, planned, [note])
-    tokens = (pipeline.image_tokens(params.model.resolution), pipeline.clip_tokens + params.model.t5_tokens)
+    tokens = (
+        pipeline.image_tokens(params.model.resolution),
+        pipeline.clip_tokens + params.model.t5_tokens,
+    )
     notes, planned = [], {}
     for task in tasks:
         allocation = costliest(params, task)
@@ -75,7 +94,9 @@ def make_plan(
             operations,
             estimate(params, task, allocation, pipeline, scorer, processes, device),
             None if tflops is None else hours(operations, processes, tflops),
-            drawn_prompts(params, task) * prompt_bytes(params, pipeline, device) if params.model.prompt_cache else None,
+            drawn_prompts(params, task) * prompt_bytes(params, pipeline, device)
+            if params.model.prompt_cache
+            else None,
         )
     tested = replace(params, rollout=replace(params.rollout, batch=params.evaluate.batch))
     scorers = {task: read_scorer(tested, task) for task in TASKS}
@@ -84,7 +105,9 @@ def make_plan(
     notes += [f"the memory of {path} is unknown and not counted" for path in unknown]
     host = host_memory(params, pipeline) if device == "cuda" else None
     notes = list(dict.fromkeys(notes))
-    return Plan(params.model.path, device, counts, trainings, tokens, planned, notes, evaluation, host)
+    return Plan(
+        params.model.path, device, counts, trainings, tokens, planned, notes, evaluation, host
+    )
 
 
 def hours(operations: Operations, processes: int, tflops: float) -> dict[str, float]:
@@ -97,17 +120,25 @@ def hours(operations: Operations, processes: int, tflops: float) -> dict[str, fl
 
 
 def costliest(params: Params, task: str) -> AllocationParams:
-    """Of the task's methods the one that takes most: by passes, then with maps. Without runs, `allocation` itself."""
+    """Of the task's methods the one that takes most: by passes, then with maps. Without runs,
+    `allocation` itself."""
     methods = [params.method(name) for name in params.runs[task]] or [params.allocation]
-    return max(methods, key=lambda m: (count_passes(params, m).rollout, m.source != "uniform" and m.lam > 0))
+    return max(
+        methods,
+        key=lambda m: (count_passes(params, m).rollout, m.source != "uniform" and m.lam > 0),
+    )
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan's fields, sizes in bytes, with the peak of each task's and the evaluation's memory and its total."""
+    """The plan's fields, sizes in bytes, with the peak of each task's and the evaluation's memory
+    and its total."""
     values = asdict(plan)
     for name, task in plan.tasks.items():
         if task.memory is not None:
-            values["tasks"][name]["memory"] |= {"peak": task.memory.peak, "total": task.memory.total}
+            values["tasks"][name]["memory"] |= {
+                "peak": task.memory.peak,
+                "total": task.memory.total,
+            }
     if plan.evaluation is not None:
         values["evaluation"] |= {"peak": plan.evaluation.peak, "total": plan.evaluation.total}
     return values

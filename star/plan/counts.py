@@ -1,14 +1,16 @@
-"""How many: pictures, batches, optimizer steps, and sequences that go through the transformer. Closed form."""
+"""How many: images, batches, optimizer steps, and sequences that go through the transformer.
+Closed form."""
 
 from dataclasses import dataclass
 
-from star.epoch import check_processes, window_start
-from star.params import TASKS, AllocationParams, Params
+from star.config.params import TASKS, AllocationParams, Params
+from star.training.batches import check_processes, window_start
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The arithmetic of one training. `accumulation`: rollout batches of a process between its optimizer steps."""
+    """The arithmetic of one training. `accumulation`: rollout batches of a process between its
+    optimizer steps."""
 
     processes: int
     groups: int
@@ -24,12 +26,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Passes:
-    """Sequences (one picture's image and text tokens, of one guidance branch) through the transformer.
+    """Sequences (one image's image and text tokens, of one guidance branch) through the
+    transformer.
 
-    Of one training, all processes together: rollout, with what a control's maps cost; update, forward and backward;
-    reference, forward without the adapter, for the KL. evaluation: of one checkpoint on all benchmarks, without the
-    few pictures more that its diversities take.
-    """
+    Of one training, all processes together: rollout, with what a control's maps cost; update,
+    forward and backward; reference, forward without the adapter, for the KL. evaluation: of one
+    checkpoint on all benchmarks, without the few images more that its diversities take."""
 
     rollout: int
     update: int
@@ -62,12 +64,13 @@ def count(params: Params, processes: int) -> Counts:
 
 
 def branches(params: Params) -> int:
-    """Sequences a picture: with guidance a conditional and an unconditional one."""
+    """Sequences an image: with guidance a conditional and an unconditional one."""
     return 2 if params.model.guidance_scale > 1 else 1
 
 
 def shared(params: Params) -> int:
-    """Rollouts that are one up to the first stochastic step: those of a group in a batch, with `same_latent`."""
+    """Rollouts that are one up to the first stochastic step: those of a group in a batch, with
+    `same_latent`."""
     return min(params.rollout.batch, params.train.group_size) if params.rollout.same_latent else 1
 
 
@@ -81,7 +84,9 @@ def count_passes(params: Params, allocation: AllocationParams) -> Passes:
     for epoch in range(train.epochs):
         alike = window_start(rollout, epoch) + 1  # steps up to the first stochastic one
         drawn += alike * distinct + (rollout.steps - alike) * images
-    maps = 2 * update * train.epochs if allocation.source == "guidance" and allocation.lam > 0 else 0
+    maps = (
+        2 * update * train.epochs if allocation.source == "guidance" and allocation.lam > 0 else 0
+    )
     # Without a weight the KL is logged all the same, of the epoch's first batch and step.
     judged = update if train.kl_beta > 0 else rollout.batch // shared(params)
     reference = 0 if train.kl_form == "none" else judged

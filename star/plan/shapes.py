@@ -1,4 +1,5 @@
-"""The sizes of a pipeline's parts, read from its config files and counted by formula: no weights, no torch.
+"""The sizes of a pipeline's parts, read from its config files and counted by formula: no weights,
+no torch.
 
 Field names are those of the config files; what a file leaves out has the library's default.
 """
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star.errors import StarError
+from star.system.errors import StarError
 
 TIME_FREQUENCIES = 256  # sinusoids of a timestep (diffusers, CombinedTimestepTextProjEmbeddings)
 JOINT_TARGETS = 8  # LoRA layers of a block: query, key, value and output of both streams
@@ -17,8 +18,9 @@ JOINT_TARGETS = 8  # LoRA layers of a block: query, key, value and output of bot
 
 @dataclass(frozen=True)
 class Transformer:
-    """An `SD3Transformer2DModel`. depth: blocks; dual: those with an image-only attention beside the joint one;
-    qk_norm: whether queries and keys are normalised; position_side: of the position table, in image tokens."""
+    """An `SD3Transformer2DModel`. depth: blocks; dual: those with an image-only attention beside
+    the joint one; qk_norm: whether queries and keys are normalised; position_side: of the position
+    table, in image tokens."""
 
     depth: int
     heads: int
@@ -74,7 +76,8 @@ class Transformer:
         return image + attention + norms + mlp + linear(d, 6 * d)
 
     def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA adapter of `star.policy.LORA_TARGETS`; the last block has no text output."""
+        """Parameters of a LoRA adapter of `star.policy.sd3.LORA_TARGETS`; the last block has no
+        text output."""
         return (JOINT_TARGETS * self.depth - 1) * 2 * rank * self.width
 
 
@@ -97,7 +100,8 @@ class Resnet:
 
 @dataclass(frozen=True)
 class Vae:
-    """An `AutoencoderKL`. widths: channels of its levels, from the picture inwards; layers: resnets a level."""
+    """An `AutoencoderKL`. widths: channels of its levels, from the image inwards; layers: resnets
+    a level."""
 
     widths: tuple[int, ...]
     layers: int
@@ -123,8 +127,8 @@ class Vae:
         return 2 ** (len(self.widths) - 1)
 
     def decoder(self) -> Iterator[tuple[int, list[Resnet], int]]:
-        """The decoder's levels from the latent outwards: side in latent pixels, resnets, channels of the upsampling
-        convolution behind them (0: none)."""
+        """The decoder's levels from the latent outwards: side in latent pixels, resnets, channels
+        of the upsampling convolution behind them (0: none)."""
         inner = self.widths[-1]
         for level, outer in enumerate(reversed(self.widths)):
             resnets = [Resnet(inner if i == 0 else outer, outer) for i in range(self.layers + 1)]
@@ -133,24 +137,32 @@ class Vae:
 
     def parameters(self) -> int:
         first, deep, latent = self.widths[0], self.widths[-1], self.latent
-        middle = 2 * Resnet(deep, deep).parameters() + self.attention * (2 * deep + 4 * linear(deep, deep))
+        middle = 2 * Resnet(deep, deep).parameters() + self.attention * (
+            2 * deep + 4 * linear(deep, deep)
+        )
         encoder = conv(3, first) + middle + 2 * deep + conv(deep, 2 * latent)
         inner = first
         for level, outer in enumerate(self.widths):
-            encoder += sum(Resnet(inner if i == 0 else outer, outer).parameters() for i in range(self.layers))
+            encoder += sum(
+                Resnet(inner if i == 0 else outer, outer).parameters() for i in range(self.layers)
+            )
             encoder += conv(outer, outer) if level < len(self.widths) - 1 else 0
             inner = outer
         decoder = conv(latent, deep) + middle + 2 * first + conv(first, 3)
         for _, resnets, upsampled in self.decoder():
-            decoder += sum(r.parameters() for r in resnets) + (conv(upsampled, upsampled) if upsampled else 0)
-        quant = self.quant * conv(2 * latent, 2 * latent, 1) + self.post_quant * conv(latent, latent, 1)
+            decoder += sum(r.parameters() for r in resnets) + (
+                conv(upsampled, upsampled) if upsampled else 0
+            )
+        quant = self.quant * conv(2 * latent, 2 * latent, 1) + self.post_quant * conv(
+            latent, latent, 1
+        )
         return encoder + decoder + quant
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A stack of transformer layers, of text or pictures. tokens: of a sequence (0: `model.t5_tokens`); mlp: elements
-    of a layer's hidden MLP values for each token."""
+    """A stack of transformer layers, of text or images. tokens: of a sequence (0:
+    `model.t5_tokens`); mlp: elements of a layer's hidden MLP values for each token."""
 
     parameters: int
     layers: int
@@ -160,8 +172,8 @@ class Encoder:
     tokens: int
 
     def fullest(self, value: int, t5_tokens: int = 0) -> int:
-        """Bytes of one text or picture at the fullest moment of a layer, with ``value`` bytes each: roughly, as it is
-        never the most."""
+        """Bytes of one text or image at the fullest moment of a layer, with ``value`` bytes each:
+        roughly, as it is never the most."""
         tokens = self.tokens or t5_tokens
         return tokens * (6 * self.width + 2 * self.mlp + 2 * self.heads * tokens) * value
 
@@ -175,8 +187,13 @@ def clip_text(config: Mapping[str, Any]) -> Encoder:
 
 
 def clip_pair(config: Mapping[str, Any]) -> tuple[Encoder, Encoder]:
-    """The text and the picture half of a `CLIPModel`, with the projections; the logit scale counts as text."""
-    text, vision, projection = config["text_config"], config["vision_config"], config["projection_dim"]
+    """The text and the image half of a `CLIPModel`, with the projections; the logit scale counts
+    as text."""
+    text, vision, projection = (
+        config["text_config"],
+        config["vision_config"],
+        config["projection_dim"],
+    )
     words = clip_text({**text, "projection_dim": projection})
     width, patch = vision["hidden_size"], vision["patch_size"]
     tokens = (vision["image_size"] // patch) ** 2 + 1  # the class token
@@ -186,7 +203,11 @@ def clip_pair(config: Mapping[str, Any]) -> tuple[Encoder, Encoder]:
 
 
 def _encoder(config: Mapping[str, Any], parameters: int, tokens: int) -> Encoder:
-    layers, heads, width = config["num_hidden_layers"], config["num_attention_heads"], config["hidden_size"]
+    layers, heads, width = (
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        config["hidden_size"],
+    )
     return Encoder(parameters, layers, width, config["intermediate_size"], heads, tokens)
 
 
@@ -216,7 +237,8 @@ def conv(inner: int, outer: int, side: int = 3) -> int:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """An SD3 pipeline. encoders: CLIP, second CLIP, T5; clip_tokens: length of the CLIP part of the text sequence."""
+    """An SD3 pipeline. encoders: CLIP, second CLIP, T5; clip_tokens: length of the CLIP part of the
+    text sequence."""
 
     transformer: Transformer
     vae: Vae
@@ -228,7 +250,8 @@ class Pipeline:
 
 
 def read_pipeline(path: str) -> Pipeline | None:
-    """Of a local directory, from its files; of Stable Diffusion 3.5 Medium, from `SD35_MEDIUM`; None of other hub ids.
+    """Of a local directory, from its files; of Stable Diffusion 3.5 Medium, from `SD35_MEDIUM`;
+    None of other hub ids.
 
     Raises:
         StarError: a config file that is missing, unreadable or lacks a value.
@@ -249,62 +272,109 @@ def _pipeline(configs: Mapping[str, Mapping[str, Any]], path: str) -> Pipeline:
         return Pipeline(
             Transformer.read(configs["transformer"]),
             Vae.read(configs["vae"]),
-            (clip_text(configs["text_encoder"]), clip_text(configs["text_encoder_2"]), t5(configs["text_encoder_3"])),
+            (
+                clip_text(configs["text_encoder"]),
+                clip_text(configs["text_encoder_2"]),
+                t5(configs["text_encoder_3"]),
+            ),
             configs["tokenizer"]["model_max_length"],
         )
     except KeyError as error:
-        raise StarError(f"model.path {path}: a config file has no {error}; is it an SD3 pipeline?") from error
+        raise StarError(
+            f"model.path {path}: a config file has no {error}; is it an SD3 pipeline?"
+        ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StarError(f"{path}: {error}; `star plan` reads sizes from a pipeline's config files") from error
+        raise StarError(
+            f"{path}: {error}; `star plan` reads sizes from a pipeline's config files"
+        ) from error
 
 
-# -- what hub ids stand for ------------------------------------------------------------------------------------------
-# The transformer's and the VAE's shapes are those of the published model (README, Pointing it at SD3.5-M). The text
-# encoders are CLIP ViT-L/14, OpenCLIP ViT-bigG/14 and T5 v1.1 XXL; the counts that follow from them (123,650,304,
-# 694,659,840 and 4,762,310,656) are the known ones. No file of the published pipelines was read for this table.
+# -- what hub ids stand for ------------------------------------------------------------------------
+# The transformer's and the VAE's shapes are those of the published model (README, Pointing it at
+# SD3.5-M). The text encoders are CLIP ViT-L/14, OpenCLIP ViT-bigG/14 and T5 v1.1 XXL; the counts
+# that follow from them (123,650,304, 694,659,840 and 4,762,310,656) are the known ones. No file of
+# the published pipelines was read for this table.
 
 SD35_MEDIUM_ID = "stabilityai/stable-diffusion-3.5-medium"
 _CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
 SD35_MEDIUM: dict[str, dict[str, Any]] = {
     "transformer": {
-        **{"num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "in_channels": 16, "patch_size": 2},
+        **{
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "attention_head_dim": 64,
+            "in_channels": 16,
+            "patch_size": 2,
+        },
         **{"joint_attention_dim": 4096, "pooled_projection_dim": 2048, "pos_embed_max_size": 384},
         **{"dual_attention_layers": range(13), "qk_norm": "rms_norm"},
     },
     "vae": {
-        **{"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16},
+        **{
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 16,
+        },
         **{"use_quant_conv": False, "use_post_quant_conv": False},
     },
     "text_encoder": {
         **_CLIP,
-        **{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+        **{
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        },
         "projection_dim": 768,
     },
     "text_encoder_2": {
         **_CLIP,
-        **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20},
+        **{
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+        },
         "projection_dim": 1280,
     },
     "text_encoder_3": {
-        **{"vocab_size": 32128, "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64},
+        **{
+            "vocab_size": 32128,
+            "d_model": 4096,
+            "d_ff": 10240,
+            "d_kv": 64,
+            "num_layers": 24,
+            "num_heads": 64,
+        },
         **{"feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 32},
     },
     "tokenizer": {"model_max_length": 77},
 }
-# CLIP ViT-H/14, PickScore's architecture, and ViT-L/14; not checked against the published files either.
+# CLIP ViT-H/14, PickScore's architecture, and ViT-L/14; not checked against the published files
+# either.
 CLIP_H: dict[str, Any] = {
     "projection_dim": 1024,
     "text_config": {
         **_CLIP,
-        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        **{
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
     },
     "vision_config": {
-        **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
+        **{
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+        },
         **{"image_size": 224, "patch_size": 14},
     },
 }
@@ -312,7 +382,12 @@ CLIP_L: dict[str, Any] = {
     "projection_dim": 768,
     "text_config": SD35_MEDIUM["text_encoder"],
     "vision_config": {
-        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        **{
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
         **{"image_size": 224, "patch_size": 14},
     },
 }

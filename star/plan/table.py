@@ -1,4 +1,5 @@
-"""A plan as text for a terminal: aligned columns, one a task; pictures, 10^15 operations, hours and GiB."""
+"""A plan as text for a terminal: aligned columns, one a task; images, 10^15 operations, hours and
+GiB."""
 
 from collections.abc import Sequence
 
@@ -7,13 +8,18 @@ from star.plan.memory import Memory
 
 GIB = 2**30
 COUNTED = "operations: two for each multiply-add of transformer and VAE decoder; not of text encoders and rewards"
-ESTIMATED = "summed over tensors: leave room for fragments, kernels' scratch and, on a GPU, its context"
+ESTIMATED = (
+    "summed over tensors: leave room for fragments, kernels' scratch and, on a GPU, its context"
+)
 
 
 def show(plan: Plan) -> str:
     """The whole text."""
     counts, tasks = plan.counts, list(plan.tasks.values())
-    lines = [f"{plan.model} on {counts.processes} {'process' if counts.processes == 1 else 'processes'}", ""]
+    lines = [
+        f"{plan.model} on {counts.processes} {'process' if counts.processes == 1 else 'processes'}",
+        "",
+    ]
     lines += _aligned(_counts(plan), remarks=True)
     lines += ["", *_aligned([["one training", *plan.tasks], *_work(tasks)]), COUNTED]
     memories = [task.memory for task in tasks if task.memory is not None]
@@ -29,15 +35,21 @@ def show(plan: Plan) -> str:
 
 
 def _host(host: int, processes: int) -> str:
-    together = f", {host * processes / GIB:,.0f} for {processes} on one machine" if processes > 1 else ""
+    together = (
+        f", {host * processes / GIB:,.0f} for {processes} on one machine" if processes > 1 else ""
+    )
     return f"GiB of host memory: {host / GIB:,.0f} a process, which opens the whole pipeline there first{together}"
 
 
 def _counts(plan: Plan) -> list[list[str]]:
     counts = plan.counts
     rows = [
-        ["pictures an epoch", f"{counts.images_per_epoch:,}", f"{counts.groups:,} groups"],
-        ["rollout batches an epoch", f"{counts.batches_per_epoch:,}", f"{counts.batches_per_process:,} a process"],
+        ["images an epoch", f"{counts.images_per_epoch:,}", f"{counts.groups:,} groups"],
+        [
+            "rollout batches an epoch",
+            f"{counts.batches_per_epoch:,}",
+            f"{counts.batches_per_process:,} a process",
+        ],
         [
             "rollout batches an update",
             f"{counts.batches_per_update:,}",
@@ -45,13 +57,19 @@ def _counts(plan: Plan) -> list[list[str]]:
         ],
         ["updates", f"{counts.updates:,}", f"{counts.updates_per_epoch:,} an epoch"],
         [
-            "pictures",
+            "images",
             f"{counts.images:,}",
             "; ".join(f"{n} x {task}" for task, n in plan.trainings.items()) + " trained",
         ],
     ]
     if plan.tokens is not None:
-        rows.append(["tokens of a sequence", f"{sum(plan.tokens):,}", "{:,} image, {:,} text".format(*plan.tokens)])
+        rows.append(
+            [
+                "tokens of a sequence",
+                f"{sum(plan.tokens):,}",
+                "{:,} image, {:,} text".format(*plan.tokens),
+            ]
+        )
     return rows
 
 
@@ -65,8 +83,12 @@ def _work(tasks: Sequence[TaskPlan]) -> list[list[str]]:
     operations = [t.operations for t in tasks if t.operations is not None]
     if operations:
         rows.append(["10^15 operations: rollout", *(_short(o.rollout / 1e15) for o in operations)])
-        rows.append(["10^15 operations: update, KL", *(_short(o.update / 1e15) for o in operations)])
-        rows.append(["10^15 operations: one evaluation", *(_short(o.evaluation / 1e15) for o in operations)])
+        rows.append(
+            ["10^15 operations: update, KL", *(_short(o.update / 1e15) for o in operations)]
+        )
+        rows.append(
+            ["10^15 operations: one evaluation", *(_short(o.evaluation / 1e15) for o in operations)]
+        )
     hours = [t.hours for t in tasks if t.hours is not None]
     for name in hours[0] if hours else ():
         label = f"hours: {name}" + (" by one process" if name == "evaluation" else "")
@@ -86,7 +108,9 @@ def _memory(memories: Sequence[Memory]) -> list[list[str]]:
     for name in dict.fromkeys(name for m in memories for name in m.phases):
         rows.append(row(f"phase: {name}", [m.phases.get(name, 0) for m in memories]))
     for name in memories[0].alternatives:
-        values = [_short(m.alternatives[name] / GIB) if name in m.alternatives else "-" for m in memories]
+        values = [
+            _short(m.alternatives[name] / GIB) if name in m.alternatives else "-" for m in memories
+        ]
         rows.append([f"of which {name}", *values])
     rows.append(row("total at the peak", [m.total for m in memories]))
     rows.append(["peak phase", *(m.peak for m in memories)])
@@ -103,6 +127,8 @@ def _aligned(rows: Sequence[list[str]], remarks: bool = False) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = "<" + ">" * (len(widths) - 2 if remarks else len(widths) - 1) + ("<" if remarks else "")
     return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
+        ).rstrip()
         for row in rows
     ]

@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass
 
-from star.prompts.lexicon import COLORS, DETERMINERS, PLACES, word_set
 from star.prompts.phrases import Span, language_of, subject_phrases, words
+from star.prompts.vocabulary import COLORS, DETERMINERS, PLACES, word_set
 
-# What commonly carries writing: taken before a nearer thing that only says where it is ("a sign in a street reading").
+# What commonly carries writing: taken before a nearer thing that only says where it is ("a sign in
+# a street reading").
 _CARRIERS = word_set(
     """
     sign signboard signpost billboard banner poster label shirt t-shirt tshirt mug cup cover book page screen card
@@ -27,17 +28,26 @@ _WRITING = word_set(
     """
 )
 # In "a stack of books" the books carry it, in "a cup of tea" the cup.
-_COLLECTIVES = word_set("row pair stack pile group line bunch set piece series collection sheet strip heap")
-_WHERE = word_set("in on at above below beside near by behind under outside inside of along across from to front next")
-_PUT_ON = word_set("on across over along onto into upon atop around down above sur auf sobre su над на en")
+_COLLECTIVES = word_set(
+    "row pair stack pile group line bunch set piece series collection sheet strip heap"
+)
+_WHERE = word_set(
+    "in on at above below beside near by behind under outside inside of along across from to front next"
+)
+_PUT_ON = word_set(
+    "on across over along onto into upon atop around down above sur auf sobre su над на en"
+)
 # "a board, nailed to the wall, says": what stands between the commas is of the board.
-_ASIDE = re.compile(r",\s+(?:\w+ed|\w+ing|hung|held|made|bent|torn|worn|hidden)\b[^,;:.]*,(?=(?:\s+\w+){1,3}\W*$)")
+_ASIDE = re.compile(
+    r",\s+(?:\w+ed|\w+ing|hung|held|made|bent|torn|worn|hidden)\b[^,;:.]*,(?=(?:\s+\w+){1,3}\W*$)"
+)
 _HEAD_FIRST = ("es", "fr", "it", "pt")  # adjectives stand behind their noun
 
 
 @dataclass(frozen=True)
 class _Thing:
-    """A noun phrase: where it begins, the range of its noun, and the preposition or other word that leads to it."""
+    """A noun phrase: where it begins, the range of its noun, and the preposition or other word that
+    leads to it."""
 
     start: int
     head: Span
@@ -46,7 +56,8 @@ class _Thing:
 
 
 def carrier_of(prompt: str, quoted: Span) -> Span | None:
-    """The noun right behind the quotation, or one before it, or the next that it is put on; None if there is none."""
+    """The noun right behind the quotation, or one before it, or the next that it is put on; None if
+    there is none."""
     start, end = quoted
     lead_in = _ASIDE.sub(lambda aside: " " * len(aside[0]), prompt[:start])
     before, after = _things(lead_in + prompt[start:], 0, start), _things(prompt, end, len(prompt))
@@ -54,7 +65,10 @@ def carrier_of(prompt: str, quoted: Span) -> Span | None:
         return after[0].head
     if before:
         return _bearer(prompt, before).head
-    put = next((end + b for a, b in words(prompt[end:]) if prompt[end + a : end + b].lower() in _PUT_ON), len(prompt))
+    put = next(
+        (end + b for a, b in words(prompt[end:]) if prompt[end + a : end + b].lower() in _PUT_ON),
+        len(prompt),
+    )
     return next((thing.head for thing in after if thing.start >= put), None)
 
 
@@ -67,22 +81,35 @@ def _things(prompt: str, start: int, end: int) -> list[_Thing]:
         x, y = words(text[a:b])[head]
         noun = text[a + x : a + y].lower()
         if noun not in _WRITING and noun not in COLORS:
-            things.append(_Thing(start + a, (start + a + x, start + a + y), noun, _lead(text[max(0, a - 40) : a])))
+            things.append(
+                _Thing(
+                    start + a, (start + a + x, start + a + y), noun, _lead(text[max(0, a - 40) : a])
+                )
+            )
     return things
 
 
 def _lead(text: str) -> str:
     """The last word of a text, articles and "of" in "the front of" left out."""
-    every = ["", *(word for word in (text[a:b].lower() for a, b in words(text)) if word not in DETERMINERS)]
+    every = [
+        "",
+        *(word for word in (text[a:b].lower() for a, b in words(text)) if word not in DETERMINERS),
+    ]
     return every[-2] if every[-1] == "of" and every[-2] in PLACES else every[-1]
 
 
 def _bearer(prompt: str, things: list[_Thing]) -> _Thing:
-    """The last, or an earlier one of its clause: "a cup of tea" is a cup, "a sign in a street reading" a sign."""
+    """The last, or an earlier one of its clause: "a cup of tea" is a cup, "a sign in a street
+    reading" a sign."""
     last = things[-1]
     clause = max(prompt.rfind(mark, 0, last.start) for mark in ",;.")
     earlier = [thing for thing in things[:-1] if thing.start > clause]
-    while last.lead == "of" and last.noun not in _CARRIERS and earlier and earlier[-1].noun not in _COLLECTIVES:
+    while (
+        last.lead == "of"
+        and last.noun not in _CARRIERS
+        and earlier
+        and earlier[-1].noun not in _COLLECTIVES
+    ):
         last = earlier.pop()
     if last.noun in _CARRIERS or last.lead not in _WHERE:
         return last

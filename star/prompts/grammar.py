@@ -1,4 +1,5 @@
-"""Drawing prompt sets from a grammar: test set first, then a training mixture that never holds a test prompt."""
+"""Drawing prompt sets from a grammar: test set first, then a training mixture that never holds a
+test prompt."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -6,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star.errors import StarError
+from star.system.errors import StarError
 
-# Of a small form (the miniature has 48 counting prompts) the test set holds at most this share, then repeats itself.
+# Of a small form (the miniature has 48 counting prompts) the test set holds at most this share,
+# then repeats itself.
 TEST_SHARE = 0.75
 MAX_MISSES = 10_000
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's text and its metadata (see `star.records.PromptRecord`)."""
+    """A prompt's text and its metadata (see `star.prompts.records.PromptRecord`)."""
 
     text: str
     metadata: dict
@@ -23,7 +25,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of prompts: how many different ones there are, how to draw one, its weight in the training mixture."""
+    """One form of prompts: how many different ones there are, how to draw one, its weight in the
+    training mixture."""
 
     name: str
     size: int
@@ -32,10 +35,11 @@ class Form:
 
 
 def identity(prompt: Prompt) -> frozenset[str]:
-    """What makes two prompts the same: the text up to case, spaces and final stop, or GenEval's include clauses.
+    """What makes two prompts the same: the text up to case, spaces and final stop, or GenEval's
+    include clauses.
 
-    The clauses matter because files spell plurals in more than one way ("two couchs", "two couches").
-    """
+    The clauses matter because files spell plurals in more than one way ("two couchs", "two
+    couches")."""
     keys = {" ".join(prompt.text.casefold().split()).rstrip(".")}
     if "include" in prompt.metadata:
         keys.add(json.dumps(prompt.metadata["include"], sort_keys=True))
@@ -50,19 +54,26 @@ def identities(prompts: Collection[Prompt]) -> set[str]:
 def draw_test(forms: Sequence[Form], count: int, rng: np.random.Generator) -> list[Prompt]:
     """``count`` prompts, the forms in turn, so that every prefix is balanced.
 
-    No prompt appears twice before its form is used up: `TEST_SHARE` of a form that is also trained on, else all of it.
-    """
+    No prompt appears twice before its form is used up: `TEST_SHARE` of a form that is also trained
+    on, else all of it."""
     return [
         prompt
-        for column in zip(*(_draw_distinct(form, -(-count // len(forms)), rng) for form in forms), strict=True)
+        for column in zip(
+            *(_draw_distinct(form, -(-count // len(forms)), rng) for form in forms), strict=True
+        )
         for prompt in column
     ][:count]
 
 
 def draw_train(
-    forms: Sequence[Form], count: int, excluded: Collection[str], rng: np.random.Generator, task: str
+    forms: Sequence[Form],
+    count: int,
+    excluded: Collection[str],
+    rng: np.random.Generator,
+    task: str,
 ) -> list[Prompt]:
-    """``count`` prompts of the mixture of ``train_weight``; a prompt may repeat, none has an identity in ``excluded``.
+    """``count`` prompts of the mixture of ``train_weight``; a prompt may repeat, none has an
+    identity in ``excluded``.
 
     Raises:
         StarError: the excluded prompts leave (next to) nothing of a form.
@@ -74,7 +85,9 @@ def draw_train(
     ]
 
 
-def _draw_outside(form: Form, excluded: Collection[str], rng: np.random.Generator, task: str) -> Prompt:
+def _draw_outside(
+    form: Form, excluded: Collection[str], rng: np.random.Generator, task: str
+) -> Prompt:
     for _ in range(MAX_MISSES):
         prompt = form.draw(rng)
         if identity(prompt).isdisjoint(excluded):

@@ -1,13 +1,14 @@
-"""Prompts that ask for a word in the picture; the first quoted span is the target, as in Flow-GRPO's OCR set."""
+"""Prompts that ask for a word in the image; the first quoted span is the target, as in
+Flow-GRPO's OCR set."""
 
 import re
 
 import numpy as np
 
-from star.errors import StarError
 from star.prompts.grammar import Prompt
+from star.prompts.records import read_lines
 from star.prompts.words import WORDS
-from star.records import read_lines
+from star.system.errors import StarError
 
 # The miniature's world draws one kind of sign; the others are in the manner of the published set.
 MINIATURE_TEMPLATES = ('a sign that says "{}"',)
@@ -19,10 +20,16 @@ TEMPLATES = (
     'a photo of a chalkboard that reads "{}"',
     'a neon sign in a dark street reading "{}"',
 )
-_DOUBLE = re.compile(r'"([^"]*)"|“([^”]{0,300})”')  # without a limit, many “ alone would take quadratic time
-# Read where there is no double quotation, or where one lies inside: „low“, «angle», »reversed«, 「corner」, ”same”.
-_OTHER = re.compile(r"„([^„“”]*)[“”]|«([^«»]*)»|»([^«»]*)«|‹([^‹›]*)›|「([^「」]*)」|『([^『』]*)』|”([^”]{0,300})”")
-# An apostrophe opens no quotation: not after a letter, not in 'n', '90s or 'tis. It closes none before a letter.
+_DOUBLE = re.compile(
+    r'"([^"]*)"|“([^”]{0,300})”'
+)  # without a limit, many “ alone would take quadratic time
+# Read where there is no double quotation, or where one lies inside: „low“, «angle», »reversed«,
+# 「corner」, ”same”.
+_OTHER = re.compile(
+    r"„([^„“”]*)[“”]|«([^«»]*)»|»([^«»]*)«|‹([^‹›]*)›|「([^「」]*)」|『([^『』]*)』|”([^”]{0,300})”"
+)
+# An apostrophe opens no quotation: not after a letter, not in 'n', '90s or 'tis. It closes none
+# before a letter.
 _SINGLE = re.compile(
     r"(?<!\w)'(?=[^\s'])(?!n'|\d0s|[Tt]is\b)((?:[^'\n]|'(?=\w)){1,300})(?<!\s)'(?!\w)"
     r"|(?<!\w)[‘‚]([^‘’]*(?:’(?=\w)[^‘’]*)*)[’‘](?!\w)"
@@ -30,10 +37,11 @@ _SINGLE = re.compile(
 
 
 def quoted_span(prompt: str) -> tuple[int, int] | None:
-    """Characters inside the first quotation, outer blanks left out; None if it holds no word or there is none.
+    """Characters inside the first quotation, outer blanks left out; None if it holds no word or
+    there is none.
 
-    Double quotes (straight or curly) come first, as in the published set; then other pairs, then single quotes.
-    """
+    Double quotes (straight or curly) come first, as in the published set; then other pairs, then
+    single quotes."""
     match, other = _DOUBLE.search(prompt), _OTHER.search(prompt)
     if other and (match is None or other.start() < match.start() < other.end()):
         match = other
@@ -48,7 +56,11 @@ def quoted_span(prompt: str) -> tuple[int, int] | None:
 
 
 def draw_signs(
-    test: int, train: int, templates: tuple[str, ...], taken: frozenset[str], rng: np.random.Generator
+    test: int,
+    train: int,
+    templates: tuple[str, ...],
+    taken: frozenset[str],
+    rng: np.random.Generator,
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Different prompts for test and training, whose words are disjoint.
 
@@ -65,19 +77,27 @@ def draw_signs(
     test_least, train_least = -(-test // len(templates)), -(-train // len(templates))
     if test_least + train_least > len(words):
         key, other = ("train", test_least) if test_least < len(words) else ("test", train_least)
-        asked, most = {"train": train, "test": test}[key], max(0, len(words) - other) * len(templates)
-        raise StarError(f"prompts.ocr.{key}: {asked} prompts asked for, the word list gives at most {most}; lower it")
+        asked, most = (
+            {"train": train, "test": test}[key],
+            max(0, len(words) - other) * len(templates),
+        )
+        raise StarError(
+            f"prompts.ocr.{key}: {asked} prompts asked for, the word list gives at most {most}; lower it"
+        )
     split = max(test_least, min(test, len(words) - train_least))
     return _fill(words[:split], test, templates), _fill(words[split:], train, templates)
 
 
 def _fill(words: list[str], count: int, templates: tuple[str, ...]) -> list[Prompt]:
-    """Every word once before any comes twice; each time a word comes it stands in its next template."""
+    """Every word once before any comes twice; each time a word comes it stands in its next
+    template."""
     prompts = []
     for index in range(count):
         turn, place = divmod(index, len(words))
         word = words[place]
-        prompts.append(Prompt(templates[(place + turn) % len(templates)].format(word), {"text": word}))
+        prompts.append(
+            Prompt(templates[(place + turn) % len(templates)].format(word), {"text": word})
+        )
     return prompts
 
 
@@ -91,6 +111,8 @@ def read_ocr_file(path: str) -> list[Prompt]:
     for number, line in read_lines(path):
         span = quoted_span(line)
         if span is None:
-            raise StarError(f'{path}:{number}: no quoted span; write the word to be drawn as "WORD" in double quotes')
+            raise StarError(
+                f'{path}:{number}: no quoted span; write the word to be drawn as "WORD" in double quotes'
+            )
         prompts.append(Prompt(line, {"text": line[span[0] : span[1]]}))
     return prompts

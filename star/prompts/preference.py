@@ -1,18 +1,19 @@
-"""Prompts for the preference task: captions of the world (GenEval's six forms and signs), or any file of prompts."""
+"""Prompts for the preference task: captions of the world (GenEval's six forms and signs), or any
+file of prompts."""
 
 import numpy as np
 
-from star.errors import StarError
 from star.prompts.geneval import TAGS, grammar_size, sample_metadata
 from star.prompts.grammar import Form, Prompt
+from star.prompts.records import read_lines
 from star.prompts.words import WORDS
-from star.records import read_lines
+from star.system.errors import StarError
 
 
 def caption_forms(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Form, ...]:
     """GenEval's forms over ``classes`` and signs over ``templates``, all with the same weight.
 
-    The metadata keep what the picture should show (``tag``, ``include``, ``exclude``? or ``text``).
+    The metadata keep what the image should show (``tag``, ``include``, ``exclude``? or ``text``).
     """
 
     def sign(rng: np.random.Generator) -> Prompt:
@@ -36,7 +37,8 @@ def caption_form(tag: str, classes: tuple[str, ...], train_weight: float) -> For
 def read_preference_file(path: str) -> list[Prompt]:
     """Prompts of a text file, one a line; nothing is known of their contents.
 
-    Lines without any word, which some captions of users are, have no content to look for and are left out.
+    Lines without any word, which some captions of users are, have no content to look for and are
+    left out.
 
     Raises:
         StarError: unreadable file, or no line with a word.

@@ -29,12 +29,15 @@ def summary_json(run: Run) -> str:
             if metric.task in run.base.benchmarks:
                 score = score_of(checkpoint, metric)
                 values = {key: round(getattr(score, key), 6) for key in ("mean", "low", "high")}
-                summary.setdefault(checkpoint.name, {}).setdefault(metric.task, {})[metric.key] = values
+                summary.setdefault(checkpoint.name, {}).setdefault(metric.task, {})[metric.key] = (
+                    values
+                )
     return json.dumps(summary, indent=2, sort_keys=True) + "\n"
 
 
 def curves_csv(run: Run) -> str:
-    """One line a training and epoch: task, method, then `CURVE_KEYS`; what was not logged is empty."""
+    """One line a training and epoch: task, method, then `CURVE_KEYS`; what was not logged is
+    empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("task", "method", *CURVE_KEYS))

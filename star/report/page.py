@@ -1,9 +1,9 @@
-"""`star report`: the files of a run -> one self-contained HTML page and the small metric files beside it.
+"""`star report`: the files of a run -> one self-contained HTML page and the small metric files
+beside it.
 
-The page loads nothing: style and charts are inline, pictures are data URIs, and its content security policy forbids the
-rest. Every text that comes from prompts, parameters or file names is escaped (Jinja's autoescape; `svg` escapes its
-own).
-"""
+The page loads nothing: style and charts are inline, images are data URIs, and its content
+security policy forbids the rest. Every text that comes from prompts, parameters or file names is
+escaped (Jinja's autoescape; `svg` escapes its own)."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from star.files import write_text_atomic
-from star.params import Params
+from star.config.params import Params
+from star.evaluation.statistics import Interval
 from star.report.comparison import compare, metrics_of
 from star.report.figures import (
     SMOOTHING,
@@ -25,20 +25,20 @@ from star.report.figures import (
     tag_panel,
     training_statistics,
 )
+from star.report.images import Pair, choose_maps, choose_pairs, embedder
 from star.report.judges import is_miniature, is_stand_in, published_note, task_names
 from star.report.metrics import curves_csv, summary_json
-from star.report.pictures import Pair, choose_maps, choose_pairs, embedder
 from star.report.provenance import provenance
 from star.report.run import ImageScore, MapRow, Run, load_run
 from star.report.svg import color_class
-from star.statistics import Interval
+from star.system.files import write_text_atomic
 
 QUALITY_LABELS = {
     "preference": ("preference model", "score; a judge where it is not trained on"),
     "edges": ("edges", "share of pixels"),
     "dark": ("dark", "share of pixels"),
-    "diversity": ("diversity", "mean difference of two pictures, of 255"),
-    "feature_diversity": ("feature diversity", "1 minus cosine of two pictures"),
+    "diversity": ("diversity", "mean difference of two images, of 255"),
+    "feature_diversity": ("feature diversity", "1 minus cosine of two images"),
 }
 SECOND_READERS = {"ppocrv6": "PP-OCRv6", "template": "a template reader"}  # as tables name them
 
@@ -73,7 +73,11 @@ def write_report(params: Params, params_path: Path, results: Path, output: Path)
         StarError: a missing or malformed file of the run; nothing has been written then.
     """
     run = load_run(params, results)
-    page, summary, curves = render_page(params, params_path, run), summary_json(run), curves_csv(run)
+    page, summary, curves = (
+        render_page(params, params_path, run),
+        summary_json(run),
+        curves_csv(run),
+    )
     for path, text in (
         (results / "metrics" / "summary.json", summary),
         (results / "metrics" / "curves.csv", curves),
@@ -85,8 +89,13 @@ def write_report(params: Params, params_path: Path, results: Path, output: Path)
 def render_page(params: Params, params_path: Path, run: Run) -> str:
     """The page as text; the same run gives the same text on the same machine and commit."""
     resamples, seed = params.evaluate.bootstrap, params.seed
-    galleries = [Gallery(task, tuple(choose_pairs(run, task, params.report.pictures))) for task in params.runs]
-    strips = [Strip(training.task, training.method, tuple(choose_maps(training))) for training in run.trainings]
+    galleries = [
+        Gallery(task, tuple(choose_pairs(run, task, params.report.images))) for task in params.runs
+    ]
+    strips = [
+        Strip(training.task, training.method, tuple(choose_maps(training)))
+        for training in run.trainings
+    ]
     judge = params.rewards.preference.path
     names = task_names(judge)
     template = environment(embedder(_shown(galleries, strips)), names).get_template("page.html.j2")
@@ -111,14 +120,19 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
         strips=[strip for strip in strips if strip.rows],
         seconds=seconds_panels(run),
         provenance=provenance(params, params_path),
-        fingerprints=[(checkpoint.name, checkpoint.params_fingerprint) for checkpoint in run.checkpoints],
+        fingerprints=[
+            (checkpoint.name, checkpoint.params_fingerprint) for checkpoint in run.checkpoints
+        ],
     )
 
 
 def quality_labels(params: Params) -> dict[str, tuple[str, str]]:
-    """Figure of the pictures -> its name and what it is; with the second reader's, which only OCR prompts have."""
+    """Figure of the images -> its name and what it is; with the second reader's, which only OCR
+    prompts have."""
     reader = SECOND_READERS.get(params.evaluate.second_reader)
-    return QUALITY_LABELS | ({"second_reader": ("second reader", f"OCR reward by {reader}")} if reader else {})
+    return QUALITY_LABELS | (
+        {"second_reader": ("second reader", f"OCR reward by {reader}")} if reader else {}
+    )
 
 
 def number(value: float, signed: bool = False) -> str:
@@ -140,8 +154,11 @@ def verdict(difference: Interval) -> str:
 
 
 def image_note(image: ImageScore) -> list[str]:
-    """The lines under a picture: its score; for GenEval also right or wrong, for OCR also what was read."""
-    lines = [number(image.detail.get("score", image.score))]  # a reward may be scaled, its detail is not
+    """The lines under an image: its score; for GenEval also right or wrong, for OCR also what was
+    read."""
+    lines = [
+        number(image.detail.get("score", image.score))
+    ]  # a reward may be scaled, its detail is not
     if "strict" in image.detail:
         lines[0] += " \u2713" if image.detail["strict"] else " \u2717"
     if "read" in image.detail:
@@ -155,9 +172,10 @@ def style_sheet() -> Markup:
 
 
 def environment(embed: Callable[[Path], str], names: Mapping[str, str]) -> Environment:
-    """What renders the templates below this package: escapes all text, has the filters that the macros use.
+    """What renders the templates below this package: escapes all text, has the filters that the
+    macros use.
 
-    ``embed`` makes a data URI of a picture; ``names`` are the tasks'.
+    ``embed`` makes a data URI of an image; ``names`` are the tasks'.
     """
     made = Environment(
         loader=PackageLoader("star.report", ""),
@@ -180,7 +198,7 @@ def environment(embed: Callable[[Path], str], names: Mapping[str, str]) -> Envir
 
 
 def _shown(galleries: Sequence[Gallery], strips: Sequence[Strip]) -> int:
-    """Number of pictures of the page."""
+    """Number of images of the page."""
     count = sum(len(pair.images) for gallery in galleries for pair in gallery.pairs)
     return count + sum(1 + len(row.maps) for strip in strips for row in strip.rows)
 

@@ -7,7 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from star.params import Params, fingerprint
+from star.config.params import Params, fingerprint
 
 PACKAGES = (
     "torch",
@@ -35,7 +35,10 @@ def provenance(params: Params, params_path: Path) -> list[tuple[str, str]]:
         ("Parameter fingerprint", fingerprint(params)),
         ("Seed", str(params.seed)),
         ("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
-        ("Packages", ", ".join(f"{name} {version}" for name, version in package_versions().items())),
+        (
+            "Packages",
+            ", ".join(f"{name} {version}" for name, version in package_versions().items()),
+        ),
         ("System", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         ("Processor", f"{cpu_model()}, {os.cpu_count()} cores"),
         ("Memory", memory()),
@@ -83,4 +86,6 @@ def memory() -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=10
+    ).stdout.strip()

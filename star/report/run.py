@@ -1,8 +1,9 @@
-"""The files of a run as frozen dataclasses: scores, images, training logs and saved allocation maps.
+"""The files of a run as frozen dataclasses: scores, images, training logs and saved allocation
+maps.
 
-Required: ``evaluate/<checkpoint>/scores.json`` and ``images.jsonl`` of base and of every run that the parameters name.
-Optional: training logs, maps, pictures; what is missing is an empty tuple or None, and the page says so.
-"""
+Required: ``evaluate/<checkpoint>/scores.json`` and ``images.jsonl`` of base and of every run that
+the parameters name. Optional: training logs, maps, images; what is missing is an empty tuple or
+None, and the page says so."""
 
 import json
 import sys
@@ -10,17 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from star.errors import StarError
-from star.params import Params
-from star.records import parse_object, read_lines
-from star.statistics import Interval
+from star.config.params import Params
+from star.evaluation.statistics import Interval
+from star.prompts.records import parse_object, read_lines
+from star.system.errors import StarError
 
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One evaluated image: a line of ``images.jsonl``; ``picture`` is None where the file is not there."""
+    """One evaluated image: a line of ``images.jsonl``; ``image`` is None where the file is not
+    there."""
 
     id: str
     task: str
@@ -29,18 +31,19 @@ class ImageScore:
     prompt: str
     score: float
     detail: dict
-    picture: Path | None
+    image: Path | None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The evaluation of base (no task, no method) or of one trained adapter, by the parsed ``scores.json``."""
+    """The evaluation of base (no task, no method) or of one trained adapter, by the parsed
+    ``scores.json``."""
 
     name: str
     task: str | None
     method: str | None
     benchmarks: dict
-    quality: dict[str, dict[str, Interval]]  # task -> figure of `star.quality`
+    quality: dict[str, dict[str, Interval]]  # task -> figure of `star.evaluation.image_metrics`
     seconds: dict[str, float]
     params_fingerprint: str
     images: tuple[ImageScore, ...]
@@ -48,7 +51,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class MapRow:
-    """Saved allocation maps of one sample: pictures of the maps at some steps, and of the finished sample."""
+    """Saved allocation maps of one sample: images of the maps at some steps, and of the finished
+    sample."""
 
     epoch: int
     prompt: str
@@ -75,7 +79,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a report is made of; `trained` and `trainings` follow the order of `params.runs`."""
+    """Everything a report is made of; `trained` and `trainings` follow the order of
+    `params.runs`."""
 
     base: Checkpoint
     trained: tuple[Checkpoint, ...]
@@ -90,15 +95,18 @@ def load_run(params: Params, results: Path) -> Run:
     """Read what `params.runs` names below ``results``.
 
     Raises:
-        StarError: a missing or malformed file (a missing ``scores.json`` comes with the command that makes it), or a
-            checkpoint whose images are not the same prompts and seeds as base's.
+        StarError: a missing or malformed file (a missing ``scores.json`` comes with the command
+            that makes it), or a checkpoint whose images are not the same prompts and seeds as
+            base's.
     """
     runs = [(task, method) for task, methods in params.runs.items() for method in methods]
     base = load_checkpoint(results / "evaluate" / BASE, None, None)
     trained = tuple(load_checkpoint(results / "evaluate" / f"{t}-{m}", t, m) for t, m in runs)
     for checkpoint in (base, *trained):
         if not checkpoint.quality:
-            raise StarError(f"{checkpoint.name}/scores.json: no figures at quality; evaluate this checkpoint again")
+            raise StarError(
+                f"{checkpoint.name}/scores.json: no figures at quality; evaluate this checkpoint again"
+            )
     for checkpoint in trained:
         _check_pairs(checkpoint, base, results / "evaluate" / checkpoint.name / "images.jsonl")
     trainings = tuple(_load_training(results / "train" / f"{t}-{m}", t, m) for t, m in runs)
@@ -106,7 +114,8 @@ def load_run(params: Params, results: Path) -> Run:
 
 
 def load_checkpoint(folder: Path, task: str | None, method: str | None) -> Checkpoint:
-    """Read ``scores.json`` and ``images.jsonl``; without a ``quality``, as before there was one, that is empty.
+    """Read ``scores.json`` and ``images.jsonl``; without a ``quality``, as before there was one,
+    that is empty.
 
     Raises:
         StarError: a missing or malformed file.
@@ -114,18 +123,25 @@ def load_checkpoint(folder: Path, task: str | None, method: str | None) -> Check
     scores, images = folder / "scores.json", folder / "images.jsonl"
     for path in (scores, images):
         if not path.is_file():
-            raise StarError(f"{path}: missing; `snakemake --cores all -- {scores}` evaluates this checkpoint")
+            raise StarError(
+                f"{path}: missing; `snakemake --cores all -- {scores}` evaluates this checkpoint"
+            )
     values = read_object(scores)
     try:
         benchmarks = dict(values["benchmarks"])
         quality = {
-            task: {name: Interval(*(float(v[key]) for key in ("mean", "low", "high"))) for name, v in figures.items()}
+            task: {
+                name: Interval(*(float(v[key]) for key in ("mean", "low", "high")))
+                for name, v in figures.items()
+            }
             for task, figures in values.get("quality", {}).items()
         }
         seconds = {str(phase): float(value) for phase, value in values["seconds"].items()}
         fingerprint = str(values["params_fingerprint"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise StarError(f"{scores}: not a score file ({error!r}); evaluate this checkpoint again") from error
+        raise StarError(
+            f"{scores}: not a score file ({error!r}); evaluate this checkpoint again"
+        ) from error
     lines = tuple(_image(line, folder, where) for line, where in _json_lines(images))
     return Checkpoint(folder.name, task, method, benchmarks, quality, seconds, fingerprint, lines)
 
@@ -147,11 +163,15 @@ def _json_lines(path: Path) -> Iterator[tuple[dict, str]]:
 
 def _image(line: dict, folder: Path, where: str) -> ImageScore:
     try:
-        picture = _file(folder, line.get("picture"))
+        image = _file(folder, line.get("image"))
         identity = str(line["id"]), str(line["task"]), int(line["index"]), int(line["seed"])
-        return ImageScore(*identity, str(line["prompt"]), float(line["score"]), dict(line["detail"]), picture)
+        return ImageScore(
+            *identity, str(line["prompt"]), float(line["score"]), dict(line["detail"]), image
+        )
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-        raise StarError(f"{where}: not a scored image ({error!r}); evaluate this checkpoint again") from error
+        raise StarError(
+            f"{where}: not a scored image ({error!r}); evaluate this checkpoint again"
+        ) from error
 
 
 def _file(folder: Path, name: object) -> Path | None:
@@ -175,7 +195,9 @@ def _check_pairs(checkpoint: Checkpoint, base: Checkpoint, where: Path) -> None:
 
 def _load_training(folder: Path, task: str, method: str) -> Training:
     maps_file = folder / "maps" / "maps.json"
-    return Training(task, method, load_log(folder), _load_maps(maps_file) if maps_file.is_file() else ())
+    return Training(
+        task, method, load_log(folder), _load_maps(maps_file) if maps_file.is_file() else ()
+    )
 
 
 def load_log(folder: Path) -> tuple[dict, ...]:
@@ -192,15 +214,21 @@ def _epoch(line: dict, where: str) -> dict:
     for key in ("epoch", "images", "reward_mean"):
         value = line.get(key)
         if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-            raise StarError(f"{where}: {key!r} is missing or not a finite number; train this run again")
+            raise StarError(
+                f"{where}: {key!r} is missing or not a finite number; train this run again"
+            )
     return line
 
 
 def _load_maps(path: Path) -> tuple[MapRow, ...]:
     try:
-        return tuple(_map_row(row, path.parent) for row in json.loads(path.read_text(encoding="utf-8")))
+        return tuple(
+            _map_row(row, path.parent) for row in json.loads(path.read_text(encoding="utf-8"))
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise StarError(f"{path}: not a list of saved maps ({error!r}); train this run again") from error
+        raise StarError(
+            f"{path}: not a list of saved maps ({error!r}); train this run again"
+        ) from error
 
 
 def _map_row(row: dict, folder: Path) -> MapRow:
@@ -210,4 +238,12 @@ def _map_row(row: dict, folder: Path) -> MapRow:
         raise ValueError(f"{len(steps)} steps but {len(maps)} maps")
     reward, advantage = float(row["reward"]), row.get("advantage")
     advantage = None if advantage is None else float(advantage)
-    return MapRow(int(row["epoch"]), str(row["prompt"]), reward, advantage, steps, _file(folder, row["final"]), maps)
+    return MapRow(
+        int(row["epoch"]),
+        str(row["prompt"]),
+        reward,
+        advantage,
+        steps,
+        _file(folder, row["final"]),
+        maps,
+    )

@@ -1,8 +1,8 @@
-"""What a reward is: pictures and prompt records in, one score a picture out, later or at once.
+"""What a reward is: images and prompt records in, one score an image out, later or at once.
 
-A reward that fails raises `RewardError` with the record's id; a failure never becomes a score. `submit` returns a
-future, so that CPU work overlaps the next rollout; an in-process reward returns an already `finished` one.
-"""
+A reward that fails raises `RewardError` with the record's id; a failure never becomes a score.
+`submit` returns a future, so that CPU work overlaps the next rollout; an in-process reward returns
+an already `finished` one."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from star.errors import StarError
-from star.records import PromptRecord
+from star.prompts.records import PromptRecord
+from star.system.errors import StarError
 
 
 class RewardError(StarError):
@@ -21,13 +21,15 @@ class RewardError(StarError):
 
 @dataclass(frozen=True)
 class RewardResult:
-    """Scores of n pictures.
+    """Scores of n images.
 
     Attributes:
         scores: float32 (n,), in the range that the reward documents.
-        details: one JSON-able dict a picture: what evaluation and report show (detections, text read, ...).
-        shares: what each clause of the prompt contributes to the score, one float32 (clauses,) a picture that adds up
-            to it, in the order of `star.core.clause_records`; None where the reward knows no clauses.
+        details: one JSON-able dict an image: what evaluation and report show (detections, text
+            read, ...).
+        shares: what each clause of the prompt contributes to the score, one float32 (clauses,) a
+            image that adds up to it, in the order of `star.prompts.core_tokens.clause_records`;
+            None where the reward knows no clauses.
     """
 
     scores: np.ndarray
@@ -36,7 +38,7 @@ class RewardResult:
 
 
 class Reward(Protocol):
-    """Scores pictures against the records they were generated for."""
+    """Scores images against the records they were generated for."""
 
     name: str
 
@@ -45,7 +47,7 @@ class Reward(Protocol):
 
         Args:
             images: uint8 (n, height, width, 3).
-            records: n records, picture i belongs to record i.
+            records: n records, image i belongs to record i.
 
         Raises:
             RewardError: here or from the future's ``result()``; the message names the record's id.
@@ -67,11 +69,14 @@ def finished(result: RewardResult) -> "Future[RewardResult]":
     return future
 
 
-def scores_of(pending: "Future[RewardResult]", records: Sequence[PromptRecord], timeout: float) -> RewardResult:
+def scores_of(
+    pending: "Future[RewardResult]", records: Sequence[PromptRecord], timeout: float
+) -> RewardResult:
     """The result of a batch, waited for.
 
     Args:
-        timeout: seconds; a reward that watches itself has a little more, because it can say where it hangs.
+        timeout: seconds; a reward that watches itself has a little more, because it can say where
+            it hangs.
 
     Raises:
         RewardError: no result in time, or the reward's own.
@@ -86,14 +91,19 @@ def scores_of(pending: "Future[RewardResult]", records: Sequence[PromptRecord], 
 
 
 def check_batch(name: str, images: np.ndarray, records: Sequence[PromptRecord]) -> None:
-    """Refuse pictures and records that cannot belong together.
+    """Refuse images and records that cannot belong together.
 
     Raises:
-        RewardError: ``images`` is not uint8 (n, height, width, 3) with one record a picture; names the first record.
-    """
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(records):
+        RewardError: ``images`` is not uint8 (n, height, width, 3) with one record an image; names
+    the first record."""
+    if (
+        images.ndim != 4
+        or images.shape[-1] != 3
+        or images.dtype != np.uint8
+        or len(images) != len(records)
+    ):
         first = records[0].id if records else "no record"
         raise RewardError(
-            f"{first}: reward {name}: wants uint8 (n, height, width, 3) pictures with one record each, got "
+            f"{first}: reward {name}: wants uint8 (n, height, width, 3) images with one record each, got "
             f"{images.dtype} {images.shape} and {len(records)} records"
         )

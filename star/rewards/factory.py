@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 
-from star.errors import StarError
-from star.params import GenevalParams, RewardsParams
+from star.config.params import GenevalParams, RewardsParams
 from star.rewards.base import Reward
 from star.rewards.detection import Detector
 from star.rewards.guarded import GuardedReward
+from star.system.errors import StarError
 
 
 def build_reward(task: str, params: RewardsParams) -> Reward:
@@ -14,7 +14,9 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
     if task == "geneval":
         from star.rewards.geneval import GenevalReward
 
-        return GuardedReward(GenevalReward(build_detector(params.geneval), params.geneval), params.timeout)
+        return GuardedReward(
+            GenevalReward(build_detector(params.geneval), params.geneval), params.timeout
+        )
     if task == "ocr":
         from star.rewards.ocr import OcrReward
 
@@ -27,11 +29,12 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
 
 
 def find_models(tasks: Collection[str], params: RewardsParams) -> None:
-    """Have on this machine, and known for what they are, all models that judge the tasks: no surprise hours later.
+    """Have on this machine, and known for what they are, all models that judge the tasks: no
+    surprise hours later.
 
     Raises:
-        StarError: a model that is not to be had or is of another kind; weights are read only when it is opened.
-    """
+        StarError: a model that is not to be had or is of another kind; weights are read only when
+    it is opened."""
     if "geneval" in tasks and params.geneval.detector == "mask2former":
         from star.rewards import mask2former
 
@@ -50,11 +53,13 @@ def build_detector(params: GenevalParams) -> Detector:
         StarError: unknown name, or a model that cannot be opened.
     """
     if params.detector == "exact":
-        from star.miniature.detector import ExactDetector  # only the miniature needs its glyphs
+        from star.rewards.exact_detector import ExactDetector  # only the miniature needs its glyphs
 
         return ExactDetector()
     if params.detector == "mask2former":
         from star.rewards.mask2former import Mask2FormerDetector
 
         return Mask2FormerDetector(params)
-    raise StarError(f"rewards.geneval.detector: no detector {params.detector!r}; use exact or mask2former")
+    raise StarError(
+        f"rewards.geneval.detector: no detector {params.detector!r}; use exact or mask2former"
+    )

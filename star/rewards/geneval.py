@@ -1,10 +1,12 @@
-"""GenEval's clause logic and the reward built on it: published rules over the detections of any detector.
+"""GenEval's clause logic and the reward built on it: published rules over the detections of any
+detector.
 
-Source: GenEval (Ghosh et al., arXiv 2310.11513). The soft training reward is Flow-GRPO's (arXiv 2505.05470), either as
-published or clamped to [0, 1] with one entry a requirement. Boxes are (x0, y0, x1, y1) pixels, y down.
+Source: GenEval (Ghosh et al., arXiv 2310.11513). The soft training reward is Flow-GRPO's (arXiv
+2505.05470), either as published or clamped to [0, 1] with one entry a requirement. Boxes are (x0,
+y0, x1, y1) pixels, y down.
 
-Strict and soft differ on purpose, as published: surplus objects of an ``include`` clause pass the strict rule unless an
-``exclude`` clause forbids them, but cost the soft reward ``|n - found| / n``.
+Strict and soft differ on purpose, as published: surplus objects of an ``include`` clause pass the
+strict rule unless an ``exclude`` clause forbids them, but cost the soft reward ``|n - found| / n``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +15,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from star.params import GenevalParams
+from star.config.params import GenevalParams
 from star.prompts.geneval import RELATIONS
-from star.records import PromptRecord
+from star.prompts.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch, finished
 from star.rewards.detection import Detection, DetectionError, Detector
 
@@ -35,7 +37,8 @@ class ClauseScore:
         clause: index of the include clause.
         kind: count, color or position.
         name: object class.
-        wanted: number of objects, colour name, or ``"left of 0"``: relation and index of the clause referred to.
+        wanted: number of objects, colour name, or ``"left of 0"``: relation and index of the clause
+            referred to.
         score: soft score, at most 1; at least 0 if clamped.
     """
 
@@ -48,7 +51,7 @@ class ClauseScore:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the clauses of one record say about one picture."""
+    """What the clauses of one record say about one image."""
 
     strict: bool
     soft: float
@@ -58,7 +61,8 @@ class Judgement:
 def keep_detections(
     detections: Sequence[Detection], threshold: float, max_per_class: int
 ) -> dict[str, list[Detection]]:
-    """Detections of each class that score above ``threshold``, best first, at most ``max_per_class``; no NMS."""
+    """Detections of each class that score above ``threshold``, best first, at most
+    ``max_per_class``; no NMS."""
     groups: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=_rank):
         if detection.score > threshold:
@@ -69,9 +73,9 @@ def keep_detections(
 def relations(box: Box, other: Box) -> set[str]:
     """Where ``box`` lies relative to ``other``: none, one or, near a diagonal, two of `RELATIONS`.
 
-    The offset of the centres is shortened by `POSITION_MARGIN` of the boxes' added dimensions and divided by the
-    norm of the full offset; a component beyond `POSITION_COMPONENT` names a relation.
-    """
+    The offset of the centres is shortened by `POSITION_MARGIN` of the boxes' added dimensions and
+    divided by the norm of the full offset; a component beyond `POSITION_COMPONENT` names a
+    relation."""
     a, b = np.asarray(box, float).reshape(2, 2), np.asarray(other, float).reshape(2, 2)
     offset = a.mean(0) - b.mean(0)
     margin = POSITION_MARGIN * (np.abs(a[1] - a[0]) + np.abs(b[1] - b[0]))
@@ -79,16 +83,21 @@ def relations(box: Box, other: Box) -> set[str]:
     if np.all(np.abs(shortened) < ZERO_OFFSET):
         return set()
     dx, dy = shortened / np.linalg.norm(offset)
-    holds = (dx < -POSITION_COMPONENT, dx > POSITION_COMPONENT, dy < -POSITION_COMPONENT, dy > POSITION_COMPONENT)
+    holds = (
+        dx < -POSITION_COMPONENT,
+        dx > POSITION_COMPONENT,
+        dy < -POSITION_COMPONENT,
+        dy > POSITION_COMPONENT,
+    )
     return {relation for relation, true in zip(RELATIONS, holds, strict=True) if true}
 
 
 def strict_correct(groups: Groups, metadata: dict) -> bool:
     """GenEval's verdict: every include clause holds and no exclude clause does.
 
-    An include clause looks at the best ``count`` detections of its class; all must have the colour, and every one must
-    stand in the relation to every object of the clause referred to, which must itself hold.
-    """
+    An include clause looks at the best ``count`` detections of its class; all must have the colour,
+    and every one must stand in the relation to every object of the clause referred to, which must
+    itself hold."""
     matched: list[Sequence[Detection] | None] = []
     for clause in metadata["include"]:
         found = groups.get(clause["class"], ())[: clause["count"]]
@@ -100,22 +109,28 @@ def strict_correct(groups: Groups, metadata: dict) -> bool:
             holds = _all_related(found, matched[target], relation)
         matched.append(found if holds else None)
     excluded = metadata.get("exclude", ())
-    return None not in matched and all(len(groups.get(c["class"], ())) < c["count"] for c in excluded)
+    return None not in matched and all(
+        len(groups.get(c["class"], ())) < c["count"] for c in excluded
+    )
 
 
-def clause_scores(groups: Groups, metadata: dict, published: bool = False) -> tuple[ClauseScore, ...]:
-    """Soft score of every requirement of the include clauses, in their order: count, then colour, then position.
+def clause_scores(
+    groups: Groups, metadata: dict, published: bool = False
+) -> tuple[ClauseScore, ...]:
+    """Soft score of every requirement of the include clauses, in their order: count, then colour,
+    then position.
 
-    ``1 - |n - found| / n``, at least 0, for the count and, of the objects found, for the colour; 0 or 1 for the
-    position. Colour and position score 0 unless exactly ``count`` objects are found, and a position scores 0 where the
-    clause referred to lacks its exact count.
+    ``1 - |n - found| / n``, at least 0, for the count and, of the objects found, for the colour; 0
+    or 1 for the position. Colour and position score 0 unless exactly ``count`` objects are found,
+    and a position scores 0 where the clause referred to lacks its exact count.
 
     Args:
         groups: kept detections of each class.
         metadata: GenEval's line.
-        published: Flow-GRPO's own form instead: the count's score is not bounded below; a wrong position adds a 0 and
-            then a 1, and what refers to it scores 0; a clause with both a colour and a position has one 0 for the two
-            where its count is wrong, and no entry for the position where its colour is.
+        published: Flow-GRPO's own form instead: the count's score is not bounded below; a wrong
+            position adds a 0 and then a 1, and what refers to it scores 0; a clause with both a
+            colour and a position has one 0 for the two where its count is wrong, and no entry for
+            the position where its colour is.
     """
     scores: list[ClauseScore] = []
     exact: list[Sequence[Detection] | None] = []
@@ -124,7 +139,11 @@ def clause_scores(groups: Groups, metadata: dict, published: bool = False) -> tu
         found = groups.get(name, ())
         complete = len(found) == count
         closeness = _closeness(len(found), count)
-        scores.append(ClauseScore(index, "count", name, count, closeness if published else max(0.0, closeness)))
+        scores.append(
+            ClauseScore(
+                index, "count", name, count, closeness if published else max(0.0, closeness)
+            )
+        )
         if "color" in clause:
             colored = sum(detection.color == clause["color"] for detection in found)
             score = _closeness(colored, count) if complete else 0.0
@@ -144,7 +163,7 @@ def clause_scores(groups: Groups, metadata: dict, published: bool = False) -> tu
 
 
 def judge(detections: Sequence[Detection], metadata: dict, params: GenevalParams) -> Judgement:
-    """Strict verdict and soft reward of one picture's detections; pure."""
+    """Strict verdict and soft reward of one image's detections; pure."""
     counting = metadata["tag"] == "counting"
     threshold = params.counting_threshold if counting else params.score_threshold
     groups = keep_detections(detections, threshold, params.max_per_class)
@@ -154,7 +173,8 @@ def judge(detections: Sequence[Detection], metadata: dict, params: GenevalParams
 
 
 def clause_shares(judgement: Judgement) -> np.ndarray:
-    """What each include clause's requirements contribute to the soft reward: float32 (clauses,), with it as sum."""
+    """What each include clause's requirements contribute to the soft reward: float32 (clauses,),
+    with it as sum."""
     shares = np.zeros(judgement.clauses[-1].clause + 1, np.float32)
     for score in judgement.clauses:
         shares[score.clause] += score.score / len(judgement.clauses)
@@ -162,7 +182,8 @@ def clause_shares(judgement: Judgement) -> np.ndarray:
 
 
 class GenevalReward:
-    """GenEval-style reward of pictures, in this process: the soft one, in [0, 1] or, as published, at most 1."""
+    """GenEval-style reward of images, in this process: the soft one, in [0, 1] or, as published,
+    at most 1."""
 
     name = "geneval"
 
@@ -171,23 +192,25 @@ class GenevalReward:
         self._params = params
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
-        """Score pictures; see `star.rewards.base.Reward.submit`.
+        """Score images; see `star.rewards.base.Reward.submit`.
 
-        A detail is ``{"tag", "strict", "soft", "clauses": [{"clause", "kind", "name", "wanted", "score"}], "found":
-        [[class, colour, score, box]]}``; ``found`` is what the detector reports, thresholded or not, with a colour
-        where the prompt asks for the class's.
+        A detail is ``{"tag", "strict", "soft", "clauses": [{"clause", "kind", "name", "wanted",
+        "score"}], "found": [[class, colour, score, box]]}``; ``found`` is what the detector
+        reports, thresholded or not, with a colour where the prompt asks for the class's.
 
         Raises:
-            RewardError: a record without GenEval metadata, or with a class that the detector cannot see, or a picture
-                that the detector cannot judge; names the record's id.
+            RewardError: a record without GenEval metadata, or with a class that the detector cannot
+                see, or an image that the detector cannot judge; names the record's id.
         """
         check_batch(self.name, images, records)
         for record in records:
             self._check_record(record)
         try:
-            found = self._detector.detect(images, [_colored_classes(record.metadata) for record in records])
+            found = self._detector.detect(
+                images, [_colored_classes(record.metadata) for record in records]
+            )
         except DetectionError as error:
-            raise RewardError(f"{records[error.picture].id}: reward geneval: {error}") from error
+            raise RewardError(f"{records[error.image].id}: reward geneval: {error}") from error
         details, shares = [], []
         for detections, record in zip(found, records, strict=True):
             verdict = judge(detections, record.metadata, self._params)
@@ -198,10 +221,15 @@ class GenevalReward:
                     "strict": verdict.strict,
                     "soft": verdict.soft,
                     "clauses": [asdict(score) for score in verdict.clauses],
-                    "found": [[d.name, d.color, round(d.score, 4), list(d.box)] for d in sorted(detections, key=_rank)],
+                    "found": [
+                        [d.name, d.color, round(d.score, 4), list(d.box)]
+                        for d in sorted(detections, key=_rank)
+                    ],
                 }
             )
-        return finished(RewardResult(np.array([d["soft"] for d in details], np.float32), details, shares))
+        return finished(
+            RewardResult(np.array([d["soft"] for d in details], np.float32), details, shares)
+        )
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -228,7 +256,9 @@ class GenevalReward:
                 )
         for index, clause in enumerate(include):
             if clause.get("count", 0) < 1:
-                raise RewardError(f"{record.id}: reward geneval: include clause {index} needs a `count` of at least 1")
+                raise RewardError(
+                    f"{record.id}: reward geneval: include clause {index} needs a `count` of at least 1"
+                )
             if "position" in clause and not 0 <= clause["position"][1] < index:
                 raise RewardError(
                     f"{record.id}: reward geneval: include clause {index} refers to clause {clause['position'][1]}; "
@@ -250,5 +280,9 @@ def _closeness(found: int, count: int) -> float:
     return 1 - abs(count - found) / count
 
 
-def _all_related(found: Sequence[Detection], targets: Sequence[Detection] | None, relation: str) -> bool:
-    return targets is not None and all(relation in relations(a.box, b.box) for a in found for b in targets)
+def _all_related(
+    found: Sequence[Detection], targets: Sequence[Detection] | None, relation: str
+) -> bool:
+    return targets is not None and all(
+        relation in relations(a.box, b.box) for a in found for b in targets
+    )

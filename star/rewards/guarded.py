@@ -8,16 +8,17 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from star.errors import StarError
-from star.faults import is_out_of_memory
-from star.records import PromptRecord
+from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, finished
+from star.system.errors import StarError
+from star.system.faults import is_out_of_memory
 
 T = TypeVar("T")
 
 
 class GuardedReward:
-    """Scores as another reward does, in a thread that is waited for: `submit` returns a future that is done."""
+    """Scores as another reward does, in a thread that is waited for: `submit` returns a future that
+    is done."""
 
     def __init__(self, reward: Reward, timeout: float) -> None:
         """``timeout``: seconds that a batch may take."""
@@ -30,7 +31,9 @@ class GuardedReward:
             RewardError: the reward's own, any other error of its, or no scores in time.
         """
         those = f"{records[0].id} and {len(records) - 1} more: reward {self.name}"
-        return finished(in_time(lambda: self.reward.submit(images, records).result(), those, self.timeout))
+        return finished(
+            in_time(lambda: self.reward.submit(images, records).result(), those, self.timeout)
+        )
 
     def close(self) -> None:
         self.reward.close()
@@ -39,11 +42,11 @@ class GuardedReward:
 def in_time(work: Callable[[], T], those: str, timeout: float) -> T:
     """What ``work`` returns, done in a thread that is waited for.
 
-    Memory that runs out stays the error that it is, for `star.faults.memory_for`. A thread that hangs cannot be
-    stopped: it does not keep the process from ending.
+    Memory that runs out stays the error that it is, for `star.system.faults.memory_for`. A thread
+    that hangs cannot be stopped: it does not keep the process from ending.
 
     Args:
-        those: pictures and reward, with which a message begins.
+        those: images and reward, with which a message begins.
         timeout: seconds.
 
     Raises:
@@ -69,5 +72,7 @@ def in_time(work: Callable[[], T], those: str, timeout: float) -> T:
             raise
         its_own = done.done() and done.exception() is error
         if isinstance(error, TimeoutError) and not its_own:
-            raise RewardError(f"{those}: no scores after {timeout:g} s; rewards.timeout allows more") from error
+            raise RewardError(
+                f"{those}: no scores after {timeout:g} s; rewards.timeout allows more"
+            ) from error
         raise RewardError(f"{those}: {type(error).__name__}: {error}") from error

@@ -1,12 +1,12 @@
-"""OCR reward: does the picture show the word that the prompt quotes?
+"""OCR reward: does the image show the word that the prompt quotes?
 
-PP-OCRv4 (`rapidocr-onnxruntime`, whose wheel carries the models) reads on the CPU, in the worker processes of
-`star.rewards.reading`; the trainer goes on meanwhile.
+PP-OCRv4 (`rapidocr-onnxruntime`, whose wheel carries the models) reads on the CPU, in the worker
+processes of `star.rewards.reading`; the trainer goes on meanwhile.
 
-Both networks are bound by arithmetic: their cost is linear in pixels, and batches or mosaics of pictures gain nothing.
-So small pictures are enlarged no more than reading mostly needs (`read_side`; only where that shows no text, to twice
-that), and the recogniser's input is as wide as the text instead of at least 320 pixels.
-"""
+Both networks are bound by arithmetic: their cost is linear in pixels, and batches or mosaics of
+images gain nothing. So small images are enlarged no more than reading mostly needs
+(`read_side`; only where that shows no text, to twice that), and the recogniser's input is as wide
+as the text instead of at least 320 pixels."""
 
 import logging
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from star.params import OcrParams
-from star.records import PromptRecord
+from star.config.params import OcrParams
+from star.prompts.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch
 from star.rewards.reading import TIMEOUT, ReadingPool, TextReader
 
@@ -34,10 +34,12 @@ def normalized(text: str) -> str:
 
 
 def text_reward(read: str, target: str, substring: bool) -> float:
-    """Reward ``1 - min(d, len) / len`` in [0, 1]: d the Levenshtein distance of normalised texts, len the target's.
+    """Reward ``1 - min(d, len) / len`` in [0, 1]: d the Levenshtein distance of normalised texts,
+    len the target's.
 
-    Flow-GRPO (arXiv:2505.05470), OCR task. Its rule is ``substring=True``: d is 0 wherever the read text contains the
-    target, so "LOVEE" pays in full for "LOVE". With ``substring=False`` each extra character costs one edit.
+    Flow-GRPO (arXiv:2505.05470), OCR task. Its rule is ``substring=True``: d is 0 wherever the read
+    text contains the target, so "LOVEE" pays in full for "LOVE". With ``substring=False`` each
+    extra character costs one edit.
 
     Raises:
         ValueError: the target is empty.
@@ -51,13 +53,15 @@ def text_reward(read: str, target: str, substring: bool) -> float:
 
 
 def letter_shares(read: str, target: str, substring: bool) -> np.ndarray:
-    """What each letter of the target contributes to `text_reward`: float32 (letters,), with it as sum.
+    """What each letter of the target contributes to `text_reward`: float32 (letters,), with it as
+    sum.
 
-    A letter counts ``1 / len``; one that is missing or read as another, nothing; and an extra character costs the
-    letter at whose place it stands as much as a letter counts. Where that leaves nothing of the reward, all are 0.
+    A letter counts ``1 / len``; one that is missing or read as another, nothing; and an extra
+    character costs the letter at whose place it stands as much as a letter counts. Where that
+    leaves nothing of the reward, all are 0.
 
-    Letters are the target's characters but for blanks, as in `star.core.clause_records`.
-    """
+    Letters are the target's characters but for blanks, as in
+    `star.prompts.core_tokens.clause_records`."""
     letters = [normalized(letter) for letter in target if not letter.isspace()]
     owner = [index for index, letter in enumerate(letters) for _ in letter]
     reward, length = text_reward(read, target, substring), len(owner)
@@ -73,14 +77,15 @@ def letter_shares(read: str, target: str, substring: bool) -> np.ndarray:
 class OcrReward:
     """`text_reward` of the word in ``record.metadata["text"]``: scores in [0, 1].
 
-    Details of a picture: ``target``, ``read`` (its text lines from top to bottom, joined by blanks), ``exact`` (equal
-    once normalised) and ``score``. A picture's result does not depend on the pictures it is batched with.
-    """
+    Details of an image: ``target``, ``read`` (its text lines from top to bottom, joined by
+    blanks), ``exact`` (equal once normalised) and ``score``. An image's result does not depend on
+    the images it is batched with."""
 
     name = "ocr"
 
     def __init__(self, params: OcrParams, timeout: float = TIMEOUT) -> None:
-        """Start ``params.workers`` processes, which load their readers in the background; 0 reads in a thread here.
+        """Start ``params.workers`` processes, which load their readers in the background; 0 reads
+        in a thread here.
 
         A batch may take ``timeout`` seconds.
         """
@@ -89,19 +94,22 @@ class OcrReward:
         self._pool = ReadingPool(ppocrv4(params.read_side), params.workers, timeout)
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
-        """Start scoring and return at once; ``images`` must stay unchanged until the future is done.
+        """Start scoring and return at once; ``images`` must stay unchanged until the future is
+        done.
 
         Args:
             images: uint8 (n, height, width, 3), RGB.
-            records: n records, picture i belongs to record i.
+            records: n records, image i belongs to record i.
 
         Raises:
-            RewardError: a record without text (here), a picture that cannot be read or a worker that died (from
-                ``result()``); the message names the record's id.
+            RewardError: a record without text (here), an image that cannot be read or a worker
+                that died (from ``result()``); the message names the record's id.
         """
         check_batch(self.name, images, records)
         targets = [target_text(record) for record in records]
-        return self._collector.submit(self._score, images, [record.id for record in records], targets)
+        return self._collector.submit(
+            self._score, images, [record.id for record in records], targets
+        )
 
     def close(self) -> None:
         """Stop the workers; futures that have not begun are cancelled. Idempotent."""
@@ -115,7 +123,9 @@ class OcrReward:
             score = text_reward(read, target, self._params.substring)
             exact = normalized(read) == normalized(target)
             details.append({"target": target, "read": read, "exact": exact, "score": score})
-        return RewardResult(np.array([detail["score"] for detail in details], np.float32), details, shares)
+        return RewardResult(
+            np.array([detail["score"] for detail in details], np.float32), details, shares
+        )
 
 
 def target_text(record: PromptRecord) -> str:
@@ -144,7 +154,8 @@ def _lines(image: np.ndarray) -> list[str]:
 
 @cache
 def reader() -> "RapidOCR":
-    """This process's reader: detection at the picture's own size (at most 960 pixels), no orientation classifier."""
+    """This process's reader: detection at the image's own size (at most 960 pixels), no
+    orientation classifier."""
     import cv2
 
     for name in ("RapidOCR", "OrtInferSession"):
@@ -157,6 +168,10 @@ def reader() -> "RapidOCR":
         inter_op_num_threads=1,
         use_cls=False,
         det_limit_type="max",
-        rec_img_shape=[3, _TEXT_HEIGHT, _TEXT_HEIGHT],  # the last is the least width; the text's own if larger
+        rec_img_shape=[
+            3,
+            _TEXT_HEIGHT,
+            _TEXT_HEIGHT,
+        ],  # the last is the least width; the text's own if larger
         rec_batch_num=1,  # a batch is padded to its widest text, which changes what is read in the others
     )

@@ -1,8 +1,9 @@
-"""Text in pictures, read on the CPU in worker processes: spawned, one thread each, and without torch.
+"""Text in images, read on the CPU in worker processes: spawned, one thread each, and without
+torch.
 
-What reads is a `TextReader`; the reward's is in `star.rewards.ocr`, evaluation's second one in `star.second_reader`.
-Every picture is read on its own, so what is read depends neither on its neighbours nor on the number of workers.
-"""
+What reads is a `TextReader`; the reward's is in `star.rewards.ocr`, evaluation's in
+`star.evaluation.held_out_reader`. Every image is read on its own, so what is read depends neither
+on its neighbours nor on the number of workers."""
 
 import logging
 import math
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star.interruption import ignore_in_worker
 from star.rewards.base import RewardError
-from star.runtime import keep_freed_memory
+from star.system.runtime import keep_freed_memory
+from star.system.signals import ignore_in_worker
 
-_CHUNK = 16  # pictures a task of the pool: small enough that the workers finish together
+_CHUNK = 16  # images a task of the pool: small enough that the workers finish together
 TIMEOUT = 600.0  # seconds
-_SECOND_LOOK = 2.0  # times `side`: detection misses some pairs of letters in pictures enlarged less
+_SECOND_LOOK = 2.0  # times `side`: detection misses some pairs of letters in images enlarged less
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class TextReader:
 
     Attributes:
         load: opens the reader in this process; later calls find it open.
-        lines: the text lines of a picture uint8 (height, width, 3), RGB, from top to bottom.
-        side: pixels; a picture whose longer side is shorter is enlarged to it (and to twice that if no text is found).
-    """
+        lines: the text lines of an image uint8 (height, width, 3), RGB, from top to bottom.
+        side: pixels; an image whose longer side is shorter is enlarged to it (and to twice that if
+    no text is found)."""
 
     load: Callable[[], object]
     lines: Callable[[np.ndarray], list[str]]
@@ -42,72 +43,87 @@ class TextReader:
 
 
 class ReadingPool:
-    """Processes that read pictures, started at once; they load their readers in the background.
+    """Processes that read images, started at once; they load their readers in the background.
 
-    A worker that dies (the kernel may kill one when memory is short) is replaced once in each `read`; one that hangs is
-    killed with the others.
-    """
+    A worker that dies (the kernel may kill one when memory is short) is replaced once in each
+    `read`; one that hangs is killed with the others."""
 
     def __init__(self, reader: TextReader, workers: int, timeout: float) -> None:
-        """Start ``workers`` processes; 0 reads in the calling thread. A `read` may take ``timeout`` seconds."""
+        """Start ``workers`` processes; 0 reads in the calling thread. A `read` may take ``timeout``
+        seconds."""
         self._reader, self._workers, self._timeout = reader, workers, timeout
         self._pool = self._start() if workers else None
 
     def _start(self) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-        for _ in range(self._workers):  # what fails here fails again, and is reported, with the first picture
+        pool = ProcessPoolExecutor(
+            self._workers, multiprocessing.get_context("spawn"), initializer=_start_worker
+        )
+        for _ in range(
+            self._workers
+        ):  # what fails here fails again, and is reported, with the first image
             pool.submit(_load, self._reader)
         return pool
 
     def read(self, images: Sequence[np.ndarray] | np.ndarray, ids: list[str]) -> list[str]:
-        """`read_pictures`, by all workers together.
+        """`read_images`, by all workers together.
 
         Args:
-            images: n pictures uint8 (height, width, 3), RGB.
+            images: n images uint8 (height, width, 3), RGB.
             ids: n record ids, for error messages.
 
         Raises:
-            RewardError: a picture that cannot be read, or workers that died twice or hang; names the record's id.
-        """
+            RewardError: an image that cannot be read, or workers that died twice or hang; names
+        the record's id."""
         if self._pool is None:
-            return read_pictures(self._reader, images, ids)
+            return read_images(self._reader, images, ids)
         deadline = time.monotonic() + self._timeout
         reads: list[str] = []
         try:
             try:
                 self._read_on(images, ids, reads, deadline)
             except BrokenProcessPool:
-                logging.getLogger(__name__).warning("an OCR worker died; the workers are started again")
+                logging.getLogger(__name__).warning(
+                    "an OCR worker died; the workers are started again"
+                )
                 self._pool = self._start()
                 self._read_on(images, ids, reads, deadline)
         except BrokenProcessPool as error:
             raise RewardError(
-                f"{ids[len(reads)]}: OCR workers died twice before this picture was read (out of memory?); "
+                f"{ids[len(reads)]}: OCR workers died twice before this image was read (out of memory?); "
                 f"lower rewards.ocr.workers and resume"
             ) from error
         except TimeoutError as error:
             self._kill()
             raise RewardError(
-                f"{ids[len(reads)]}: the OCR reader hangs at this picture or one of the next {_CHUNK}: nothing read in "
+                f"{ids[len(reads)]}: the OCR reader hangs at this image or one of the next {_CHUNK}: nothing read in "
                 f"{self._timeout:g} s; rewards.timeout allows more"
             ) from error
         return reads
 
     def _read_on(
-        self, images: Sequence[np.ndarray] | np.ndarray, ids: list[str], reads: list[str], deadline: float
+        self,
+        images: Sequence[np.ndarray] | np.ndarray,
+        ids: list[str],
+        reads: list[str],
+        deadline: float,
     ) -> None:
         """Add to ``reads`` what is missing in it."""
         assert self._pool is not None
         size = max(1, min(_CHUNK, math.ceil(len(ids) / self._workers)))
         chunks = [slice(start, start + size) for start in range(len(reads), len(ids), size)]
-        tasks = [self._pool.submit(read_pictures, self._reader, images[chunk], ids[chunk]) for chunk in chunks]
+        tasks = [
+            self._pool.submit(read_images, self._reader, images[chunk], ids[chunk])
+            for chunk in chunks
+        ]
         for task in tasks:
             reads += task.result(max(0.0, deadline - time.monotonic()))
 
     def _kill(self) -> None:
         """End workers that do not end by themselves; the pool is of no use afterwards."""
         assert self._pool is not None
-        for process in list(self._pool._processes.values()):  # the class has no public way before Python 3.14
+        for process in list(
+            self._pool._processes.values()
+        ):  # the class has no public way before Python 3.14
             process.kill()
 
     def close(self) -> None:
@@ -116,12 +132,15 @@ class ReadingPool:
             self._pool.shutdown(cancel_futures=True)
 
 
-def read_pictures(reader: TextReader, images: Sequence[np.ndarray] | np.ndarray, ids: list[str]) -> list[str]:
-    """The text of each picture, its lines from top to bottom joined by blanks, read in this process.
+def read_images(
+    reader: TextReader, images: Sequence[np.ndarray] | np.ndarray, ids: list[str]
+) -> list[str]:
+    """The text of each image, its lines from top to bottom joined by blanks, read in this
+    process.
 
     Args:
         reader: what reads.
-        images: n pictures uint8 (height, width, 3), RGB.
+        images: n images uint8 (height, width, 3), RGB.
         ids: n record ids, for error messages.
 
     Raises:
@@ -133,15 +152,22 @@ def read_pictures(reader: TextReader, images: Sequence[np.ndarray] | np.ndarray,
             lines = reader.lines(_enlarged(image, reader.side))
             if not lines and max(image.shape[:2]) < _SECOND_LOOK * reader.side:
                 lines = reader.lines(_enlarged(image, round(_SECOND_LOOK * reader.side)))
-        except Exception as error:  # whatever it is, it must reach the user with the record's id, never as a zero
-            reason = (str(error).strip() or "no message").splitlines()[-1]  # onnxruntime's is a whole traceback
-            raise RewardError(f"{record_id}: the OCR reader failed: {type(error).__name__}: {reason}") from error
+        except (
+            Exception
+        ) as error:  # whatever it is, it must reach the user with the record's id, never as a zero
+            reason = (str(error).strip() or "no message").splitlines()[
+                -1
+            ]  # onnxruntime's is a whole traceback
+            raise RewardError(
+                f"{record_id}: the OCR reader failed: {type(error).__name__}: {reason}"
+            ) from error
         reads.append(" ".join(lines))
     return reads
 
 
 def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """The picture with its longer side at least ``side`` pixels: bicubic; a larger one stays as it is."""
+    """The image with its longer side at least ``side`` pixels: bicubic; a larger one stays as it
+    is."""
     import cv2
 
     scale = side / max(image.shape[:2])

@@ -1,4 +1,4 @@
-# Core spans: the characters of a prompt that say what has to be in the picture.
+# Core spans: the characters of a prompt that say what has to be in the image.
 
 
 rule extract_core:

@@ -15,8 +15,8 @@ rule evaluate_checkpoint:
             category="Scores",
             labels={"checkpoint": "{checkpoint}"},
         ),
-        images="results/evaluate/{checkpoint}/images.jsonl",
-        pictures=directory("results/evaluate/{checkpoint}/pictures"),
+        lines="results/evaluate/{checkpoint}/images.jsonl",
+        images=directory("results/evaluate/{checkpoint}/images"),
     log:
         "logs/evaluate_checkpoint/{checkpoint}.log",
     benchmark:

@@ -7,8 +7,8 @@ rule write_report:
         samples=expand("results/train/{run}/samples", run=trainings()),
         maps=expand("results/train/{run}/maps", run=trainings()),
         scores=expand("results/evaluate/{checkpoint}/scores.json", checkpoint=checkpoints()),
-        images=expand("results/evaluate/{checkpoint}/images.jsonl", checkpoint=checkpoints()),
-        pictures=expand("results/evaluate/{checkpoint}/pictures", checkpoint=checkpoints()),
+        lines=expand("results/evaluate/{checkpoint}/images.jsonl", checkpoint=checkpoints()),
+        images=expand("results/evaluate/{checkpoint}/images", checkpoint=checkpoints()),
     output:
         page=report("results/report/index.html", caption="../report/page.rst", category="Result"),
         summary="results/metrics/summary.json",

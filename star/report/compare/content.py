@@ -1,4 +1,5 @@
-"""What a comparison shows, beside the report's own table: pictures, parameters, figures of the pictures."""
+"""What a comparison shows, beside the report's own table: images, parameters, figures of the
+images."""
 
 import json
 from collections.abc import Sequence
@@ -7,21 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from star.differences import MISSING, differences
-from star.params import TASKS
+from star.config.differences import MISSING, differences
+from star.config.params import TASKS
 from star.report.compare.runs import ComparedRun
 from star.report.comparison import METRICS, image_values
+from star.report.images import Pair
 from star.report.page import QUALITY_LABELS
-from star.report.pictures import Pair
 
-# The metric of each task that has degrees: pictures that differ most in it are shown.
+# The metric of each task that has degrees: images that differ most in it are shown.
 GRADED = {"geneval": "soft", "ocr": "reward", "preference": "score"}
-FIGURES = QUALITY_LABELS | {"second_reader": ("second reader", "OCR reward by a reader that took no part in training")}
+FIGURES = QUALITY_LABELS | {
+    "second_reader": ("second reader", "OCR reward by a reader that took no part in training")
+}
 
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One parameter that not all trainings share; a value is JSON, or None for a run that has no record of its own."""
+    """One parameter that not all trainings share; a value is JSON, or None for a run that has no
+    record of its own."""
 
     key: str
     values: tuple[str | None, ...]
@@ -33,15 +37,21 @@ def tasks_of(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def judge_of(runs: Sequence[ComparedRun]) -> str | None:
-    """`rewards.preference.path` as the trainings on it recorded it; None where none or not one did."""
-    rewards = [run.parameters.get("reward") for run in runs if run.parameters and run.checkpoint.task == "preference"]
+    """`rewards.preference.path` as the trainings on it recorded it; None where none or not one
+    did."""
+    rewards = [
+        run.parameters.get("reward")
+        for run in runs
+        if run.parameters and run.checkpoint.task == "preference"
+    ]
     paths = {reward.get("path") for reward in rewards if isinstance(reward, dict)}
     path = paths.pop() if len(paths) == 1 else None
     return path if isinstance(path, str) else None
 
 
 def choose_pairs(runs: Sequence[ComparedRun], task: str, count: int) -> list[Pair]:
-    """The pictures whose graded scores lie furthest apart over the runs, at most one a prompt; ties by file order."""
+    """The images whose graded scores lie furthest apart over the runs, at most one a prompt; ties
+    by file order."""
     (metric,) = (metric for metric in METRICS if (metric.task, metric.key) == (task, GRADED[task]))
     spread = np.ptp([image_values(run.checkpoint, metric) for run in runs], axis=0)  # (images,)
     images = [[image for image in run.checkpoint.images if image.task == task] for run in runs]
@@ -56,7 +66,9 @@ def differing_parameters(runs: Sequence[ComparedRun]) -> list[ParameterRow]:
     """Dotted keys in which the recorded parameters differ; none of fewer than two records."""
     recorded = [run for run in runs if run.parameters is not None]
     rows = []
-    for key, *values in differences(*(run.parameters for run in recorded)) if len(recorded) > 1 else ():
+    for key, *values in (
+        differences(*(run.parameters for run in recorded)) if len(recorded) > 1 else ()
+    ):
         texts = {run.label: _as_text(value) for run, value in zip(recorded, values, strict=True)}
         rows.append(ParameterRow(key, tuple(texts.get(run.label) for run in runs)))
     return rows
@@ -73,7 +85,7 @@ def without_log(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def figures_of(runs: Sequence[ComparedRun], task: str) -> dict[str, tuple[str, str]]:
-    """Figure of a task's pictures -> its name and what it is, of those that a run has."""
+    """Figure of a task's images -> its name and what it is, of those that a run has."""
     found = {name for run in runs for name in run.checkpoint.quality.get(task, ())}
     return {name: label for name, label in FIGURES.items() if name in found}
 

@@ -1,0 +1,1 @@
+"""Scores of a checkpoint or of a folder of images."""

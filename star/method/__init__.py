@@ -1,0 +1,1 @@
+"""The paper: samplers, attention, allocation maps, objectives."""

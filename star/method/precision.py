@@ -1,0 +1,46 @@
+"""`model.precision`: the autocast type of the transformer, and what `auto` stands for on a device.
+
+A CPU without bfloat16 instructions computes in it all the same, emulated: on an AVX2 machine a
+product of matrices ran at 0.6 GFLOP/s, in float32 at 55. So the miniature, which has to run
+anywhere, asks for `auto`."""
+
+import torch
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Capabilities of x86 processors on which bf16 was seen to be the faster type, or is by
+# construction. That of ARM is left out: it was never tried.
+_BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``no``, ``bf16`` or ``fp16``; of ``auto``, bf16 where the device has instructions for it,
+    else no (float32)."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_bf16(device) else "no"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context that computes in a `model.precision`."""
+    dtype = AUTOCAST_DTYPES.get(resolve_precision(precision, device))
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def set_tf32(allowed: bool) -> None:
+    """Let a GPU compute float32 products and convolutions in TF32 (10 bits of mantissa), or not, in
+    all this process.
+
+    Without a GPU nothing changes: "high" may mean another type to a CPU.
+    """
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name, False) for name in _BF16_INSTRUCTIONS)
+    return False

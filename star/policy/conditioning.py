@@ -1,0 +1,132 @@
+"""What the transformer reads of prompts, encoded once and kept: in memory, or on disk and the last
+ones in memory.
+
+At SD3.5-M's size a prompt takes 1.7 MB and its largest encoder 9.5 GB: with a folder every prompt
+is encoded before the training starts, and the encoders leave the device."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from star.system.errors import StarError
+from star.system.progress import Progress
+
+KEPT = 512  # prompts in memory beside a folder
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the transformer reads of a batch of prompts: embeds (batch, tokens, width), pooled
+    (batch, width)."""
+
+    embeds: Tensor
+    pooled: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
+        return Conditioning(self.embeds[rows], self.pooled[rows])
+
+
+class PromptStore:
+    """Conditioning by prompt.
+
+    What a prompt becomes does not depend on when it is asked for, nor beside which others, so that
+    a resumed training sees the same: the encoders always get ``batch`` prompts, filled up with
+    empty ones, because the shape of a matrix product decides its last bits.
+
+    Args:
+        encode: prompts to their conditioning, a batch of them.
+        folder: of one model's prompts; None keeps all in memory.
+        batch: prompts that ``encode`` takes.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Conditioning],
+        folder: Path | None,
+        device: torch.device,
+        batch: int,
+    ) -> None:
+        self._encode, self.folder, self._device, self._batch = encode, folder, device, batch
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def get(self, prompts: Sequence[str]) -> Conditioning:
+        """Of each prompt; what is nowhere yet is encoded.
+
+        Raises:
+            StarError: a file of the folder that cannot be read.
+        """
+        new = [
+            prompt
+            for prompt in dict.fromkeys(prompts)
+            if prompt not in self._kept and not self._read(prompt)
+        ]
+        for start in range(0, len(new), self._batch):
+            self._add(new[start : start + self._batch])
+        known = [self._kept[prompt] for prompt in prompts]
+        while self.folder is not None and len(self._kept) > max(KEPT, len(prompts)):
+            self._kept.popitem(last=False)
+        return Conditioning(
+            torch.stack([c.embeds for c in known]), torch.stack([c.pooled for c in known])
+        )
+
+    def fill(self, prompts: Sequence[str]) -> None:
+        """Encode to the folder what is not there yet."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if not self._file(prompt).exists()]
+        for start in Progress(
+            range(0, len(new), self._batch), desc="prompts", unit="batch", disable=not new
+        ):
+            self._add(new[start : start + self._batch])
+            self._kept.clear()
+
+    def keep(self, prompt: str, value: Conditioning) -> None:
+        """Have ``value``, without a batch dimension, for ``prompt``."""
+        self._kept[prompt] = value
+        if self.folder is not None:
+            self._write(prompt, value)
+
+    def _add(self, prompts: list[str]) -> None:
+        encoded = self._encode(prompts + [""] * (self._batch - len(prompts)))
+        for row, prompt in enumerate(prompts):
+            self.keep(prompt, Conditioning(encoded.embeds[row], encoded.pooled[row]))
+
+    def _file(self, prompt: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.safetensors"
+
+    def _write(self, prompt: str, value: Conditioning) -> None:
+        """Atomic, by a name of this process's own: others may write the same prompt."""
+        path = self._file(prompt)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {"embeds": value.embeds.contiguous(), "pooled": value.pooled.contiguous()},
+                temporary,
+            )
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise StarError(
+                f"model.prompt_cache: {path.parent} cannot be written ({reason})"
+            ) from error
+
+    def _read(self, prompt: str) -> bool:
+        """Whether the folder has the prompt, which then is in memory."""
+        if self.folder is None or not self._file(prompt).exists():
+            return False
+        try:
+            tensors = load_file(self._file(prompt), device=str(self._device))
+            self._kept[prompt] = Conditioning(tensors["embeds"], tensors["pooled"])
+        except (SafetensorError, KeyError, OSError) as error:
+            raise StarError(
+                f"{self._file(prompt)}: not a readable prompt embedding ({error}); delete it"
+            ) from error
+        return True

@@ -1,0 +1,314 @@
+"""The generator as a policy: an SD3-family pipeline, its text conditioning, velocity and images.
+
+``x`` are latents (batch, channels, height, width), float32; noise levels ``s`` are the scheduler's
+sigmas, and every (sigma, timestep) pair is passed explicitly, never looked up."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from star.config.params import ModelParams, fingerprint
+from star.method.attention import choose_kernel, use_joint_processor
+from star.method.precision import AUTOCAST_DTYPES, autocast, resolve_precision, set_tf32
+from star.policy.adapter import ADAPTER_FILE, BASE_FILE, base_fingerprint, check_base, check_layers
+from star.policy.conditioning import Conditioning, PromptStore
+from star.policy.loading import find_pipeline, open_pipeline
+from star.system.errors import StarError
+from star.system.faults import memory_for
+from star.system.files import sort_header, write_text_atomic
+from star.system.pretrained import OPENING_ERRORS
+
+# Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
+LORA_TARGETS = [
+    f"attn.{layer}"
+    for layer in (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
+]
+ENCODED = 16  # prompts that the text encoders take at a time
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels ``sigmas`` (steps + 1, about 1 to 0) and the model's ``timesteps`` (steps)."""
+
+    sigmas: list[float]
+    timesteps: list[float]
+
+
+class SD3Policy:
+    """A `StableDiffusion3Pipeline` with the operations that rollout, update and evaluation
+    share."""
+
+    def __init__(self, pipe: StableDiffusion3Pipeline, model: ModelParams) -> None:
+        self.pipe, self.model = pipe, model
+        self.transformer = pipe.transformer
+        dtype = AUTOCAST_DTYPES.get(model.precision, self.transformer.dtype)
+        tokens = math.prod(side // self.patch for side in self.latent_shape[1:]) + sum(
+            self.text_lengths
+        )
+        head_dim = self.transformer.config.attention_head_dim
+        self.attention_kernel, kernel = choose_kernel(self.device, dtype, tokens, head_dim)
+        use_joint_processor(self.transformer, kernel)
+        for part in (
+            pipe.transformer,
+            pipe.vae,
+            pipe.text_encoder,
+            pipe.text_encoder_2,
+            pipe.text_encoder_3,
+        ):
+            part.requires_grad_(False).eval()
+        pipe.set_progress_bar_config(disable=True)
+        if model.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if model.vae_slicing:
+            pipe.vae.enable_slicing()
+        folder = (
+            Path(model.prompt_cache) / encoder_key(model, self.device.type)
+            if model.prompt_cache
+            else None
+        )
+        self.prompts = PromptStore(self._encode, folder, self.device, ENCODED)
+
+    @property
+    def device(self) -> torch.device:
+        return next(
+            self.transformer.parameters()
+        ).device  # `transformer.device` looks for hooks in every module
+
+    @property
+    def tokenizers(
+        self,
+    ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+        """CLIP, second CLIP and T5."""
+        return self.pipe.tokenizer, self.pipe.tokenizer_2, self.pipe.tokenizer_3
+
+    @property
+    def text_lengths(self) -> tuple[int, int]:
+        """Positions of the CLIP and of the T5 part of the text sequence."""
+        return self.pipe.tokenizer.model_max_length, self.model.t5_tokens
+
+    # -- text --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of prompts; each distinct prompt is encoded once and kept."""
+        return self.prompts.get(prompts)
+
+    def prepare_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode all prompts, and the empty one of the guidance, to `ModelParams.prompt_cache`;
+        then the text encoders leave the device. Without a cache folder nothing happens: prompts are
+        encoded as they come."""
+        if self.prompts.folder is None:
+            return
+        self.prompts.fill([*prompts, ""])
+        for encoder in self._encoders():
+            encoder.to("cpu")
+
+    def _encoders(self) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+        return self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3
+
+    @memory_for("prompt encoding")
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        for encoder in self._encoders():  # they may have left
+            encoder.to(self.device)
+        settings = {
+            "do_classifier_free_guidance": False,
+            "max_sequence_length": self.model.t5_tokens,
+        }
+        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, None, None, self.device, **settings)
+        return Conditioning(embeds, pooled)
+
+    # -- denoising ---------------------------------------------------------------------------------
+
+    def schedule(self, steps: int) -> Schedule:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipe.scheduler.config)
+        scheduler.set_timesteps(steps)
+        return Schedule(scheduler.sigmas.tolist(), scheduler.timesteps.tolist())
+
+    def velocity(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        """Predicted ``e - x_0``, float32, like ``x``; with guidance the batch is [unconditional,
+        conditional]."""
+        if self.model.guidance_scale <= 1:
+            return self._predict(x, timestep, conditioning)
+        empty = self._empty(conditioning)
+        both = Conditioning(
+            torch.cat([empty.embeds, conditioning.embeds]),
+            torch.cat([empty.pooled, conditioning.pooled]),
+        )
+        unconditional, conditional = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
+        return unconditional + self.model.guidance_scale * (conditional - unconditional)
+
+    def guidance_direction(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        """What the prompt changes: conditional minus unconditional velocity, like ``x``."""
+        conditional = self._predict(x, timestep, conditioning)
+        return conditional - self._predict(x, timestep, self._empty(conditioning))
+
+    def _empty(self, like: Conditioning) -> Conditioning:
+        empty = self.encode([""])
+        return Conditioning(
+            empty.embeds.expand_as(like.embeds), empty.pooled.expand_as(like.pooled)
+        )
+
+    def _predict(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+        with self.autocast():
+            return self.transformer(
+                hidden_states=x,
+                timestep=torch.full((x.shape[0],), timestep, device=x.device),
+                encoder_hidden_states=conditioning.embeds,
+                pooled_projections=conditioning.pooled,
+                return_dict=False,
+            )[0].float()
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.model.precision, self.device)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image's latent."""
+        side = self.model.resolution // self.pipe.vae_scale_factor
+        return self.transformer.config.in_channels, side, side
+
+    @property
+    def patch(self) -> int:
+        """Latent pixels along the side of one image token."""
+        return self.transformer.config.patch_size
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Standard normal latents, each from its own seed, drawn on the CPU so that every device
+        agrees."""
+        drawn = [
+            torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+        return torch.stack(drawn).to(self.device)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> np.ndarray:
+        """Images uint8 (batch, height, width, 3) of finished latents; the VAE runs in float32."""
+        vae = self.pipe.vae
+        images = vae.decode(
+            x / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False
+        )[0]
+        images = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # (batch, height, width, 3)
+        return (images.float().cpu().numpy() * 255).round().astype(np.uint8)
+
+    # -- adapter -----------------------------------------------------------------------------------
+
+    def add_adapter(self, seed: int) -> list[torch.nn.Parameter]:
+        """Add the trainable LoRA layers and return their float32 parameters, in a fixed order."""
+        config = LoraConfig(
+            r=self.model.lora_rank,
+            lora_alpha=self.model.lora_alpha,
+            init_lora_weights="gaussian",
+            target_modules=LORA_TARGETS,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.transformer.add_adapter(config)
+        return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
+
+    def compile(self) -> None:
+        """Compile the transformer's blocks, one graph for all, if the parameters ask for it; after
+        the adapter."""
+        if self.model.compile != "no":
+            for block in self.transformer.transformer_blocks:
+                block.compile(backend=self.model.compile)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        return get_peft_model_state_dict(self.transformer)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model: the adapter is switched off inside."""
+        self.transformer.disable_adapters()
+        try:
+            yield
+        finally:
+            self.transformer.enable_adapters()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write diffusers LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` accepts,
+        alpha included.
+
+        The same adapter gives the same bytes.
+        """
+        config = self.transformer.peft_config["default"].to_dict()
+        config["target_modules"] = sorted(config["target_modules"])  # a set
+        self.pipe.save_lora_weights(
+            folder,
+            transformer_lora_layers=self.adapter_state(),
+            transformer_lora_adapter_metadata=config,
+        )
+        sort_header(folder / ADAPTER_FILE)
+        found = base_fingerprint(self.transformer)
+        base = {"path": self.model.path, "revision": self.model.revision, "fingerprint": found}
+        write_text_atomic(folder / BASE_FILE, json.dumps(base, indent=1) + "\n")
+
+
+@memory_for("opening")
+def load_policy(model: ModelParams, device: torch.device, adapter: Path | None = None) -> SD3Policy:
+    """Open the pipeline that ``model`` names (safetensors only), with a trained adapter if one is
+    given.
+
+    On a GPU the transformer and the VAE stay float32 (master weights, float32 decoding) and the
+    text encoders take the autocast type. The policy's own ``model`` has what `auto` stands for on
+    the device.
+
+    Raises:
+        StarError: what `star.policy.loading` refuses of the model; an adapter that is unreadable,
+            of another base or of other layers.
+    """
+    folder = find_pipeline(model)
+    model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
+    set_tf32(model.tf32)
+    small = (
+        AUTOCAST_DTYPES.get(model.precision, torch.float32)
+        if device.type == "cuda"
+        else torch.float32
+    )
+    pipe = open_pipeline(folder, model, small)
+    if folder != Path(
+        model.path
+    ):  # a hub id: what it stands for today is its commit, by which the cache has named it
+        model = dataclasses.replace(model, revision=folder.name)
+    if adapter is not None:
+        check_base(adapter, pipe.transformer, model)
+        try:
+            pipe.load_lora_weights(adapter, weight_name=ADAPTER_FILE)
+        except OPENING_ERRORS as error:
+            raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
+        check_layers(adapter, pipe.transformer)
+    return SD3Policy(pipe.to(device), model)
+
+
+def encoder_key(model: ModelParams, device: str) -> str:
+    """Changes with all that decides what prompts become: the model, its revision and files,
+    lengths, precision and the kind of device."""
+    files = sorted(Path(model.path).glob("t*encoder*/*")) + sorted(
+        Path(model.path).glob("tokenizer*/*")
+    )
+    listed = [
+        (file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+    ]
+    return fingerprint(model.path, model.revision, model.t5_tokens, model.precision, device, listed)

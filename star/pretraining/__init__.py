@@ -1,0 +1,1 @@
+"""How the miniature's models are made from nothing."""

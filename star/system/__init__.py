@@ -1,0 +1,1 @@
+"""Errors, files, locks, processes: what any program needs."""

@@ -1,0 +1,76 @@
+"""Errors that the command line turns into one line on standard error and an exit status, and how it
+shows a value."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SHOWN = 80  # characters of a value in a message
+
+
+class StarError(ValueError):
+    """Bad input from the user: the message names the file, key or record and the mend."""
+
+    status = 1  # of the process
+
+
+class Interrupted(StarError):
+    """The process was asked to stop (`star.system.signals`), and its work is saved: run the same
+    command again."""
+
+    status = 75  # "try again later" of sysexits.h
+
+
+# No room, no room for this user, too large for the file system, folders that cannot be written,
+# names that are none or belong to something else, and a broken disk.
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+)
+
+
+def disk_error(error: Exception, path: Path | None = None) -> StarError | None:
+    """What to say of an error of the disk or of a folder, also of one that a library hands on as
+    text; else None.
+
+    Args:
+        path: what could not be written, where the error may not say it.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (
+        told := re.search(r"(?:os error|\[Errno) (\d+)", str(error))
+    ):  # of safetensors, of shutil
+        number = int(told[1])
+    if number not in _DISK_ERRORS:
+        return None
+    what = f"{path}: {os.strerror(number)}" if path else error
+    return StarError(f"{what}; make room or give a place that can be written, and run it again")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, a file or folder is written.
+
+    Raises:
+        StarError: in place of a `disk_error`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StarError) or not (said := disk_error(error, path)):
+            raise
+        raise said from error
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut to `SHOWN` characters."""
+    return cut(repr(value))
+
+
+def cut(text: str, most: int = SHOWN) -> str:
+    """The start and the end of a text that is too long."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"

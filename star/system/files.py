@@ -1,0 +1,76 @@
+"""Writing files so that a reader never sees half of one, and a power cut leaves the old one or the
+new one."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from star.system.errors import writing
+
+
+def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text, or its pieces one by one, under a temporary name, flush to the disk, rename
+    into place.
+
+    Whatever fails, the temporary file is removed.
+
+    Raises:
+        StarError: see `star.system.errors.writing`.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+            replace_durably(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Flush a whole file to the disk, give it its name, and flush that too."""
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def sort_header(path: Path) -> None:
+    """Order the names in a safetensors file's header, which its library writes in another order
+    each time. Atomic."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        json.loads(content[8:start]), sort_keys=True, separators=(",", ":")
+    ).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+    replace_durably(temporary, path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, under another name: one that has its own name is never half deleted."""
+    doomed = folder.with_name(folder.name + ".deleted")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a call that was killed
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def flush_tree(folder: Path) -> None:
+    """Flush a folder and all below it to the disk, before what it was made from is deleted."""
+    for path in (*folder.rglob("*"), folder):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

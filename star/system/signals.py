@@ -1,0 +1,45 @@
+"""Being asked to stop, as schedulers do before a time limit or for a more urgent job.
+
+SIGTERM and SIGUSR1 are remembered, and whoever works looks between two batches. A second SIGTERM
+ends the process at once, as the first one would anywhere else; but one that comes within `SAME`
+seconds is the first one again: a scheduler signals all processes of a job, and a launcher among
+them hands it on."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAME = 1.0  # seconds
+
+
+@contextmanager
+def listening() -> Iterator[Callable[[], bool]]:
+    """Inside, the yielded function says whether this process was asked to stop. For the main
+    thread."""
+    asked: float | None = None
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked is None:
+            asked = time.monotonic()
+        elif number == signal.SIGTERM and time.monotonic() - asked > SAME:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield lambda: asked is not None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_in_worker() -> None:
+    """In a worker process: a scheduler signals all, and the parent decides when to end. SIGTERM
+    still ends a worker, because that is how its pool ends it."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

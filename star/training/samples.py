@@ -1,0 +1,85 @@
+"""What a training shows of itself: sample grids of fixed prompts and seeds, and allocation maps
+over the steps."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from star.config.params import AllocationParams, Params
+from star.method.allocation import allocation_weights
+from star.method.attention import CoreKeys
+from star.method.seeds import seed_of
+from star.policy.rollout import sample_images, trace_relevance
+from star.policy.sd3 import SD3Policy
+from star.prompts.records import PromptRecord
+from star.rewards.base import Reward
+from star.system.files import write_text_atomic
+from star.system.images import grid, overlay
+
+SHEET_PROMPTS = 16  # images of a sample grid
+MAP_PROMPTS = 3  # prompts whose maps are saved
+
+
+def draw_samples(
+    policy: SD3Policy,
+    reward: Reward,
+    records: Sequence[PromptRecord],
+    core: CoreKeys | None,
+    params: Params,
+    allocation: AllocationParams,
+    epoch: int,
+    folder: Path,
+) -> dict[str, np.ndarray]:
+    """Write ``samples/epoch_NNNN.png`` and, with an allocation, map overlays and their index
+    ``maps/maps.json``.
+
+    Returns the grid, ``samples``, and of each prompt with maps the overlays of all steps in a row,
+    ``maps/i``: uint8 (height, width, 3).
+
+    Args:
+        records: the prompts to draw, one image each; the first `MAP_PROMPTS` get maps.
+        core: core tokens of the records; None for an allocation without maps.
+        allocation: how maps become weights; the controls' rearrangements are not shown.
+    """
+    seeds = [seed_of(params.seed, "sheet", i) for i in range(len(records))]
+    prompts, steps = [record.prompt for record in records], params.rollout.steps
+    relevance = None
+    if core is None:
+        drawn = sample_images(policy, prompts, seeds, steps)
+    else:
+        relevance, drawn = trace_relevance(policy, prompts, seeds, steps, core, allocation)
+    name = f"epoch_{epoch:04d}"
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    sheet = grid(drawn, columns=8)
+    sheet.save(folder / "samples" / f"{name}.png")
+    shown = {"samples": np.asarray(sheet)}
+    if relevance is None:
+        return shown
+    weights = allocation_weights(
+        relevance, allocation.lam, allocation.temporal, allocation.clause_maps
+    )[:, :, 0]
+    rewards = reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
+    maps = folder / "maps"
+    maps.mkdir(exist_ok=True)
+    entries = []
+    for i, record in enumerate(records[:MAP_PROMPTS]):
+        final, files = f"{name}_{i}_final.png", [f"{name}_{i}_step_{t}.png" for t in range(steps)]
+        grid(drawn[i : i + 1], columns=1).save(maps / final)
+        overlays = [overlay(drawn[i], weights[i, t].cpu().numpy()) for t in range(steps)]
+        for laid, file in zip(overlays, files, strict=True):
+            laid.save(maps / file)
+        shown[f"maps/{i}"] = np.concatenate([np.asarray(laid) for laid in overlays], axis=1)
+        entry = {
+            "epoch": epoch,
+            "prompt": record.prompt,
+            "reward": float(rewards[i]),
+            "final": final,
+        }
+        entries.append({**entry, "steps": list(range(steps)), "maps": files})
+    index = maps / "maps.json"
+    earlier = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
+    kept = [entry for entry in earlier if entry["epoch"] < epoch]
+    write_text_atomic(index, json.dumps(kept + entries, indent=1) + "\n")
+    return shown

@@ -1,0 +1,94 @@
+"""Experiment trackers: a training's curves, sample grids and map overlays, in W&B or TensorBoard by
+accelerate.
+
+A training that goes on from a state repeats the epochs after it. TensorBoard is told to forget what
+it had of them. W&B cannot forget: `wandb sync` numbers repeated steps anew, behind those that it
+has. So its curves are drawn over the epoch, where a repeated point lies on the first one (on a CPU
+they are the same to the byte)."""
+
+import importlib.util
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from star.system.errors import StarError
+from star.system.files import write_text_atomic
+
+TENSORBOARD = Path(
+    "logs/tensorboard"
+)  # below the folder in which the training runs, as W&B's `wandb`
+
+
+def check_tracker(kind: str) -> None:
+    """Refuse a tracker whose library is not installed, before anything is opened.
+
+    Raises:
+        StarError: says what to install.
+    """
+    if kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise StarError(
+            "train.tracker: tensorboard is not installed; run `pip install --constraint constraints.txt tensorboard`, "
+            "or set it to wandb or none"
+        )
+
+
+class Tracker:
+    """A training's run in W&B (``kind`` wandb) or TensorBoard (tensorboard).
+
+    Args:
+        title: the run's name.
+        work: folder of the training's states, which keeps the run's id from one start to the next.
+        parameters: shown with the run, as nested JSON values.
+    """
+
+    def __init__(self, kind: str, title: str, work: Path, parameters: Mapping[str, Any]) -> None:
+        self.kind, self.title, self.work, self.parameters = kind, title, work, dict(parameters)
+        self.library: GeneralTracker
+
+    def begin(self, epoch: int) -> None:
+        """Start the run, or go on with it, after ``epoch`` epochs."""
+        run = _run_id(self.work)
+        if self.kind == "wandb":
+            self.library = WandBTracker("star", name=self.title, id=run, resume="allow")
+            self.library.start()
+            self.library.run.define_metric("*", step_metric="epoch")
+            self.library.store_init_configuration(self.parameters)
+        else:
+            void = epoch + 1 if epoch else 0  # the images of epoch 0 are drawn again, too
+            self.library = TensorBoardTracker(
+                f"{self.title}-{run[:8]}", TENSORBOARD, purge_step=void
+            )
+            self.library.start()
+            text = json.dumps(self.parameters, indent=1)
+            self.library.log(
+                {"parameters": "\n".join(f"    {line}" for line in text.splitlines())}, step=epoch
+            )
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """The numbers of a line of the training's log, at its epoch."""
+        self.library.log(
+            {k: v for k, v in line.items() if isinstance(v, (int, float))}, step=line["epoch"]
+        )
+
+    def show(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Images by name, each uint8 (height, width, 3)."""
+        layout = {"dataformats": "NHWC"} if self.kind == "tensorboard" else {}
+        self.library.log_images(
+            {name: image[None] for name, image in images.items()}, step=epoch, **layout
+        )
+
+    def finish(self) -> None:
+        self.library.finish()
+
+
+def _run_id(work: Path) -> str:
+    """The tracker's name for this training: drawn when it starts, the same when it goes on."""
+    file = work / "tracker"
+    if not file.exists():
+        write_text_atomic(file, uuid.uuid4().hex)
+    return file.read_text(encoding="utf-8")

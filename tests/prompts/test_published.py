@@ -1,0 +1,258 @@
+"""Prompt sets by URL, from a server on the loopback: the checksum decides, errors say what to
+do."""
+
+import dataclasses
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from star.config.params import Params, PromptSource, load_params
+from star.prompts import published
+from star.prompts.prepare import prepare
+from star.prompts.published import FETCHED, fetched_file
+from star.system.errors import StarError
+
+BODY = b'a sign that says "HI"\n' * 9000  # several pieces
+SHA = hashlib.sha256(BODY).hexdigest()
+KEY = "prompts.ocr.test_file"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers the requests one after the other as `answers` says, the last one again and again;
+    counts them."""
+
+    answers: list[tuple[int, dict[str, str], bytes]] = [(200, {}, BODY)]
+    requests = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        status, headers, body = self.server.answers[
+            min(self.server.requests, len(self.server.answers) - 1)
+        ]
+        self.server.requests += 1
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(published, "PAUSES", (0.0, 0.0, 0.0))
+    with Server(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def refused(url: str, sha256: str | None = SHA) -> str:
+    """The message with which a source is refused; one line."""
+    with pytest.raises(StarError) as caught:
+        fetched_file(PromptSource(url, sha256), KEY)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def kept() -> list[str]:
+    return [file.name for file in FETCHED.iterdir()] if FETCHED.exists() else []
+
+
+def test_a_file_is_fetched_once_with_a_progress_bar(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = PromptSource(f"{server.url}/dataset/ocr/test.txt?raw=1", SHA)
+    path = fetched_file(source, KEY)
+    assert path == FETCHED / SHA
+    assert path.read_bytes() == BODY
+    assert kept() == [SHA]
+    bar = capsys.readouterr().err
+    assert "test.txt: " in bar
+    assert "198k/198k" in bar
+    assert fetched_file(source, KEY) == path
+    assert server.requests == 1
+
+
+def test_a_body_of_unknown_length_is_fetched(server: Server) -> None:
+    server.answers = [(200, {"Content-Length": ""}, BODY)]
+    assert fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+
+
+def test_a_file_placed_by_hand_needs_no_server(server: Server) -> None:
+    FETCHED.mkdir(parents=True)
+    (FETCHED / SHA).write_bytes(BODY)
+    assert fetched_file(PromptSource(server.url, SHA), KEY) == FETCHED / SHA
+    assert server.requests == 0
+
+
+def test_the_prompt_stage_reads_fetched_files_and_names_the_key_of_others(server: Server) -> None:
+    server.answers = [(200, {}, BODY), (404, {}, b"")]
+    defaults = load_params(Path(__file__).parents[2] / "params.yaml")
+    sources = {"test_file": PromptSource(f"{server.url}/test.txt", SHA)}
+    params = with_ocr(defaults, test=3, **sources)
+    _, test = prepare("ocr", params)
+    assert [record.metadata["text"] for record in test] == ["HI"] * 3
+    assert prepare("ocr", params)[1] == test
+    assert server.requests == 1
+    with pytest.raises(StarError, match=r"^prompts\.ocr\.train_file: .*HTTP 404"):
+        prepare(
+            "ocr",
+            with_ocr(defaults, test=3, **sources, train_file=PromptSource(server.url, "0" * 64)),
+        )
+
+
+def with_ocr(params: Params, **values: Any) -> Params:
+    """The parameters with another prompt set for the OCR task."""
+    sets = dataclasses.replace(params.prompts.ocr, **values)
+    return dataclasses.replace(params, prompts=dataclasses.replace(params.prompts, ocr=sets))
+
+
+def test_a_kept_file_with_another_checksum_is_named_and_not_replaced(server: Server) -> None:
+    FETCHED.mkdir(parents=True)
+    (FETCHED / SHA).write_bytes(BODY + b"!")
+    message = refused(server.url)
+    assert message.startswith(
+        f"{FETCHED / SHA}: its SHA-256 is {hashlib.sha256(BODY + b'!').hexdigest()}"
+    )
+    assert "remove the file" in message
+    assert server.requests == 0
+
+
+TROUBLE = {
+    "unavailable": (503, {}, b""),
+    "broken gateway": (502, {}, b"<html>"),
+    "ends too early": (200, {"Content-Length": str(len(BODY))}, BODY[:-1]),
+    "no HTTP": (200, {"Transfer-Encoding": "chunked", "Content-Length": ""}, b"not a chunk"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_passing_trouble_is_tried_again(trouble: str, server: Server) -> None:
+    server.answers = [TROUBLE[trouble], TROUBLE[trouble], (200, {}, BODY)]
+    assert fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+    assert server.requests == 3
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_lasting_trouble_says_what_to_place_where(trouble: str, server: Server) -> None:
+    server.answers = [TROUBLE[trouble]]
+    message = refused(server.url)
+    assert message.startswith(f"{KEY}: {server.url} cannot be fetched (")
+    assert message.endswith(f"place it as {Path.cwd() / FETCHED / SHA}")
+    assert server.requests == 4
+    assert not kept()
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_what_is_not_there_is_not_asked_for_again(status: int, server: Server) -> None:
+    server.answers = [(status, {}, b"")]
+    assert f"cannot be fetched (HTTP {status} " in refused(server.url)
+    assert server.requests == 1
+
+
+def test_a_server_that_is_silent_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "TIMEOUT", 0.05)
+    server.answers = [(200, {"Content-Length": "10"}, b"")]
+    monkeypatch.setattr(Handler, "wbufsize", -1)  # keeps even the headers back
+    monkeypatch.setattr(Handler, "finish", lambda self: threading.Event().wait(0.2))
+    assert "timed out" in refused(server.url)
+    assert server.requests == 4
+
+
+def test_without_a_network_the_message_names_url_place_and_checksum(server: Server) -> None:
+    server.server_close()
+    assert "Connection refused" in (message := refused(server.url))
+    assert all(part in message for part in (KEY, server.url, str(Path.cwd() / FETCHED / SHA)))
+    message = refused(server.url, None)
+    assert message.endswith(
+        f"place it as {Path.cwd() / FETCHED}/<its SHA-256>, with that SHA-256 as {KEY}.sha256 in params.yaml"
+    )
+
+
+def test_another_file_is_refused_and_not_kept(server: Server) -> None:
+    server.answers = [(200, {}, b"something else")]
+    message = refused(server.url)
+    assert hashlib.sha256(b"something else").hexdigest() in message
+    assert SHA in message
+    assert server.requests == 1
+    assert not kept()
+
+
+def test_without_a_checksum_the_line_for_the_parameters_is_given_and_nothing_trusted(
+    server: Server,
+) -> None:
+    for _ in range(2):
+        assert refused(server.url, None).endswith(f"put into params.yaml: sha256: {SHA}")
+    assert server.requests == 2
+    assert (
+        fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+    )  # what was kept, now pinned
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize("length", [{}, {"Content-Length": ""}, {"Content-Length": "99999999999"}])
+def test_a_file_too_large_is_refused_at_once(
+    length: dict[str, str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "MOST_BYTES", len(BODY) - 1)
+    server.answers = [(200, length, BODY)]
+    assert "more than 197,999 bytes" in refused(server.url)
+    assert server.requests == 1
+    assert not kept()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://127.0.0.1:1/x",
+        "http://example.org/x",
+        "ftp://127.0.0.1/x",
+        "file:///etc/hostname",
+        "//127.0.0.1:1/x",
+    ],
+)
+def test_a_redirect_away_from_https_is_refused(target: str, server: Server) -> None:
+    server.answers = [(302, {"Location": target}, b"")]
+    message = refused(server.url)
+    assert "which is not https" in message or "not allowed" in message
+    assert server.requests == 1
+
+
+def test_redirects_on_the_same_server_are_followed_but_not_for_ever(server: Server) -> None:
+    server.answers = [(302, {"Location": "/there"}, b""), (200, {}, BODY)]
+    assert fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+    server.answers = [(302, {"Location": "/here"}, b"")]
+    assert "cannot be fetched (HTTP 302 " in refused(server.url, "0" * 64)
+    assert server.requests < 20
+
+
+@pytest.mark.parametrize("target", ["https://a..b/x", "https://[::1/x", "https://"])
+def test_a_redirect_to_nonsense_is_a_message(target: str, server: Server) -> None:
+    server.answers = [(302, {"Location": target}, b"")]
+    assert "cannot be fetched (" in refused(server.url)
+
+
+def test_a_folder_that_cannot_be_written_is_named(server: Server) -> None:
+    FETCHED.parent.mkdir(parents=True)
+    FETCHED.write_text("a file where the folder should be")
+    assert f"{FETCHED / SHA}: cannot be written" in refused(server.url)

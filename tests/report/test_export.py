@@ -1,0 +1,147 @@
+"""The exported folder: what it holds, that plain diffusers loads it, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusion3Pipeline
+
+from star.cli import main
+from star.config.params import fingerprint, load_params
+from star.policy.sd3 import load_policy
+from star.report.export import export_adapter
+from star.training.resume import parameter_sections
+
+PARAMS = load_params(Path("params.yaml"))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The folders of a training of a fresh adapter and of its evaluation, with made-up figures."""
+    policy = load_policy(dataclasses.replace(PARAMS.model, precision="no"), torch.device("cpu"))
+    policy.add_adapter(seed=0)
+    policy.save_adapter(tmp_path / "training" / "adapter")
+    log = {"epoch": 45, "images": 5760, "updates": 90}
+    recorded = parameter_sections(PARAMS, "ocr", PARAMS.method("star")) | {
+        "task": "ocr",
+        "method": "star",
+        "code": "0",
+    }
+    (tmp_path / "training" / "parameters.json").write_text(json.dumps(recorded))
+    (tmp_path / "training" / "log.jsonl").write_text(json.dumps(log) + "\n")
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    scores = {
+        "task": "ocr",
+        "method": "star",
+        "benchmarks": {"ocr": {"reward": interval}, "geneval": {"tags": {}}},
+    }
+    scores |= {"checkpoint": "ocr-star"}
+    scores |= {
+        "params_fingerprint": fingerprint(
+            PARAMS.model, PARAMS.rewards, PARAMS.evaluate, PARAMS.seed
+        )
+    }
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "scores.json").write_text(json.dumps(scores))
+    return tmp_path
+
+
+def export(folder):
+    training, evaluation, output = (
+        str(folder / name) for name in ("training", "evaluation", "out")
+    )
+    return main(["export", "--training", training, "--evaluation", evaluation, "--output", output])
+
+
+def test_card_has_the_hub_s_front_matter_scores_and_parameters(trained):
+    assert export(trained) == 0
+    front, text = (trained / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1:]
+    assert yaml.safe_load(front)["library_name"] == "diffusers"
+    assert "base_model" not in yaml.safe_load(front)  # models/miniature is no id of the hub
+    assert (
+        "num_inference_steps=8," in text
+        and f"max_sequence_length={PARAMS.model.t5_tokens}," in text
+    )
+    assert "torch_dtype=torch.float32)" in text and "whose code is not the training's" in text
+    assert (
+        "| ocr | reward | 0.5000 | 0.2500 to 0.7500 |" in text
+        and "45 epochs, 5,760 images, 90 updates" in text
+    )
+    assert load_params(trained / "out" / "params.yaml") == PARAMS
+    assert (trained / "out" / "parameters.json").read_bytes() == (
+        trained / "training" / "parameters.json"
+    ).read_bytes()
+
+
+def test_plain_diffusers_loads_the_folder(trained):
+    export(trained)
+    pipe = StableDiffusion3Pipeline.from_pretrained(PARAMS.model.path, dtype=torch.float32)
+    pipe.load_lora_weights(trained / "out")
+    assert pipe.transformer.peft_config["default_0"].lora_alpha == PARAMS.model.lora_alpha
+
+
+def test_missing_files_and_an_evaluation_of_base_are_named(trained, capsys):
+    scores = trained / "evaluation" / "scores.json"
+    scores.write_text(json.dumps({"task": None, "method": None, "benchmarks": {}}))
+    assert export(trained) == 1 and "an evaluation of the base model" in capsys.readouterr().err
+    scores.unlink()
+    assert export(trained) == 1 and "scores.json: no such file" in capsys.readouterr().err
+    assert not (trained / "out").exists()
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_parameters_of_another_training_are_refused_with_what_differs(trained, capsys):
+    file = trained / "training" / "parameters.json"
+    edit(file, train=json.loads(file.read_text())["train"] | {"learning_rate": 1.0})
+    assert export(trained) == 1
+    assert (
+        f"train.learning_rate 1.0 -> {PARAMS.train.learning_rate}; give" in capsys.readouterr().err
+    )
+    assert not (trained / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"task": "geneval", "checkpoint": "geneval-star"},
+            "scores of geneval-star (task geneval, method star), but",
+        ),
+        (
+            {"method": "flow_grpo", "checkpoint": "ocr-flow_grpo"},
+            "of ocr-flow_grpo (task ocr, method flow_grpo)",
+        ),
+        ({"checkpoint": "images"}, "scores of images"),
+        ({"params_fingerprint": "0"}, "evaluated with another model, rewards, evaluate or seed"),
+    ],
+)
+def test_scores_of_another_checkpoint_or_evaluation_are_refused(trained, capsys, changes, message):
+    edit(trained / "evaluation" / "scores.json", **changes)
+    assert export(trained) == 1 and message in capsys.readouterr().err
+    assert not (trained / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "used"), [("abc", None), (None, "abc")])
+def test_a_hub_model_is_named_with_its_revision(trained, given, used):
+    """The parameters' or, where they want the newest, the one that the training found."""
+    edit(trained / "training" / "adapter" / "base.json", revision=used)
+    model = dataclasses.replace(PARAMS.model, path="owner/model", revision=given)
+    params = dataclasses.replace(PARAMS, model=model)
+    recorded = parameter_sections(params, "ocr", params.method("star"))
+    edit(trained / "training" / "parameters.json", **recorded)
+    edit(
+        trained / "evaluation" / "scores.json",
+        params_fingerprint=fingerprint(model, params.rewards, params.evaluate, params.seed),
+    )
+    export_adapter(
+        params, Path("params.yaml"), trained / "training", trained / "evaluation", trained / "out"
+    )
+    text = (trained / "out" / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nbase_model: owner/model\n")
+    assert 'from_pretrained("owner/model", revision="abc", torch_dtype=torch.float32)' in text

@@ -1,0 +1,310 @@
+"""The OCR reward: closed forms of the score, then the reader on rendered signs, then its worker
+processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from star.config.params import OcrParams
+from star.miniature.world import BACKGROUND, LETTERS, SIZE, Scene, render
+from star.prompts.records import PromptRecord
+from star.rewards.base import RewardError
+from star.rewards.ocr import OcrReward, letter_shares, text_reward
+from star.rewards.reading import ReadingPool, TextReader
+
+WORDS = ("STAR", "HELLO", "CAT", "BY", "GRPO")
+TEXTS = st.text(alphabet="abcAB ", max_size=8)
+
+
+def record(text: str | None, number: int = 0) -> PromptRecord:
+    metadata = {} if text is None else {"text": text}
+    return PromptRecord(f"ocr-test-{number:05d}", "ocr", f'a sign that says "{text}"', metadata)
+
+
+def signs(words: tuple[str, ...]) -> tuple[np.ndarray, list[PromptRecord]]:
+    images = np.stack([render(Scene(text=word)) for word in words])
+    return images, [record(word, number) for number, word in enumerate(words)]
+
+
+@pytest.fixture(scope="module")
+def pooled() -> Iterator[OcrReward]:
+    reward = OcrReward(OcrParams(workers=2, substring=False, read_side=128))
+    yield reward
+    reward.close()
+
+
+@pytest.mark.parametrize(
+    ("read", "target", "extra_costs", "substring"),
+    [
+        ("LOVE", "LOVE", 1.0, 1.0),
+        ("l o v e", "LOVE", 1.0, 1.0),
+        ("LOVEE", "LOVE", 0.75, 1.0),  # one insertion
+        ("LOV", "LOVE", 0.75, 0.75),  # one deletion
+        ("LAVE", "LOVE", 0.75, 0.75),  # one substitution
+        ("", "LOVE", 0.0, 0.0),
+        ("XXLOVEXXX", "LOVE", 0.0, 1.0),  # five insertions, capped at four
+        ("QQQQQQQQ", "LOVE", 0.0, 0.0),
+        ("big sale", "Big Sale", 1.0, 1.0),
+    ],
+)
+def test_text_reward_closed_forms(
+    read: str, target: str, extra_costs: float, substring: float
+) -> None:
+    assert text_reward(read, target, substring=False) == extra_costs
+    assert text_reward(read, target, substring=True) == substring
+
+
+@pytest.mark.parametrize(
+    ("read", "target", "shares"),
+    [
+        ("LOVE", "LOVE", [1, 1, 1, 1]),
+        ("LAVE", "LOVE", [1, 0, 1, 1]),  # misread
+        ("LOE", "LOVE", [1, 1, 0, 1]),  # missing
+        ("LOXVE", "LOVE", [1, 1, 0, 1]),  # one too many, before the V
+        ("LOVEX", "LOVE", [1, 1, 1, 0]),  # one too many, at the end
+        ("big sale", "Big Sale", [1] * 7),  # blanks are no letters
+        ("XXLOVEXXX", "LOVE", [0, 0, 0, 0]),  # nothing is left of the reward
+    ],
+)
+def test_letter_shares_by_hand(read: str, target: str, shares: list[float]) -> None:
+    assert letter_shares(read, target, substring=False) * len(shares) == pytest.approx(shares)
+
+
+@given(read=TEXTS, target=TEXTS.filter(lambda text: bool(text.strip())), substring=st.booleans())
+def test_letter_shares_add_up_to_the_reward(read: str, target: str, substring: bool) -> None:
+    shares = letter_shares(read, target, substring)
+    assert len(shares) == sum(not letter.isspace() for letter in target)
+    assert shares.sum() == pytest.approx(text_reward(read, target, substring), abs=1e-6)
+
+
+def test_empty_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        text_reward("LOVE", "  ", substring=True)
+
+
+@given(read=TEXTS, target=TEXTS.filter(str.strip))
+def test_text_reward_properties(read: str, target: str) -> None:
+    strict = text_reward(read, target, substring=False)
+    published = text_reward(read, target, substring=True)
+    assert 0.0 <= strict <= published <= 1.0
+    same = read.replace(" ", "").lower() == target.replace(" ", "").lower()
+    assert (strict == 1.0) == same
+    assert text_reward(read.upper(), f" {target.upper()} ", substring=False) == strict
+
+
+def test_signs_are_read_in_process_and_by_workers_alike(
+    pooled: OcrReward, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images, records = signs(WORDS)
+    result = pooled.submit(images, records).result()
+    assert result.scores.dtype == np.float32
+    assert result.scores.tolist() == [1.0] * len(WORDS)
+    assert [detail["read"].lower() for detail in result.details] == [word.lower() for word in WORDS]
+    assert all(
+        set(detail) == {"target", "read", "exact", "score"} and detail["exact"]
+        for detail in result.details
+    )
+    in_process = OcrReward(OcrParams(workers=0, substring=False, read_side=128))
+    assert in_process.submit(images, records).result().details == result.details
+    in_process.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_reading_does_not_depend_on_its_neighbours(pooled: OcrReward) -> None:
+    words = tuple(reversed(WORDS)) * 5  # several chunks for each worker
+    images, records = signs(words)
+    noisy = np.clip(images + np.random.default_rng(0).normal(0, 12, images.shape), 0, 255).astype(
+        np.uint8
+    )
+    together = pooled.submit(noisy, records).result()
+    assert len(together.details) == len(words)
+    for index in (0, 7, 24):
+        alone = pooled.submit(noisy[index : index + 1], records[index : index + 1]).result()
+        assert alone.details == together.details[index : index + 1]
+
+
+def test_random_words_on_noisy_signs(pooled: OcrReward) -> None:
+    rng = np.random.default_rng(5)
+    words = tuple("".join(rng.choice(list(LETTERS), size=rng.integers(2, 6))) for _ in range(60))
+    images, records = signs(words)
+    noisy = np.clip(images + rng.normal(0, 8, images.shape), 0, 255).astype(np.uint8)
+    for batch in (images, noisy):
+        result = pooled.submit(batch, records).result()
+        assert np.mean([detail["exact"] for detail in result.details]) >= 0.95
+        assert result.scores.mean() >= 0.98
+
+
+def test_wrong_words_and_blank_images(pooled: OcrReward) -> None:
+    images, _ = signs(("STAR", "CAT"))
+    blank = np.full((1, SIZE, SIZE, 3), BACKGROUND, np.uint8)
+    result = pooled.submit(
+        np.concatenate([images, blank]), [record("STIR"), record("DOG"), record("CAT")]
+    ).result()
+    assert result.scores.tolist() == [0.75, 0.0, 0.0]
+    assert result.details[2] == {"target": "CAT", "read": "", "exact": False, "score": 0.0}
+
+
+def test_larger_and_oblong_images(pooled: OcrReward) -> None:
+    image = render(Scene(text="HELLO"))
+    large = image.repeat(8, axis=0).repeat(8, axis=1)[None]  # 512 x 512
+    oblong = np.full((1, 64, 160, 3), BACKGROUND, np.uint8)
+    oblong[0, :, 48:112] = image
+    for images in (large, oblong):
+        assert pooled.submit(images, [record("HELLO")]).result().scores.tolist() == [1.0]
+
+
+def test_record_without_text_is_named(pooled: OcrReward) -> None:
+    images, _ = signs(("STAR", "CAT"))
+    for bad in (record(None, 41), record(" ", 41)):
+        with pytest.raises(RewardError, match="ocr-test-00041"):
+            pooled.submit(images, [record("STAR"), bad])
+
+
+def test_failing_reader_is_an_error_that_names_the_record_never_a_zero(pooled: OcrReward) -> None:
+    future = pooled.submit(
+        np.zeros((2, 0, 64, 3), np.uint8), [record("STAR", 7), record("STAR", 8)]
+    )
+    with pytest.raises(RewardError, match="^ocr-test-00007: [^\n]+$"):
+        future.result()
+    images, records = signs(("CAT",))
+    assert pooled.submit(images, records).result().scores.tolist() == [1.0]  # the pool survives
+
+
+def test_submit_does_not_wait_and_workers_have_no_torch(pooled: OcrReward) -> None:
+    images, records = signs(("STAR",) * 64)
+    future = pooled.submit(images, records)
+    assert not future.done()
+    assert future.result().scores.tolist() == [1.0] * 64
+    assert pooled._pool._pool is not None
+    loaded = pooled._pool._pool.submit(eval, "sorted(__import__('sys').modules)").result()
+    assert "rapidocr_onnxruntime" in loaded
+    assert not {"torch", "diffusers", "transformers", "torchvision"} & set(loaded)
+
+
+class Stalled(ThreadPoolExecutor):
+    """A pool whose workers read nothing before they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def submit(
+        self, function: Callable[..., Any], /, *arguments: Any, **options: Any
+    ) -> "Future[Any]":
+        def held() -> Any:
+            self.begun.set()
+            assert self.go.wait(20), "submit waits for the readers"
+            return function(*arguments, **options)
+
+        return super().submit(held)
+
+
+def test_submit_returns_however_slow_the_readers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches are handed over before either is read: on a GPU the trainer draws the next one
+    meanwhile."""
+    monkeypatch.setattr(
+        "star.rewards.reading.read_images", lambda reader, given, ids: ["STAR"] * len(ids)
+    )
+    pool = Stalled()
+    reward = OcrReward(OcrParams(workers=0, substring=False, read_side=128))
+    reward._pool._workers, reward._pool._pool = 2, pool  # type: ignore[assignment]
+    images, records = signs(("STAR", "CAT"))
+    futures = [reward.submit(images, records) for _ in range(2)]
+    assert pool.begun.wait(20) and not any(future.done() for future in futures)
+    pool.go.set()
+    assert [future.result(60).scores.tolist() for future in futures] == [[1.0, 0.0]] * 2
+    reward.close()
+
+
+def test_a_worker_that_dies_is_replaced_once(caplog: pytest.LogCaptureFixture) -> None:
+    reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
+    images, records = signs(("STAR", "CAT"))
+    for _ in range(2):  # once in each batch
+        assert reward._pool._pool is not None
+        reward._pool._pool.submit(eval, "__import__('os')._exit(3)")
+        assert reward.submit(images, records).result().scores.tolist() == [1.0, 1.0]
+    assert caplog.text.count("an OCR worker died") == 2
+    reward.close()
+    reward.close()
+
+
+def reads_until_it_meets(image: np.ndarray) -> list[str]:
+    """A reader that a red image kills and that a blue one keeps for ever."""
+    red, _, blue = image.reshape(-1, 3).mean(0)
+    if red > blue + 50:
+        os._exit(3)
+    if blue > red + 50:
+        time.sleep(600)
+    return ["read"]
+
+
+@pytest.mark.parametrize(
+    ("color", "message"),
+    [(0, "b: OCR workers died twice"), (2, "b: the OCR reader hangs at .* 3 s")],
+)
+def test_a_image_that_kills_or_stops_its_reader_is_named(color: int, message: str) -> None:
+    reader = TextReader(load=os.getpid, lines=reads_until_it_meets, side=8)
+    pool = ReadingPool(reader, workers=1, timeout=60.0 if color == 0 else 3.0)
+    images = np.full((20, 8, 8, 3), 100, np.uint8)
+    assert pool.read(images[:1], ["a"]) == ["read"]
+    images[17, ..., color] = 255
+    ids = [*"acdefghijklmnopq", "b", *"rst"]  # the second chunk begins with b
+    with pytest.raises(RewardError, match=message):
+        pool.read(images, ids)
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 60
+
+
+PARENT = """
+from star.config.params import OcrParams
+from star.rewards.ocr import OcrReward
+
+if __name__ == "__main__":
+    reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
+    print(reward._pool._pool.submit(eval, "__import__('os').getpid()").result(), flush=True)
+    input()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks the process up in /proc")
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT, encoding="utf-8")
+    root = Path(__file__).parents[2]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    pipe, null = (
+        subprocess.PIPE,
+        subprocess.DEVNULL,
+    )  # null: the standard library warns of the killed pool's semaphores
+    parent = subprocess.Popen(
+        [sys.executable, script], stdin=pipe, stdout=pipe, stderr=null, env=env, text=True
+    )
+    assert parent.stdout is not None
+    status = Path("/proc") / parent.stdout.readline().strip() / "status"
+    assert _runs(status)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while _runs(status) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(status)
+
+
+def _runs(status: Path) -> bool:
+    try:
+        return "State:\tZ" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,105 @@
+"""A disk that takes no more, here by a limit on the size of files: one line names the file, the
+cause and the mend."""
+
+import dataclasses
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from star.config.params import load_params
+from star.evaluation.evaluate import _save_images
+from star.prompts.core_content import extract_core
+from star.prompts.prepare import prepare
+from star.prompts.records import PromptRecord
+from star.system.errors import StarError, disk_error
+from star.system.faults import Fault, save_fault
+from star.system.files import write_text_atomic
+from star.training.checkpoint import save_state
+from star.training.loop import _append, train
+
+LONG = "x" * 100_000
+IMAGES = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), np.uint8)
+RECORD = PromptRecord("a", "ocr", "a sign", {})
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "text.json": lambda path: write_text_atomic(path, LONG),
+    "state": lambda path: save_state(path, {"a": torch.zeros(10_000)}, {}),
+    "a_0.png": lambda path: _save_images(path.parent, [(RECORD, 0, 0)], IMAGES),
+    "faults": lambda path: save_fault(path, Fault("wrong", [], IMAGES)),
+    "log.jsonl": lambda path: _append(path, {"a": LONG}),
+}
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Inside, this process writes no file of more than 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_the_disk_does_not_take_is_named(tmp_path: Path, name: str) -> None:
+    with (
+        pytest.raises(StarError, match=f"^{tmp_path}/{name}: File too large; make room"),
+        small_files(),
+    ):
+        WRITERS[name](tmp_path / name)
+
+
+def test_an_adapter_that_the_disk_does_not_take_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params(Path("params.yaml"))
+    params = dataclasses.replace(params, train=dataclasses.replace(params.train, tracker="none"))
+    records = [
+        dataclasses.replace(record, core=extract_core(record))
+        for record in prepare("geneval", params)[0][:1]
+    ]
+    monkeypatch.setattr("star.training.loop.run_epochs", lambda *_: None)
+    work, output = tmp_path / "work", tmp_path / "out"
+    with (
+        pytest.raises(StarError, match=f"^{output}: File too large; make room") as error,
+        small_files(),
+    ):
+        train(params, "geneval", "star", records, work, output)
+    assert isinstance(error.value.__cause__, SafetensorError)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO]
+)
+def test_an_error_of_the_disk_is_known_by_its_number_wherever_that_stands(number: int) -> None:
+    text = os.strerror(number)
+    copied = shutil.Error([("a", "b", str(OSError(number, text, "b")))])
+    for error in (
+        OSError(number, text, "b"),
+        SafetensorError(f"I/O error: {text} (os error {number})"),
+        copied,
+    ):
+        said = disk_error(error)
+        assert said is not None and text in str(said) and "make room" in str(said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes"),
+        FileNotFoundError(2, "none"),
+        SafetensorError("(os error 2)"),
+        ValueError("28"),
+    ],
+)
+def test_other_errors_are_left_alone(error: Exception) -> None:
+    assert disk_error(error) is None
