@@ -77,7 +77,7 @@ def evaluate(
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
-                stack.callback(os.close, take_lock(folder / ".lock", f"star evaluate {checkpoint}"))
+                stack.enter_context(take_lock(folder / ".lock", f"star evaluate {checkpoint}"))
         policy = load_policy(params.model, accelerator.device, adapter)
         accelerator.print(
             f"{checkpoint}: {processes}, precision {policy.model.precision}", flush=True

@@ -8,7 +8,6 @@ side, and leaves one small JSON file."""
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def run_study(
         states = States(work, settings.keep_states, identity or {})
         with listening() as trainer.interrupted:
             run_epochs(trainer, states, title, study.evaluate_every, look)
-        os.close(lock)
+        lock.release()
     finally:
         reward.close()
     log = [

@@ -72,7 +72,7 @@ def train(
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
-                stack.callback(os.close, take_lock(folder / ".lock", f"star train {task} {method}"))
+                stack.enter_context(take_lock(folder / ".lock", f"star train {task} {method}"))
             remove_done(work)
         interrupted = stack.enter_context(listening())
         reward = build_reward(task, params.rewards)

@@ -182,7 +182,7 @@ def test_two_evaluations_of_one_folder(evaluated, params, folder):
         StarError, match=rf"star evaluate base \(process {os.getpid()} .* is at work in this folder"
     ):
         evaluate(params, "base", None, evaluated / "core", evaluated / "work", evaluated / "again")
-    os.close(lock)
+    lock.release()
 
 
 def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(
