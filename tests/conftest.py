@@ -1,16 +1,14 @@
-"""What several test files share: the repository, its default parameters, and a folder to run the
-workflow in."""
+"""What several test files share: default parameters, and a folder to run the workflow in."""
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # before torch: threads that spin for each other cost a factor of ten
+# Before torch: threads that spin for each other cost a factor of ten.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import pytest
@@ -65,27 +63,16 @@ def write_params(tmp_path: Path) -> Callable[[dict], Path]:
 
 @pytest.fixture
 def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the repository's Snakefile with the test's folder as working directory, in the
-    environment of the tests."""
+    """Run the repository's Snakefile in the test's folder, in the environment of the tests."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    def run(*arguments: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        command = [*before, sys.executable, "-m", "snakemake", "--directory", str(tmp_path)]
+        command += ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+        command += ["--profile", str(ROOT / "workflow/profiles/default"), *arguments]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path}
         return subprocess.run(
-            [
-                *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
-                *(
-                    "--profile",
-                    str(ROOT / "workflow/profiles/default"),
-                    "--directory",
-                    str(tmp_path),
-                ),
-                *("--cores", "2", *arguments),
-            ],
-            env={**os.environ, "PATH": programs},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=900,
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
         )
 
     return run

@@ -1,5 +1,4 @@
-"""How a stage becomes several processes: the command for one machine and for several, and what is
-refused."""
+"""A stage as several processes: the command for one machine and for several, and refusals."""
 
 import json
 import os
@@ -7,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +17,7 @@ from star.system.launch import launch_command, shared_threads
 STAGE = ["train", "--task", "ocr"]
 
 
-def test_one_process_is_the_stage_itself(capsys):
+def test_one_process_is_the_stage_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch_command(STAGE, 0, 1, 1, {}) is None and launch_command(STAGE, 1, 1, 1, {}) is None
     with pytest.raises(SystemExit) as end:
         main(["launch", "--", "plan", "--task", "ocr", "--json"])
@@ -25,9 +25,9 @@ def test_one_process_is_the_stage_itself(capsys):
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(8, 1), (0, 8), (8, 8), (2, 8)])
-def test_each_gpu_has_a_process(gpus, processes):
+def test_each_gpu_has_a_process(gpus: int, processes: int) -> None:
     command = launch_command(STAGE, gpus, processes, 1, {})
-    assert command[command.index("--nproc-per-node") + 1] == "8" and "--standalone" in command
+    assert command is not None and {"--nproc-per-node=8", "--standalone"} < set(command)
     assert command[-5:] == ["-m", "star.cli", *STAGE]
 
 
@@ -35,26 +35,23 @@ def test_each_gpu_has_a_process(gpus, processes):
     ("gpus", "processes", "nodes", "threads"),
     [(8, 1, 1, "1"), (0, 2, 1, "4"), (32, 1, 4, "1"), (4, 1, 2, "4")],
 )
-def test_processes_share_the_threads_of_their_job(gpus, processes, nodes, threads):
-    job = {
-        "OMP_NUM_THREADS": "8",
-        "MKL_NUM_THREADS": "8",
-        "OPENBLAS_NUM_THREADS": "auto",
-        "PATH": "8",
-    }
-    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    assert shared_threads(job, gpus, processes, nodes) == job | shared
+def test_processes_share_the_threads_of_their_job(
+    gpus: int, processes: int, nodes: int, threads: str
+) -> None:
+    job = {"OMP_NUM_THREADS": "8", "MKL_NUM_THREADS": "8"}
+    other = {"OPENBLAS_NUM_THREADS": "auto", "PATH": "8"}
+    shared = dict.fromkeys(job, threads) | other
+    assert shared_threads(job | other, gpus, processes, nodes) == shared
 
 
 @pytest.fixture
-def slurm_job(monkeypatch, tmp_path):
-    """Job 45 has four machines of 16 processors each, as the stand-in of `scontrol` says; others
-    are unknown."""
+def slurm_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stand-in of `scontrol` that knows one job, 45, of four machines with 16 processors each."""
     (tmp_path / "scontrol").write_text(
         "#!/bin/sh\n"
         'case "$*" in\n'
-        "  'show job --oneliner 45') echo 'JobId=45 JobName=a b NumNodes=4 NumCPUs=64 ReqNodeList=(null) "
-        "NodeList=gpu[01-04]';;\n"
+        "  'show job --oneliner 45') echo 'JobId=45 JobName=a b NumNodes=4 NumCPUs=64 "
+        "ReqNodeList=(null) NodeList=gpu[01-04]';;\n"
         "  'show hostnames gpu[01-04]') printf 'gpu01\\ngpu02\\ngpu03\\ngpu04\\n';;\n"
         "  *) echo 'Invalid job id specified' >&2; exit 1;;\n"
         "esac\n"
@@ -63,15 +60,14 @@ def slurm_job(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
-def test_machines_of_a_slurm_job_meet_on_the_first(slurm_job):
+@pytest.mark.usefixtures("slurm_job")
+def test_machines_of_a_slurm_job_meet_on_the_first() -> None:
     command = launch_command(STAGE, 32, 1, 4, {"SLURM_JOB_ID": "45"})
-    asked = dict(zip(command, command[1:], strict=False))
-    assert (
-        command[0] == "srun" and asked["--nodes"] == asked["--ntasks"] == asked["--nnodes"] == "4"
-    )
-    assert asked["--nproc-per-node"] == "8" and asked["--cpus-per-task"] == "16"
-    assert asked["--rdzv-endpoint"] == "gpu01:20045"
-    assert "--standalone" not in command
+    assert command is not None and command[0] == "srun" and "--standalone" not in command
+    by_srun = {"--nodes=4", "--ntasks=4", "--cpus-per-task=16"}
+    by_torchrun = {"--nnodes=4", "--nproc-per-node=8", "--rdzv-endpoint=gpu01:20045"}
+    start = command.index(sys.executable)
+    assert by_srun < set(command[:start]) and by_torchrun < set(command[start:])
 
 
 @pytest.mark.parametrize(
@@ -83,14 +79,17 @@ def test_machines_of_a_slurm_job_meet_on_the_first(slurm_job):
         (4, 2, {"SLURM_JOB_ID": "7"}, "scontrol show job --oneliner 7: Invalid job id"),
     ],
 )
-def test_what_cannot_be_launched_is_refused(slurm_job, count, nodes, job, message):
+@pytest.mark.usefixtures("slurm_job")
+def test_what_cannot_be_launched_is_refused(
+    count: int, nodes: int, job: dict[str, str], message: str
+) -> None:
     with pytest.raises(StarError, match=message):
         launch_command(STAGE, 0, count, nodes, job)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("asked", "saving"), [(signal.SIGTERM, 33), (signal.SIGUSR1, 0)])
-def test_every_process_hears_a_signal(tmp_path, asked, saving):
+def test_every_process_hears_a_signal(tmp_path: Path, asked: signal.Signals, saving: int) -> None:
     """And has time to save: of itself torchrun would kill it after 30 s."""
     (tmp_path / "star").mkdir()
     (tmp_path / "star" / "cli.py").write_text(
