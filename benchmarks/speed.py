@@ -35,7 +35,6 @@ from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardResult, finished
 from star.rewards.factory import build_reward
 from star.system.runtime import keep_freed_memory, stay_offline
-from star.training.batches import plan_epoch
 from star.training.trainer import Trainer
 
 
@@ -93,7 +92,7 @@ def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
 
 def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:
     run = trainer(params, "star", "geneval", Free())
-    batch = plan_epoch(run.records, params, 0)[0]
+    batch = run.plan.batches(0)[0]
     pipe = StableDiffusion3Pipeline.from_pretrained(params.model.path, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 

@@ -6,7 +6,6 @@ Heavy libraries are imported inside the stages that need them, so that ``star pr
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from star.config.params import TASKS, fingerprint, load_params
+from star.config.params import TASKS, StudyRun, load_params
 from star.system.errors import StarError, disk_error
 from star.system.runtime import keep_freed_memory, quick_imports, stay_offline
 
@@ -291,33 +290,13 @@ def _study_run(options: argparse.Namespace) -> None:
         )
     records, held_out = read_records(options.prompts), read_records(options.held_out)
     with quick_imports():
-        from star.study.run import run_study
-        from star.training.resume import state_folder, training_identity
+        from star.study.run import run_study, study_identity
+        from star.training.resume import state_folder
 
-    study, looks = params.study, dataclasses.asdict(params.evaluate)
-    looks |= {
-        "prompts": hashlib.sha256(options.held_out.read_bytes()).hexdigest(),
-        "every": study.evaluate_every,
-    }
-    changes = {
-        "epochs": study.epochs,
-        "seed": options.seed,
-        "learning_rate": options.rate,
-        "looks": looks,
-    }
-    run = (options.task, options.method)
-    identity = training_identity(
-        params,
-        *run,
-        params.allocation,
-        options.prompts,
-        changed=study.methods[options.method],
-        study=changes,
-    )
+    run = StudyRun(options.task, options.method, options.seed, options.rate)
+    identity = study_identity(params, run, options.prompts, options.held_out)
     work = state_folder(options.state, identity)
-    run_study(
-        params, *run, options.seed, options.rate, records, held_out, work, options.output, identity
-    )
+    run_study(params, run, records, held_out, work, options.output, identity)
     print(f"{options.task} {options.method} seed {options.seed}: {options.output}")
 
 
@@ -341,19 +320,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     if (options.adapter is None) != (options.checkpoint == "base"):
         raise StarError("--adapter goes with every checkpoint but `base`")
     read_benchmarks(options.prompts_dir)  # refused before the slow imports
-    files = [
-        *sorted(options.prompts_dir.glob("*/test.jsonl")),
-        *sorted((options.adapter or Path("none")).glob("*")),
-    ]
     with quick_imports():
-        from star.evaluation.evaluate import evaluate
-        from star.training.resume import code_digest, computing, folder_digest
+        from star.evaluation.evaluate import evaluate, work_folder
 
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    digests += [code_digest(), folder_digest(Path(params.model.path))]
-    key = fingerprint(params.seed, params.model, params.evaluate, digests, computing(params.model))
-    work = options.state / f"{options.checkpoint}-{key}"
-    evaluate(params, options.checkpoint, options.adapter, options.prompts_dir, work, options.output)
+    which = options.checkpoint, options.adapter, options.prompts_dir
+    work = work_folder(params, *which, options.state)
+    evaluate(params, *which, work, options.output)
     print(f"scores in {options.output / 'scores.json'}")
 
 

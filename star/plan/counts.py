@@ -45,7 +45,7 @@ def count(params: Params, processes: int) -> Counts:
     Raises:
         StarError: they cannot share the batches; names the numbers that can.
     """
-    check_processes(params, processes)
+    check_processes(params.train, params.rollout, processes)
     train, images = params.train, params.images_per_epoch
     batches = images // params.rollout.batch
     share = batches // train.updates_per_epoch

@@ -90,9 +90,7 @@ class Credit:
             scored.append(Scored(batch, trajectory, advantage, weights))
         return scored
 
-    def advantages(
-        self, batches: Sequence[Batch], results: Sequence[RewardResult]
-    ) -> list[Tensor]:
+    def advantages(self, batches: Sequence[Batch], results: Sequence[RewardResult]) -> list[Tensor]:
         """Return the advantages of each of this process's batches, (B, K).
 
         Raises:

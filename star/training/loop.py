@@ -295,7 +295,15 @@ def _draw(trainer: Trainer, folder: Path, tracker: Tracker | None) -> None:
     steps = trainer.params.rollout.steps
     with memory_for("sample grid"), writing(folder):
         drawn = draw_samples(
-            trainer.policy, trainer.reward, records, seeds, steps, core, allocation, trainer.epoch, folder
+            trainer.policy,
+            trainer.reward,
+            records,
+            seeds,
+            steps,
+            core,
+            allocation,
+            trainer.epoch,
+            folder,
         )
     if tracker is not None:
         tracker.show(drawn, trainer.epoch)

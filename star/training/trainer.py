@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,9 @@ from star.training.credit import Credit, Scored
 
 # How an epoch's facts of several processes become one; others are averaged.
 MERGED = {"ratio_min": torch.min, "ratio_max": torch.max, "first_ratio_error": torch.max}
-OTHER_BASE = "the state of a training on another base model; set model.path and model.revision to it"
+OTHER_BASE = (
+    "the state of a training on another base model; set model.path and model.revision to it"
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ class Trainer:
         with memory_for("rollout"):
             trajectories, pending = self.draw(batches, watch)
         with watch("reward"), memory_for("reward"):
-            results = [self.collect(*each) for each in zip(batches, trajectories, pending, strict=True)]
+            results = [
+                self.collect(*each) for each in zip(batches, trajectories, pending, strict=True)
+            ]
         self.pause(together=True)
         with watch("update"), memory_for("update"):
             scored = self.credit.weigh(self.epoch, planned, trajectories, results)
@@ -172,7 +177,9 @@ class Trainer:
             Interrupted: this process, or another, was asked to stop.
         """
         if (together or self.processes.count == 1) and self.processes.any(self.interrupted()):
-            raise Interrupted("asked to stop; the same command goes on from the state that is saved")
+            raise Interrupted(
+                "asked to stop; the same command goes on from the state that is saved"
+            )
 
     def draw(
         self, batches: Sequence[Batch], watch: Stopwatch
@@ -230,7 +237,7 @@ class Trainer:
         facts = batch.facts()
         return Fault(str(error), [facts[i] for i in rows], trajectory.images[rows])
 
-    def reward_facts(self, results: Sequence[RewardResult]) -> dict[str, float]:
+    def reward_facts(self, results: Sequence[RewardResult]) -> dict[str, Any]:
         """Return mean and spread of the epoch's rewards, and the share of groups without any."""
         device, updates = self.policy.device, self.train.updates_per_epoch
         scores = [torch.from_numpy(result.scores)[:, None].to(device) for result in results]
@@ -242,7 +249,7 @@ class Trainer:
             "groups_without_variance": float((groups.std(1) < 1e-6).mean()),
         }
 
-    def update(self, scored: Sequence[Scored]) -> dict[str, float | None]:
+    def update(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Take the epoch's optimizer steps, each over its share of the batches; return log facts."""
         share = len(scored) // self.train.updates_per_epoch
         steps = len(scored[0].trajectory.means)
@@ -278,7 +285,9 @@ class Trainer:
             "clip_fraction": torch.stack(clipped).mean(),
             "kl": kl,
             "grad_norm": torch.stack(norms).mean(),
-            "map_entropy": torch.stack([normalised_entropy(item.weights) for item in scored]).mean(),
+            "map_entropy": torch.stack(
+                [normalised_entropy(item.weights) for item in scored]
+            ).mean(),
         }
         return self.merge_facts(facts)
 
@@ -287,14 +296,14 @@ class Trainer:
         logged = self.processes.main and not penalties
         return self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged)
 
-    def merge_facts(self, facts: Mapping[str, Tensor]) -> dict[str, float | None]:
+    def merge_facts(self, facts: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return an epoch's facts over all processes; None for what was not measured."""
         table = self.processes.table(torch.stack(list(facts.values())))  # (processes, facts)
-        line: dict[str, float | None] = {
+        line: dict[str, Any] = {
             name: MERGED.get(name, torch.nanmean)(column).item()
             for name, column in zip(facts, table.T, strict=True)
         }
-        if line["kl"] is not None and math.isnan(line["kl"]):
+        if math.isnan(line["kl"]):
             line["kl"] = None
         if not self.allocation.uses_maps:
             line["map_entropy"] = None
