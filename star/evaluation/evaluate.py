@@ -6,7 +6,6 @@ with 95 % bootstrap intervals over prompts; the report pairs differences to the 
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -64,7 +63,7 @@ def evaluate(
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
-                stack.callback(os.close, take_lock(folder / ".lock", f"star evaluate {checkpoint}"))
+                stack.enter_context(take_lock(folder / ".lock", f"star evaluate {checkpoint}"))
         policy = load_policy(params.model, accelerator.device, adapter)
         kernel = f"precision {policy.model.precision}"
         accelerator.print(f"{checkpoint}: {processes}, {kernel}", flush=True)

@@ -1,5 +1,4 @@
-"""Errors that the command line turns into one line on standard error and an exit status, and how it
-shows a value."""
+"""Errors that the command line turns into one line on standard error and an exit status."""
 
 import errno
 import os
@@ -13,16 +12,15 @@ SHOWN = 80  # characters of a value in a message
 
 
 class StarError(ValueError):
-    """Bad input from the user: the message names the file, key or record and the mend."""
+    """Bad input from the user: the message names the file, key or record, and the mend."""
 
-    status = 1  # of the process
+    status = 1  # exit status of the process
 
 
 class Interrupted(StarError):
-    """The process was asked to stop (`star.system.signals`), and its work is saved: run the same
-    command again."""
+    """The process was asked to stop and has saved its work: run the same command again."""
 
-    status = 75  # "try again later" of sysexits.h
+    status = 75  # "try again later" in sysexits.h
 
 
 # No room, no room for this user, too large for the file system, folders that cannot be written,
@@ -34,16 +32,15 @@ _DISK_ERRORS = (
 
 
 def disk_error(error: Exception, path: Path | None = None) -> StarError | None:
-    """What to say of an error of the disk or of a folder, also of one that a library hands on as
-    text; else None.
+    """Return what to tell the user of an error of the disk or a folder, None for other errors.
 
     Args:
-        path: what could not be written, where the error may not say it.
+        error: of Python, or of a library that passes the system's number on in its text.
+        path: what was to be written, where the error may not say it.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (
-        told := re.search(r"(?:os error|\[Errno) (\d+)", str(error))
-    ):  # of safetensors, of shutil
+    number = getattr(error, "errno", None)
+    # As safetensors and shutil write it.
+    if number is None and (told := re.search(r"(?:os error|\[Errno) (\d+)", str(error))):
         number = int(told[1])
     if number not in _DISK_ERRORS:
         return None
@@ -53,11 +50,7 @@ def disk_error(error: Exception, path: Path | None = None) -> StarError | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, a file or folder is written.
-
-    Raises:
-        StarError: in place of a `disk_error`.
-    """
+    """Inside, a file or folder is written; raise a StarError in place of a `disk_error`."""
     try:
         yield
     except Exception as error:
@@ -67,10 +60,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, cut to `SHOWN` characters."""
+    """Return a value as Python writes it, cut to `SHOWN` characters."""
     return cut(repr(value))
 
 
 def cut(text: str, most: int = SHOWN) -> str:
-    """The start and the end of a text that is too long."""
+    """Return the start and the end of a text that is too long."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"

@@ -1,4 +1,4 @@
-"""What a training leaves when something is wrong: the rollouts and their images."""
+"""What a training leaves behind when something is wrong: the rollouts and their images."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Fault(StarError):
 
 
 def save_fault(folder: Path, fault: Fault) -> Path:
-    """Write ``rollouts.json`` and a PNG of each image to look at; returns the folder."""
+    """Write ``rollouts.json`` and each image as a PNG; return the folder."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(() if fault.images is None else fault.images):

@@ -1,7 +1,5 @@
-"""Writing files so that a reader never sees half of one, and a power cut leaves the old one or the
-new one."""
+"""Files that are never seen half written: a power cut leaves the old one or the new one."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -12,10 +10,9 @@ from star.system.errors import writing
 
 
 def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text, or its pieces one by one, under a temporary name, flush to the disk, rename
-    into place.
+    """Write a text, or its pieces, under a temporary name; flush it; rename it into place.
 
-    Whatever fails, the temporary file is removed.
+    If anything fails, the temporary file is removed.
 
     Raises:
         StarError: see `star.system.errors.writing`.
@@ -28,26 +25,23 @@ def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
                 file.writelines([text] if isinstance(text, str) else text)
             replace_durably(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
             raise
 
 
 def replace_durably(temporary: Path, path: Path) -> None:
-    """Flush a whole file to the disk, give it its name, and flush that too."""
+    """Flush a whole file to the disk, rename it, and flush the name too."""
     _flush(temporary)
     os.replace(temporary, path)
     _flush(path.parent)
 
 
 def sort_header(path: Path) -> None:
-    """Order the names in a safetensors file's header, which its library writes in another order
-    each time. Atomic."""
+    """Sort the names in a safetensors file's header, whose order its library changes each time."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(
-        json.loads(content[8:start]), sort_keys=True, separators=(",", ":")
-    ).encode()
+    names = json.loads(content[8:start])
+    header = json.dumps(names, sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
@@ -55,7 +49,7 @@ def sort_header(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder, under another name: one that has its own name is never half deleted."""
+    """Delete a folder under another name, so that none is half deleted under its own."""
     doomed = folder.with_name(folder.name + ".deleted")
     shutil.rmtree(doomed, ignore_errors=True)  # of a call that was killed
     os.replace(folder, doomed)
@@ -63,7 +57,7 @@ def remove(folder: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Flush a folder and all below it to the disk, before what it was made from is deleted."""
+    """Flush a folder and all below it to the disk."""
     for path in (*folder.rglob("*"), folder):
         _flush(path)
 

@@ -1,5 +1,4 @@
-"""Images of a run: reading them, sample grids, and allocation maps laid on the image that they
-belong to."""
+"""Images: reading one, a sheet of several, and an allocation map laid on its image."""
 
 from pathlib import Path
 
@@ -9,42 +8,41 @@ from PIL import Image
 from star.system.errors import StarError
 
 MAP_SIDE = 192  # pixels of a saved overlay
+# Colours of a map: of its least weight, half way, of its greatest.
+_STOPS = (0.0, 0.5, 1.0)
+_COLORS = np.array([(15, 10, 60), (200, 45, 70), (255, 225, 90)], np.float32)
 
 
 def read_image(path: Path, side: int) -> np.ndarray:
-    """A square image of ``side`` pixels, uint8 (side, side, 3); nothing is decoded before its
-    header is right.
+    """Return a square PNG of ``side`` pixels, uint8 (side, side, 3).
 
-    Grey and palette images become RGB as they are; whatever else would need a choice
-    (transparency, 16 bits, CMYK) is refused, and so is another size, because scores of resized
-    images are not comparable.
+    Grey and palette images become RGB. What would need a choice (transparency, 16 bits, CMYK) is
+    refused, and so is another size: scores of resized images are not comparable.
 
     Raises:
         StarError: missing, no PNG, of another size or kind, or damaged; names the file and the
-    mend."""
+            mend. Nothing is decoded before the header is right.
+    """
+    wanted = f"give a PNG of {side} x {side} pixels"
     try:
         with Image.open(path, formats=("PNG",)) as image:
             if image.size != (side, side):
-                raise StarError(
-                    f"{path}: {image.width} x {image.height} pixels; model.resolution is {side}: give images of "
-                    f"{side} x {side} pixels"
-                )
+                size = f"{image.width} x {image.height} pixels; model.resolution is {side}"
+                raise StarError(f"{path}: {size}: {wanted}")
             if image.mode not in ("1", "L", "P", "RGB") or "transparency" in image.info:
                 kind = "transparency" if "transparency" in image.info else f"mode {image.mode}"
                 raise StarError(f"{path}: {kind}; give 8-bit RGB without transparency")
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise StarError(f"{path}: no such image") from None
-    except Image.DecompressionBombError as error:
-        raise StarError(f"{path}: {error}; give images of {side} x {side} pixels") from error
     except StarError:
         raise
-    except Exception as error:  # of a damaged chunk Pillow also raises IndexError, TypeError, struct.error, zlib.error
-        raise StarError(f"{path}: not a readable PNG ({error}); write it again") from error
+    except Exception as error:  # for a damaged chunk Pillow raises errors of many kinds
+        raise StarError(f"{path}: not a readable PNG ({error}); {wanted}") from error
 
 
 def grid(images: np.ndarray, columns: int) -> Image.Image:
-    """Images (n, height, width, 3) as one sheet, row by row, with a margin of 2 pixels."""
+    """Return images (n, height, width, 3) as one sheet, row by row, with margins of 2 pixels."""
     _, height, width, _ = images.shape
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, 3), 255, np.uint8)
@@ -55,22 +53,13 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
 
 
 def overlay(image: np.ndarray, weights: np.ndarray) -> Image.Image:
-    """An allocation map (locations,), dark for its least weight, yellow for its greatest, with the
-    image in grey."""
-    side = int(len(weights) ** 0.5)
+    """Return an allocation map (locations,) in colour on its image in grey, `MAP_SIDE` wide."""
+    side, size = int(len(weights) ** 0.5), (MAP_SIDE, MAP_SIDE)
     share = weights.reshape(side, side).astype(np.float32)
     share = (share - share.min()) / max(float(share.max() - share.min()), 1e-6)
-    heat = Image.fromarray((share * 255).astype(np.uint8)).resize(
-        (MAP_SIDE, MAP_SIDE), Image.Resampling.BICUBIC
-    )
+    heat = Image.fromarray((share * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     level = np.asarray(heat, np.float32) / 255
-    stops, colors = (
-        (0.0, 0.5, 1.0),
-        np.array([(15, 10, 60), (200, 45, 70), (255, 225, 90)], np.float32),
-    )
-    painted = np.stack([np.interp(level, stops, channel) for channel in colors.T], axis=-1)
-    grey = (
-        Image.fromarray(image).convert("L").resize((MAP_SIDE, MAP_SIDE), Image.Resampling.LANCZOS)
-    )
+    painted = np.stack([np.interp(level, _STOPS, channel) for channel in _COLORS.T], axis=-1)
+    grey = Image.fromarray(image).convert("L").resize(size, Image.Resampling.LANCZOS)
     mixed = 0.75 * painted + 0.25 * np.asarray(grey, np.float32)[..., None]
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))

@@ -1,10 +1,8 @@
 """`star launch`: a stage in several processes, on this machine or on those of its SLURM job.
 
-How many there are comes from the rule's resources, so that one of them moves a run from one process
-to one GPU, eight, or four machines with eight each. Processes are started by torchrun: `accelerate
-launch`, which wraps it, starts one process without a word where two are asked for on a CPU. Several
-machines are those of a SLURM job: `srun` starts a torchrun on each, and they meet on the first one
-(tried on a SLURM of two nodes that are one machine, on CPUs)."""
+Their number comes from the rule's resources. torchrun starts the processes: `accelerate launch`,
+which wraps it, silently starts one process where two are asked for on a CPU. On several machines
+`srun` starts a torchrun on each, and they meet on the first one."""
 
 import re
 import subprocess
@@ -15,23 +13,21 @@ from star.system.errors import StarError
 
 # torchrun hands these on to the processes that it started.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-# Seconds that they have to save their work. The profiles have a job signalled 120 s before its
-# limit.
+# Seconds that they have to save their work: the profiles signal a job 120 s before its limit.
 _SHUTDOWN = 110
 
 
 def launch_command(
     stage: Sequence[str], gpus: int, processes: int, nodes: int, environment: Mapping[str, str]
 ) -> list[str] | None:
-    """The command that runs a stage in several processes; None where one is enough.
+    """Return the command that runs a stage in several processes, or None where one is enough.
 
     Args:
         stage: arguments of `star`, the stage's name first.
         gpus: of all machines together; each has a process of its own. 0: the CPU.
         processes: of all machines together, where there are more than GPUs.
         nodes: machines.
-        environment: where SLURM says which job this is, and no more: Snakemake's plugin hands on
-            the number alone.
+        environment: has the number of the SLURM job, which is all that Snakemake's plugin hands on.
 
     Raises:
         StarError: processes that the machines cannot share evenly, several machines outside a SLURM
@@ -39,88 +35,56 @@ def launch_command(
     """
     count = max(gpus, processes)
     if count % nodes:
-        raise StarError(
-            f"{count} processes on {nodes} machines: give each as many (resources gpu, processes, nodes)"
-        )
+        unshared = f"{count} processes on {nodes} machines"
+        raise StarError(f"{unshared}: give each as many (resources gpu, processes, nodes)")
     if count == 1:
         return None
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count // nodes}"]
+    torchrun += [f"--signals-to-handle={_SIGNALS}", f"--shutdown-timeout={_SHUTDOWN}"]
     program = ["-m", "star.cli", *stage]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(count // nodes),
-    ]
-    torchrun += ["--signals-to-handle", _SIGNALS, "--shutdown-timeout", str(_SHUTDOWN)]
     if nodes == 1:
         return [*torchrun, "--standalone", *program]
     job = environment.get("SLURM_JOB_ID")
-    facts = _job_facts(job) if job else {}
+    said = _scontrol("show", "job", "--oneliner", job) if job else ""
+    facts = dict(re.findall(r"(\w+)=(\S+)", said))  # by SLURM's own names
     found = int(facts.get("NumNodes", "0"))
     if job is None or found < nodes:
+        here = f"a SLURM job of {found}" if job else "no SLURM job"
         raise StarError(
-            f"{nodes} machines are asked for, and this is {f'a SLURM job of {found}' if job else 'no SLURM job'}: "
-            "use the slurm profile with resources nodes, tasks, tasks_per_gpu and mpi (README, On a cluster), or "
-            "start torchrun on each machine yourself"
+            f"{nodes} machines are asked for, and this is {here}: use the slurm profile with "
+            "resources nodes, tasks, tasks_per_gpu and mpi, or start torchrun on each machine "
+            "yourself"
         )
-    meeting = f"{_scontrol('show', 'hostnames', facts['NodeList']).split()[0]}:{20_000 + int(job) % 20_000}"
-    rendezvous = [
-        "--nnodes",
-        str(nodes),
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-id",
-        job,
-        "--rdzv-endpoint",
-        meeting,
-    ]
-    spread = [
-        "srun",
-        "--nodes",
-        str(nodes),
-        "--ntasks",
-        str(nodes),
-        "--ntasks-per-node",
-        "1",
-        "--kill-on-bad-exit=1",
-    ]
-    spread += [
-        "--cpus-per-task",
-        str(int(facts["NumCPUs"]) // found),
-    ]  # a step's own default is one
-    return [*spread, *torchrun, *rendezvous, *program]
+    first = _scontrol("show", "hostnames", facts["NodeList"]).split()[0]
+    torchrun += [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job}"]
+    torchrun += [f"--rdzv-endpoint={first}:{20_000 + int(job) % 20_000}"]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    # By default a step has one CPU.
+    srun += ["--kill-on-bad-exit=1", f"--cpus-per-task={int(facts['NumCPUs']) // found}"]
+    return [*srun, *torchrun, *program]
 
 
 def shared_threads(
     environment: Mapping[str, str], gpus: int, processes: int, nodes: int
 ) -> dict[str, str]:
-    """``environment`` with each ``*_NUM_THREADS``, which Snakemake sets to the threads of the whole
-    job, divided by the processes of a machine, as `launch_command` counts them. One at least; what
-    is no number stays."""
+    """Return ``environment`` with every ``*_NUM_THREADS`` divided by the processes of a machine.
+
+    Snakemake sets them to the threads of the whole job. The arguments are `launch_command`'s.
+    """
     each = max(gpus, processes) // nodes
-    threads = {
-        key: value
+    return dict(environment) | {
+        key: str(max(1, int(value) // each))
         for key, value in environment.items()
         if key.endswith("_NUM_THREADS") and value.isdecimal()
     }
-    return dict(environment) | {
-        key: str(max(1, int(value) // each)) for key, value in threads.items()
-    }
-
-
-def _job_facts(job: str) -> dict[str, str]:
-    """What SLURM knows of a job, by its own names."""
-    return dict(re.findall(r"(\w+)=(\S+)", _scontrol("show", "job", "--oneliner", job)))
 
 
 def _scontrol(*arguments: str) -> str:
+    command = ["scontrol", *arguments]
     try:
-        return subprocess.run(
-            ["scontrol", *arguments], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise StarError(
-            f"scontrol {' '.join(arguments)}: {said}; SLURM has to say which machines a job has"
+            f"{' '.join(command)}: {said}; SLURM has to say which machines a job has"
         ) from error

@@ -1,54 +1,56 @@
-"""A lock on a folder that ends with its process, however that ends."""
+"""Locks on folders: one process at a time, until it releases the lock or ends, however it ends."""
 
-import errno
-import fcntl
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
 
 from star.system.errors import StarError, writing
 
+# A second try, where the owner ends and removes the file just while it is locked here.
+_SECONDS = 0.1
+_taken: list["Lock"] = []  # a lock that nobody refers to would be released
 
-def take_lock(path: Path, owner: str) -> int:
-    """Lock until the process ends or the returned descriptor is closed. The file stays; what counts
-    is the lock on it.
+
+class Lock(FileLock):
+    """A lock that is held already: leaving its ``with`` block, or `release`, gives it back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+
+def take_lock(path: Path, owner: str) -> Lock:
+    """Lock a folder until the lock is released or this process ends.
+
+    The file stays when the lock ends: what counts is the lock on it.
 
     Args:
-        path: of the lock file, in the folder that is locked.
-        owner: who locks, for the other's message.
+        path: lock file in the folder.
+        owner: command that locks, for the message to others.
 
     Raises:
-        StarError: another process holds it, or the file system has no locks.
+        StarError: another process holds it (the file and the owner are named), the folder cannot be
+            written, or the file system has no locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT, 0o644
-        )  # no file object, which would unlock when collected
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            other = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise StarError(
-                    f"{path}: this file system cannot lock ({error.strerror}); use another folder"
-                ) from error
-            raise StarError(
-                f"{path}: {other} is at work in this folder; wait for it, or stop it first"
-            ) from error
-        if _is_file(descriptor, path):
-            break
-        os.close(descriptor)  # its owner ended, and removed it, between the two calls
-    with writing(path):
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"{owner} (process {os.getpid()} on {platform.node()})".encode())
-    return descriptor
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of this name."""
+    lock = Lock(path, timeout=_SECONDS, thread_local=False, fallback_to_soft=False)
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            path.write_text(f"{owner} (process {os.getpid()} on {platform.node()})", "utf-8")
+    except Timeout as error:
+        other = "another process"
+        with suppress(OSError):  # it ended, and removed its file
+            other = path.read_text("utf-8", "replace")[:200] or other
+        raise StarError(
+            f"{path}: {other} is at work in this folder; wait for it, or stop it first"
+        ) from error
+    except OSError as error:
+        raise StarError(
+            f"{path}: cannot be locked ({error.strerror}); use a folder on another file system"
+        ) from error
+    _taken.append(lock)
+    return lock

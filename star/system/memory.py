@@ -1,4 +1,4 @@
-"""Says of memory that ran out which phase needed it, and which parameter to lower."""
+"""Out of memory: a message with the phase that needed it and the parameter to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,8 @@ import torch
 from star.system.errors import StarError
 
 MENDS = {
-    "opening": "set model.precision: bf16, which halves the text encoders on a GPU, or use a machine with more memory",
+    "opening": "set model.precision: bf16, which halves the text encoders on a GPU, "
+    "or use a machine with more memory",
     "prompt encoding": "lower model.t5_tokens, or set model.precision: bf16",
     "rollout": "lower rollout.batch, or set model.vae_slicing: true",
     "reward": "lower rollout.batch or rewards.geneval.batch",
@@ -19,16 +20,12 @@ MENDS = {
 }
 
 # A CPU's; CUDA's outside of torch's allocator; cuBLAS's and cuDNN's.
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+_SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
 def memory_for(phase: str) -> Iterator[None]:
-    """Say which phase ran out of memory, and which parameter to lower.
-
-    Raises:
-        StarError: in place of the library's error.
-    """
+    """Inside, a phase of `MENDS` runs; raise a StarError with its mend if memory runs out."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -38,13 +35,13 @@ def memory_for(phase: str) -> Iterator[None]:
 
 
 def no_memory(phase: str, error: BaseException) -> StarError:
-    """What to say of memory that ran out."""
+    """Return the message for a phase that ran out of memory."""
     reason = (str(error).strip() or "no message").splitlines()[0]
     return StarError(f"out of memory in the {phase} phase: {MENDS[phase]} ({reason})")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of whatever device."""
+    """Return whether memory ran out, on whatever device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)

@@ -1,5 +1,6 @@
-"""Opens published models: safetensors only, no code from the hub, all complete and finite, or
-refused."""
+"""Published models: found or fetched, checked, and opened whole or refused.
+
+Only safetensors weights are read, no code of a model is run, and nothing is left at random."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,52 +18,16 @@ from star.system.memory import is_out_of_memory, no_memory
 OPENING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
-def check_loaded(model: torch.nn.Module, report: Mapping[str, Any]) -> None:
-    """Refuse a model that its file does not fill: the libraries would go on with random numbers.
-
-    Args:
-        report: what the library says of the loading (``output_loading_info=True``).
-
-    Raises:
-        ValueError: weights that are missing, of another shape, or not finite; names the first.
-    """
-    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
-    if missing:
-        raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        raise ValueError(
-            f"{name} has the shape {tuple(found)}, and {tuple(wanted)} by the configuration"
-        )
-    for name, weight in model.named_parameters():
-        # A number that is not finite shows in the extremes, which are found twenty times faster
-        # than by looking at all.
-        if not torch.stack(torch.aminmax(weight)).isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
-
-
-def cannot_open(what: str, path: str, key: str, error: Exception) -> StarError:
-    """The one-line error for a model directory that does not open."""
-    if is_out_of_memory(error):
-        return no_memory("opening", error)
-    reason = " ".join(str(error).split()).split(". ")[
-        0
-    ]  # after the first sentence libraries give advice of their own
-    return StarError(
-        f"{key} {path!r}: cannot be opened as a {what} ({reason}); give a whole one, with safetensors weights"
-    )
-
-
 def find_model(
     kind: type[PreTrainedModel], path: str, revision: str | None, key: str
 ) -> tuple[Path, PretrainedConfig]:
-    """The directory of a transformers model, fetched if it is a hub id, and its configuration; no
-    weight is read.
+    """Return a transformers model's directory and configuration; no weight is read.
 
     Args:
-        kind: its class.
-        path: directory or hub id.
+        kind: class of the model.
+        path: directory, or hub id, which is fetched.
         revision: commit of a hub id; None for its newest.
-        key: the parameter that holds ``path``, for messages.
+        key: parameter that holds ``path``, for messages.
 
     Raises:
         StarError: there is no such model, it is of another kind, or it has no safetensors weights.
@@ -85,12 +50,11 @@ def find_model(
 
 
 def open_model(kind: type[PreTrainedModel], path: str, revision: str | None, key: str) -> Any:
-    """A transformers model in float32, for inference, from a directory or hub id; the arguments are
-    `find_model`'s.
+    """Return a transformers model in float32 for inference; the arguments are `find_model`'s.
 
     Raises:
-        StarError: what `find_model` refuses, or weights that are missing, of another shape or not
-    finite."""
+        StarError: what `find_model` refuses, or a model that `check_loaded` refuses.
+    """
     folder, config = find_model(kind, path, revision, key)
     try:
         model, report = kind.from_pretrained(
@@ -106,3 +70,36 @@ def open_model(kind: type[PreTrainedModel], path: str, revision: str | None, key
     except OPENING_ERRORS as error:
         raise cannot_open(kind.__name__, path, key, error) from error
     return model.eval().requires_grad_(False)
+
+
+def check_loaded(model: torch.nn.Module, report: Mapping[str, Any]) -> None:
+    """Refuse a model that its file does not fill: the libraries would go on with random numbers.
+
+    Args:
+        report: the library's account of the loading (``output_loading_info=True``).
+
+    Raises:
+        ValueError: weights are missing, of another shape, or not finite; the first is named.
+    """
+    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        shapes = f"the shape {tuple(found)}, and {tuple(wanted)} by the configuration"
+        raise ValueError(f"{name} has {shapes}")
+    for name, weight in model.named_parameters():
+        # The extremes show a number that is not finite, twenty times faster than all numbers.
+        if not torch.stack(torch.aminmax(weight)).isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+
+
+def cannot_open(what: str, path: str, key: str, error: Exception) -> StarError:
+    """Return the one-line error for a model directory that does not open."""
+    if is_out_of_memory(error):
+        return no_memory("opening", error)
+    # After the first sentence, libraries give advice of their own.
+    reason = " ".join(str(error).split()).split(". ")[0]
+    return StarError(
+        f"{key} {path!r}: cannot be opened as a {what} ({reason}); "
+        "give a whole one, with safetensors weights"
+    )

@@ -1,9 +1,8 @@
-"""The processes that train together: each draws, scores and learns from its share of every update's
-batches.
+"""The processes that train together: each samples, scores and learns from its shard of the batches.
 
-What they learn does not depend on how many they are, but for rounding: prompts and noise are
-numbered by batch, reward statistics are taken over all processes, and gradients are averaged before
-each optimizer step. Groups may lie on several processes."""
+What they learn does not depend on their number, but for rounding. Prompts and noise are numbered by
+batch, statistics of rewards are taken over all processes, and gradients are averaged before each
+optimizer step. Groups may lie on several processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ WAIT = 1800.0  # seconds that processes wait for one, besides a reward
 
 
 def start_accelerator(reward_timeout: float) -> Accelerator:
-    """This process's accelerator, on a GPU if there is one.
+    """Return this process's accelerator, on a GPU if there is one.
 
     Args:
         reward_timeout: seconds that a reward may take in one process while the others wait for it.
@@ -33,17 +32,15 @@ def start_accelerator(reward_timeout: float) -> Accelerator:
 
 @contextmanager
 def _meeting() -> Iterator[None]:
-    """Inside, processes wait for each other; one that waits in vain says so in a line, without its
-    own traceback."""
+    """Inside, processes wait for each other; one that waits in vain raises a StarError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise StarError(
-            f"another process ended while this one waited for it; its own message says why ({reason})"
-        ) from error
+        told = "another process ended while this one waited for it; its own message says why"
+        raise StarError(f"{told} ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -71,49 +68,50 @@ class Processes:
         return self.rank == 0
 
     def shard(self, items: Sequence[T], runs: int) -> list[T]:
-        """This process's part of each of ``runs`` equal runs of ``items``, in order."""
-        return [items[i] for i in _own_indices(len(items), runs, self.rank, self.count)]
+        """Return this process's items: every ``count``-th of each of ``runs`` equal runs."""
+        run = len(items) // runs
+        return [
+            item
+            for start in range(0, run * runs, run)
+            for item in items[start : start + run][self.rank :: self.count]
+        ]
 
     def gather(self, parts: Sequence[Tensor], runs: int) -> list[Tensor]:
-        """What all processes made of their `shard` items, in the order of the items.
+        """Return what all processes made of their shards, in the order of all items.
 
         Args:
-            parts: one tensor an own item, all of shape (rows, K, ...); K may differ between
-                processes and is filled up with zeros.
+            parts: one tensor for each item of the shard, all of shape (rows, K, ...); K may differ
+                between processes and is filled up with zeros.
             runs: as in `shard`.
         """
         if self.accelerator is None or self.count == 1:
             return list(parts)
         stacked = torch.stack(list(parts))
         with _meeting():
-            everywhere = self.accelerator.gather(
-                self.accelerator.pad_across_processes(stacked, dim=2)
-            )
-        total = len(everywhere)
-        order = [
-            i for rank in range(self.count) for i in _own_indices(total, runs, rank, self.count)
-        ]
-        return [everywhere[order.index(i)] for i in range(total)]
+            padded = self.accelerator.pad_across_processes(stacked, dim=2)
+            everywhere = self.accelerator.gather(padded)
+        items = range(len(everywhere))
+        ranks = [Processes(rank, self.count) for rank in range(self.count)]
+        order = [item for process in ranks for item in process.shard(items, runs)]
+        return [everywhere[order.index(item)] for item in items]
 
     def table(self, row: Tensor) -> Tensor:
-        """The row of every process, (count, len(row)), in the order of their ranks."""
+        """Return the row of every process, (count, len(row)), in the order of their ranks."""
         if self.accelerator is None:
             return row[None]
         with _meeting():
             return self.accelerator.gather(row[None])
 
     def any(self, value: bool) -> bool:
-        """Whether it is true of any process; all must ask."""
+        """Return whether it is true of any process; all must ask."""
         if self.accelerator is None or self.count == 1:
             return value
+        flag = torch.tensor(float(value), device=self.accelerator.device)
         with _meeting():
-            found = self.accelerator.reduce(
-                torch.tensor(float(value), device=self.accelerator.device), "sum"
-            )
-            return bool(found > 0)
+            return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def barrier(self) -> None:
-        """Go on when all have come here."""
+        """Go on when all processes have come here."""
         if self.accelerator is not None:
             with _meeting():
                 self.accelerator.wait_for_everyone()
@@ -124,21 +122,12 @@ class Processes:
         if self.accelerator is None or self.count == 1:
             return
         tensors = list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         with _meeting():
-            mean = self.accelerator.reduce(
-                torch.cat([tensor.flatten() for tensor in tensors]), "mean"
-            )
-        for tensor, part in zip(
-            tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True
-        ):
+            mean = self.accelerator.reduce(flat, "mean")
+        parts = mean.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
 ALONE = Processes()
-
-
-def _own_indices(total: int, runs: int, rank: int, count: int) -> list[int]:
-    """Of ``total`` items in ``runs`` equal runs, those of one process: every ``count``-th of each
-    run."""
-    run = total // runs
-    return [start + i for start in range(0, run * runs, run) for i in range(rank, run, count)]

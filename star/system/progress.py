@@ -1,5 +1,4 @@
-"""Progress of long work: a bar in a terminal, a line now and then where standard error is a file or
-a pipe."""
+"""Progress of long work: a bar in a terminal, elsewhere a line now and then."""
 
 import sys
 from typing import Any
@@ -11,28 +10,18 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}
 
 
 class Progress(tqdm):
-    """tqdm with its arguments; where standard error is no terminal, it writes whole lines in place
-    of a bar."""
+    """tqdm, which writes whole lines in place of a bar where standard error is no terminal."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         if not sys.stderr.isatty():
-            options |= {
-                "file": _Lines(),
-                "mininterval": LINE_SECONDS,
-                "bar_format": _LINE,
-                "leave": True,
-            }
+            options |= {"file": _Lines(), "bar_format": _LINE}
+            options |= {"mininterval": LINE_SECONDS, "leave": True}
         super().__init__(*arguments, **options)
 
 
 class _Lines:
     """Standard error, without what moves a terminal's cursor."""
 
-    encoding = "utf-8"
-
     def write(self, text: str) -> None:
         if line := text.replace("\x1b[A", "").strip():
             sys.stderr.write(line + "\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()

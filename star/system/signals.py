@@ -1,9 +1,8 @@
-"""Being asked to stop, as schedulers do before a time limit or for a more urgent job.
+"""Requests to stop, as schedulers send them before a time limit or for a more urgent job.
 
-SIGTERM and SIGUSR1 are remembered, and whoever works looks between two batches. A second SIGTERM
-ends the process at once, as the first one would anywhere else; but one that comes within `SAME`
-seconds is the first one again: a scheduler signals all processes of a job, and a launcher among
-them hands it on."""
+SIGTERM and SIGUSR1 are remembered, and a loop looks for them between two batches. A second SIGTERM
+ends the process at once. One within `SAME` seconds counts as the first: a scheduler signals all
+processes of a job, and a launcher among them hands the signal on."""
 
 import os
 import signal
@@ -18,8 +17,7 @@ SAME = 1.0  # seconds
 
 @contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-    """Inside, the yielded function says whether this process was asked to stop. For the main
-    thread."""
+    """Inside, the function given tells whether the process was asked to stop (main thread only)."""
     asked: float | None = None
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -39,7 +37,8 @@ def listening() -> Iterator[Callable[[], bool]]:
 
 
 def ignore_in_worker() -> None:
-    """In a worker process: a scheduler signals all, and the parent decides when to end. SIGTERM
-    still ends a worker, because that is how its pool ends it."""
+    """Leave SIGUSR1 and SIGINT, which a scheduler sends to all, to the parent of this worker.
+
+    SIGTERM still ends a worker: that is how its pool ends it."""
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

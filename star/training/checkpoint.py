@@ -7,7 +7,6 @@ is done it keeps the last."""
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ def remove_done(folder: Path) -> None:
         except StarError:  # it was started again
             continue
         remove(other)
-        os.close(lock)
+        lock.release()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ def open_training(
     with ExitStack() as stack:
         if processes.main:
             for folder in locked:
-                stack.callback(os.close, take_lock(folder / ".lock", f"{command} {title}"))
+                stack.enter_context(take_lock(folder / ".lock", f"{command} {title}"))
             remove_done(work)
         interrupted = stack.enter_context(listening())
         reward = build_reward(task, params.rewards)

@@ -149,7 +149,7 @@ def test_two_evaluations_of_one_folder(evaluated, params, folder):
     owner = rf"star evaluate base .*process {os.getpid()}"
     with pytest.raises(StarError, match=owner):
         evaluate(params, "base", None, evaluated / "core", evaluated / "work", evaluated / "again")
-    os.close(lock)
+    lock.release()
 
 
 def test_a_killed_evaluation_draws_only_what_is_missing_and_gives_the_same_bytes(

@@ -1,7 +1,6 @@
 """States on disk: whole or refused, the newest few, of one training alone."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -114,7 +113,7 @@ def test_what_trainings_of_a_name_left_that_are_done_is_deleted_and_nothing_else
         ]
     lock = take_lock(tmp_path / "ocr-star-1" / ".lock", "started again")
     remove_done(tmp_path / "ocr-star-2")
-    os.close(lock)
+    lock.release()
     left = {folder.name for folder in tmp_path.iterdir()}
     assert left == {"ocr-star-1", "ocr-star-2", "ocr-star-3", "ocr-star_clip-0", "geneval-star-0"}
     assert States(tmp_path / "ocr-star-2", 2, {}).newest()[1] == {"epoch": 2}

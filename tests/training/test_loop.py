@@ -411,7 +411,7 @@ def test_two_trainings_of_one_folder(tmp_path, records):
             match=rf"{busy}/.lock: star train geneval star \(process {os.getpid()} .+ at work",
         ):
             train(small(), "geneval", "star", records, tmp_path / "state", tmp_path / "output")
-        os.close(lock)
+        lock.release()
 
 
 def test_another_base_is_noticed_before_its_prompts_are_encoded(tmp_path, records, monkeypatch):
