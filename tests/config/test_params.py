@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from star.config.params import TASKS, Params, PromptSource, fingerprint, load_params
 from star.config.schema import schema
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from star.system.errors import StarError
 
 ROOT = Path(__file__).resolve().parents[2]
