@@ -59,7 +59,9 @@ Name = Annotated[
 PathOrId = Annotated[
     Text,
     Field(pattern=r"^\S.*$", max_length=1024),
-    Field(title=f"a text without a space in front, of names of at most {LONGEST_NAME} bytes"),
+    Field(
+        title=f"a path or hub id without a space in front, its names at most {LONGEST_NAME} bytes"
+    ),
     AfterValidator(_names_fit),
 ]
 Revision = Annotated[

@@ -7,6 +7,7 @@ in `star.config.consistency`."""
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -441,6 +442,18 @@ class Params:
             known = ", ".join(self.methods)
             raise StarError(f"no method {name!r} under `methods` in the parameters; known: {known}")
         return dataclasses.replace(self.allocation, **self.methods[name])
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys that may name a model's folder, and their values."""
+        rewards = self.rewards
+        yield "model.path", self.model.path
+        for key, path in (
+            ("rewards.geneval.path", rewards.geneval.path),
+            ("rewards.geneval.color_path", rewards.geneval.color_path),
+            ("rewards.preference.path", rewards.preference.path),
+        ):
+            if path is not None:
+                yield key, path
 
     @property
     def images_per_epoch(self) -> int:

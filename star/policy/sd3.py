@@ -279,7 +279,8 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
             of another base or of other layers.
     """
     folder = find_pipeline(model)
-    model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
+    precision: Any = resolve_precision(model.precision, device)
+    model = dataclasses.replace(model, precision=precision)
     set_tf32(model.tf32)
     small = (
         AUTOCAST_DTYPES.get(model.precision, torch.float32)

@@ -75,10 +75,10 @@ def run_study(
     rewards = dataclasses.replace(params.rewards, ocr=ocr)
     trained = dataclasses.replace(params, seed=seed, train=settings, rewards=rewards)
     allocation = dataclasses.replace(params.allocation, **study.methods[method])
-    check_folders(params, work, output.parent)
+    check_folders(params.model, work, output.parent)
     check_other_prompts(records, trained, allocation)
-    folder = find_all_models(params, {task, "preference"})
-    check_core(params, folder, allocation, records_ahead(records, trained))
+    folder = find_all_models(params.model, rewards, {task, "preference"})
+    check_core(folder, params.model, params.core, allocation, records_ahead(records, trained))
     reward = build_reward(task, rewards)
     curve = work / "curve.jsonl"
     try:

@@ -60,14 +60,15 @@ def train(
         raise StarError(
             f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file"
         )
-    check_folders(params, work, output)
+    check_folders(params.model, work, output)
     check_tracker(params.train.tracker)
     check_other_prompts(records, params, allocation)
     accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
     check_processes(params, processes.count)
     ahead = records_ahead(records, params)
-    check_core(params, find_all_models(params, [task]), allocation, ahead, accelerator.print)
+    folder = find_all_models(params.model, params.rewards, [task])
+    check_core(folder, params.model, params.core, allocation, ahead, accelerator.print)
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
