@@ -39,7 +39,8 @@ def read_values(path: Path) -> Any:
     for number, (key, value) in enumerate(_everything(values)):
         fault = _fault(value)
         if len(key) > DEEPEST or number >= MOST_VALUES:
-            fault = f"more than {DEEPEST} levels or {MOST_VALUES} values, aliases written out"
+            key = key[:1]
+            fault = f"more than {DEEPEST} levels or {MOST_VALUES} values, its aliases written out"
         if fault:
             raise StarError(f"{path}: {dotted(key)}: {fault}")
     return values
