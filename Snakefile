@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 from star.system.errors import StarError
 from star.system.locks import take_lock
@@ -35,7 +35,6 @@ try:
     values = support.checked_values(config, Path("params.yaml"))
 except StarError as error:
     raise WorkflowError(str(error)) from error
-validate(values, "star/config/params.schema.yaml")
 config.update(values)
 workflow.configfiles.append("params.yaml")  # shown by `make report`
 

@@ -16,7 +16,7 @@ if (
 import pytest
 import yaml
 
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from tests.helpers import programs
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -54,10 +54,10 @@ def evaluate(
             or a reward that fails.
     """
     records = read_benchmarks(prompts)
-    check_folders(params, work, output)
+    check_folders(params.model, work, output)
     if adapter is not None:
         check_adapter(adapter)
-    find_all_models(params, TASKS)
+    find_all_models(params.model, params.rewards, TASKS)
     accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
     with ExitStack() as stack:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -247,7 +248,8 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
             of another base or of other layers.
     """
     folder = find_pipeline(model)
-    model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
+    precision: Any = resolve_precision(model.precision, device)
+    model = dataclasses.replace(model, precision=precision)
     set_tf32(model.tf32)
     text_dtype = torch.float32
     if device.type == "cuda":

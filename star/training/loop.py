@@ -81,7 +81,7 @@ def open_training(
             a model is opened), a training that has these folders already.
     """
     plan = EpochPlan(records, params.seed, params.train, params.rollout)
-    check_folders(params, work, output)
+    check_folders(params.model, work, output)
     if allocation.source == "other_rollout":
         plan.check_other_prompts()
     accelerator = start_accelerator(params.rewards.timeout)
@@ -89,8 +89,8 @@ def open_training(
     check_processes(params.train, params.rollout, processes.count)
     drawn = [*plan.all_prompts(), *records[:SHEET_PROMPTS]]
     ahead = list({record.id: record for record in drawn}.values())
-    pipeline = find_all_models(params, {task, *judges})
-    check_core(params, pipeline, allocation, ahead, accelerator.print)
+    pipeline = find_all_models(params.model, params.rewards, {task, *judges})
+    check_core(pipeline, params.model, params.core, allocation, ahead, accelerator.print)
     with ExitStack() as stack:
         if processes.main:
             for folder in locked:

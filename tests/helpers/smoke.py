@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 
 ROOT = Path(__file__).resolve().parents[2]
 
