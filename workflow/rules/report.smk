@@ -48,5 +48,5 @@ rule record_versions:
         digest=support.recorded_digest(),
     shell:
         "if [ -d .dvc ] && [ -e .git ] && [ -f dvc.yaml ]; then"
-        " python -m workflow.dvc_lock release; dvc commit --force;"
+        " dvc commit --force;"
         " else echo 'not the root of a Git and DVC repository: nothing to record'; fi 2>&1 | tee {log}"
