@@ -25,8 +25,6 @@ shell.prefix(
 )
 
 
-
-
 # Not by `configfile:`, whose loader runs Python that it finds in a file with `__use_yte__: true`.
 try:
     values = support.checked_values(config, Path("params.yaml"))
@@ -66,7 +64,10 @@ include: "workflow/rules/study.smk"
 onstart:
     try:
         # Snakemake's own lock lets a second `snakemake` train beside `dvc repro`, and survives a kill.
-        take_lock(Path(".star/workflow.lock"), "dvc repro" if "DVC_STAGE" in os.environ else "snakemake")
+        take_lock(
+            Path(".star/workflow.lock"),
+            "dvc repro" if "DVC_STAGE" in os.environ else "snakemake",
+        )
     except StarError as error:
         raise WorkflowError(str(error)) from error
 

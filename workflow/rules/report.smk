@@ -12,7 +12,9 @@ rule write_report:
     output:
         page=report("results/report/index.html", caption="../report/page.rst", category="Result"),
         summary="results/metrics/summary.json",
-        curves=report("results/metrics/curves.csv", caption="../report/curves.rst", category="Result"),
+        curves=report(
+            "results/metrics/curves.csv", caption="../report/curves.rst", category="Result"
+        ),
     log:
         "logs/write_report.log",
     benchmark:
