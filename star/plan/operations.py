@@ -4,7 +4,7 @@ Counted are the transformer with its adapter and the VAE's decoder. Element-wise
 encoders, rewards, sample grids and saved states are not: a few per cent at most.
 """
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from star.method.attention import LOG_SUM_EXP_KERNELS, use_joint_processor
 from star.plan.counts import count_passes, tested_images
 from star.plan.models import Pipeline
 from star.plan.result import Operations
+
+
+BLOCK = re.compile(r"\.transformer_blocks\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -41,39 +44,30 @@ def count_costs(pipeline: Pipeline, model: ModelParams, fused: bool) -> Costs:
     transformer, config = pipeline.transformer, pipeline.transformer.config
     kernel = LOG_SUM_EXP_KERNELS["cuda"]["flash"] if fused else _plain_attention
     use_joint_processor(transformer, kernel)
-    transformer.gradient_checkpointing = False
-    if model.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
     latent = torch.zeros(1, *pipeline.latent(model.resolution), device="meta")
-    text = (1, pipeline.tokens(model)[1], config.joint_attention_dim)
-
-    def predict() -> Tensor:
-        return transformer(
-            hidden_states=latent,
-            timestep=torch.zeros(1, device="meta"),
-            encoder_hidden_states=torch.zeros(text, device="meta"),
-            pooled_projections=torch.zeros(1, config.pooled_projection_dim, device="meta"),
-            return_dict=False,
-        )[0]
-
-    with torch.no_grad():
-        forward = _count(predict)
-        transformer.disable_adapters()
-        reference = _count(predict)
-        transformer.enable_adapters()
-        decoding = _count(lambda: pipeline.vae.decode(latent))
-    return Costs(forward, reference, _count(lambda: predict().sum().backward()), decoding)
+    text = torch.zeros(1, pipeline.tokens(model)[1], config.joint_attention_dim, device="meta")
+    pooled = torch.zeros(1, config.pooled_projection_dim, device="meta")
+    with FlopCounterMode(display=False) as forward:
+        velocity = transformer(latent, text, pooled, torch.zeros(1, device="meta")).sample
+    with FlopCounterMode(display=False) as backward:
+        velocity.sum().backward()
+    with FlopCounterMode(display=False) as decoding, torch.no_grad():
+        pipeline.vae.decode(latent)
+    modules = {name: sum(counts.values()) for name, counts in forward.get_flop_counts().items()}
+    adapter = sum(count for name, count in modules.items() if ".lora_" in name)
+    blocks = sum(count for name, count in modules.items() if BLOCK.search(name))
+    once = forward.get_total_flops()
+    return Costs(
+        forward=once,
+        reference=once - adapter,
+        training=once + backward.get_total_flops() + blocks * model.gradient_checkpointing,
+        decoding=decoding.get_total_flops(),
+    )
 
 
 def _plain_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, None]:
     """Attend as `star.method.attention.plain_attention`, whose autocast has no meta device."""
     return (query @ key.transpose(2, 3)).softmax(-1) @ value, None
-
-
-def _count(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def count_operations(params: Params, allocation: AllocationParams, costs: Costs) -> Operations:
