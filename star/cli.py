@@ -245,7 +245,8 @@ def _prompts(options: argparse.Namespace) -> None:
     from star.prompts.prepare import prepare
     from star.prompts.records import write_records
 
-    train, test = prepare(options.task, load_params(options.params))
+    params = load_params(options.params)
+    train, test = prepare(options.task, params.prompts, params.seed)
     write_records(options.train, train)
     write_records(options.test, test)
     print(
@@ -254,10 +255,10 @@ def _prompts(options: argparse.Namespace) -> None:
 
 
 def _core(options: argparse.Namespace) -> None:
-    from star.prompts.core_content import extract_core
+    from star.prompts.core_content import with_core
     from star.prompts.records import read_records, write_records
 
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in read_records(options.prompts)]
+    records = with_core(read_records(options.prompts))
     write_records(options.output, records)
     print(
         f"{sum(len(r.core or ()) for r in records)} core spans of {len(records)} prompts in {options.output}"

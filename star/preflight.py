@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from star.config.params import AllocationParams, Params
 from star.policy.loading import find_pipeline, open_tokenizers
-from star.prompts.core_tokens import REPORTED, clause_records, core_tokens, nothing_seen
+from star.prompts.core_tokens import REPORTED, clause_records, find_core_tokens, nothing_seen
 from star.prompts.records import PromptRecord
 from star.rewards.factory import find_models
 from star.system.errors import StarError
@@ -118,14 +118,14 @@ def unseen_core(
 
     Args:
         clause_wise: each clause must have a core token of its own; the other arguments are
-            `core_token_weights`'.
+            `find_core_tokens`'.
 
     Raises:
         StarError: prompts (or clauses) of which nothing is left; names the first ones.
     """
     lines, lost = [], []
     for record in records:
-        tokens = core_tokens(record, tokenizers, lengths, kind_weights, encoder_weights)
+        tokens = find_core_tokens(record, tokenizers, lengths, kind_weights, encoder_weights)
         names = zip(("clip", "t5"), ("CLIP", "T5"), lengths, strict=True)
         outside = [
             f"{', '.join(map(repr, words))} not among {length} {name} tokens"
@@ -136,7 +136,7 @@ def unseen_core(
             lines.append(f"{record.id}: core content that is not seen: {'; '.join(outside)}")
         for part in clause_records(record) if clause_wise else [record]:
             seen = (
-                core_tokens(part, tokenizers, lengths, kind_weights, encoder_weights)
+                find_core_tokens(part, tokenizers, lengths, kind_weights, encoder_weights)
                 if clause_wise
                 else tokens
             )

@@ -85,7 +85,7 @@ def write_card(model: Path, work: Path, config: PretrainConfig, params: Params) 
     """Evaluate the model on the default test prompts and write README.md, samples.png and the log
     into its folder."""
     params = dataclasses.replace(params, model=dataclasses.replace(params.model, path=str(model)))
-    tests = {task: prepare(task, params)[1] for task in TASKS}
+    tests = {task: prepare(task, params.prompts, params.seed)[1] for task in TASKS}
     for task, records in tests.items():
         write_records(work / "card" / task / "test.jsonl", records)
     evaluate(

@@ -29,7 +29,7 @@ from star.method.seeds import seed_of
 from star.policy.adapter import base_fingerprint
 from star.policy.rollout import NotFinite, Trajectory, roll_out
 from star.policy.sd3 import SD3Policy
-from star.prompts.core_tokens import clause_records, core_token_weights, scattered
+from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
 from star.system.errors import Interrupted, StarError
@@ -450,7 +450,7 @@ class Trainer:
         tokens)."""
         policy, kinds, encoders = self.policy, self.params.core.weights, self.allocation.encoders
         tokens = [
-            core_token_weights(part, policy.tokenizers, policy.text_lengths, kinds, encoders)
+            require_core_tokens(part, policy.tokenizers, policy.text_lengths, kinds, encoders)
             for part in (clause_records(record) if clause_wise else [record])
         ]
         weights = np.stack([part.weights for part in tokens])

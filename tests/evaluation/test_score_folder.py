@@ -157,7 +157,7 @@ def test_a_short_chunk_of_any_kind_is_no_traceback(tmp_path, name, length):
 
 
 def test_a_bad_image_costs_no_scoring(params, tmp_path, monkeypatch):
-    records = prepare("ocr", params)[1]
+    records = prepare("ocr", params.prompts, params.seed)[1]
     folder = folder_of(tmp_path / "images", records)
     truncated(folder / f"{records[-1].id}_1.png")
     monkeypatch.setattr(
@@ -176,13 +176,11 @@ def test_a_bad_image_costs_no_scoring(params, tmp_path, monkeypatch):
 
 
 def test_the_command_scores_a_folder(params, tmp_path, capsys):
-    records = prepare("geneval", load_params(Path("params.yaml")))[1][:2]
+    defaults = load_params(Path("params.yaml"))
+    records = prepare("geneval", defaults.prompts, defaults.seed)[1][:2]
     write_records(tmp_path / "test.jsonl", records)
-    folder = folder_of(
-        tmp_path / "images",
-        records,
-        load_params(Path("params.yaml")).evaluate.images_per_prompt["geneval"],
-    )
+    count = defaults.evaluate.images_per_prompt["geneval"]
+    folder = folder_of(tmp_path / "images", records, count)
     arguments = [
         "--task",
         "geneval",

@@ -15,7 +15,7 @@ from star.evaluation.held_out_reader import read_again
 from star.method.precision import resolve_precision
 from star.miniature.world import Scene, render
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.study.run import run_study, watch
@@ -71,9 +71,7 @@ def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(
         study=dataclasses.replace(base.study, epochs=1, evaluate_every=1),
         evaluate=dataclasses.replace(base.evaluate, steps=2, images_per_prompt={"geneval": 1}),
     )
-    records = [
-        dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:2]
-    ]
+    records = with_core(prepare("geneval", params.prompts, params.seed)[0][:2])
     work, output = tmp_path / "geneval-star-0", tmp_path / "run.json"
     monkeypatch.setattr("star.study.run.watch", lambda *_: {})
 
