@@ -407,17 +407,19 @@ def _export(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     with quick_imports():
-        from star.pretraining.generator import PretrainConfig, pretrain
+        from star.pretraining.config import GeneratorConfig
+        from star.pretraining.generator import pretrain
         from star.pretraining.generator_card import write_card
 
     params = load_params(options.params)
-    pretrain(options.output, options.work, PretrainConfig())
-    write_card(options.output, options.work, PretrainConfig(), params)
+    pretrain(options.output, options.work, GeneratorConfig())
+    write_card(options.output, options.work, GeneratorConfig(), params)
 
 
 def _pretrain_preference(options: argparse.Namespace) -> None:
     with quick_imports():
-        from star.pretraining.preference import PreferenceConfig, pretrain_preference
+        from star.pretraining.config import PreferenceConfig
+        from star.pretraining.preference import pretrain_preference
 
     pretrain_preference(options.output, options.work, PreferenceConfig())
 
