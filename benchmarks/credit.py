@@ -28,7 +28,7 @@ from benchmarks.maps import owned, pooled
 from star.config.params import Params, load_params
 from star.policy.rollout import Trajectory, relevance_of, watched
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.rewards.exact_detector import ExactDetector
@@ -97,10 +97,7 @@ def gradients(
     params: Params, task: str, epochs: int, chosen: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Method -> its gradient of each epoch, (epochs, parameters), all of the same rollouts."""
-    records = [
-        dataclasses.replace(record, core=extract_core(record))
-        for record in prepare(task, params)[0]
-    ]
+    records = with_core(prepare(task, params.prompts, params.seed)[0])
     methods = {
         name: dataclasses.replace(params.allocation, **changes)
         for name, changes in params.study.methods.items()

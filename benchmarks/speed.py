@@ -12,7 +12,6 @@ the smallest and the largest pair:
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from star.config.params import Params, load_params
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardResult, finished
@@ -80,7 +79,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[0]]
+    records = with_core(prepare(task, params.prompts, params.seed)[0])
     return Trainer(
         params,
         params.method(method),

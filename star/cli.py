@@ -69,7 +69,8 @@ def _prompts(options: argparse.Namespace) -> None:
     from star.prompts.prepare import prepare
     from star.prompts.records import write_records
 
-    train, test = prepare(options.task, load_params(options.params))
+    params = load_params(options.params)
+    train, test = prepare(options.task, params.prompts, params.seed)
     write_records(options.train, train)
     write_records(options.test, test)
     trained = f"{len(train)} training prompts in {options.train}"
@@ -77,10 +78,10 @@ def _prompts(options: argparse.Namespace) -> None:
 
 
 def _core(options: argparse.Namespace) -> None:
-    from star.prompts.core_content import extract_core
+    from star.prompts.core_content import with_core
     from star.prompts.records import read_records, write_records
 
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in read_records(options.prompts)]
+    records = with_core(read_records(options.prompts))
     write_records(options.output, records)
     spans = sum(len(record.core or ()) for record in records)
     print(f"{spans} core spans of {len(records)} prompts in {options.output}")
@@ -201,17 +202,19 @@ def _study_report(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     with quick_imports():
-        from star.pretraining.generator import PretrainConfig, pretrain
+        from star.pretraining.config import GeneratorConfig
+        from star.pretraining.generator import pretrain
         from star.pretraining.generator_card import write_card
 
     params = load_params(options.params)
-    pretrain(options.output, options.work, PretrainConfig())
-    write_card(options.output, options.work, PretrainConfig(), params)
+    pretrain(options.output, options.work, GeneratorConfig())
+    write_card(options.output, options.work, GeneratorConfig(), params)
 
 
 def _pretrain_preference(options: argparse.Namespace) -> None:
     with quick_imports():
-        from star.pretraining.preference import PreferenceConfig, pretrain_preference
+        from star.pretraining.config import PreferenceConfig
+        from star.pretraining.preference import pretrain_preference
 
     pretrain_preference(options.output, options.work, PreferenceConfig())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from star.config.params import AllocationParams, CoreParams, ModelParams, RewardsParams
 from star.policy.loading import find_pipeline, open_tokenizers
-from star.prompts.core_tokens import REPORTED, clause_records, core_tokens, nothing_seen
+from star.prompts.core_tokens import REPORTED, clause_records, find_core_tokens, nothing_seen
 from star.prompts.records import PromptRecord
 from star.rewards.factory import find_models
 from star.system.errors import StarError

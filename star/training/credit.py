@@ -14,7 +14,7 @@ from star.method.objective import group_advantages, patch_mean
 from star.method.seeds import seed_of
 from star.policy.rollout import Trajectory
 from star.policy.sd3 import SD3Policy
-from star.prompts.core_tokens import clause_records, core_token_weights, scattered
+from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
 from star.prompts.records import PromptRecord
 from star.rewards.base import RewardResult
 from star.system.errors import StarError
@@ -156,7 +156,7 @@ class Credit:
             policy, encoders = self.policy, self.allocation.encoders
             parts = clause_records(record) if clause_wise else [record]
             tokens = [
-                core_token_weights(
+                require_core_tokens(
                     part, policy.tokenizers, policy.text_lengths, self.core_weights, encoders
                 )
                 for part in parts

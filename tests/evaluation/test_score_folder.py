@@ -28,7 +28,7 @@ def folder_of(path: Path, records) -> Path:
 
 
 def test_a_bad_image_costs_no_scoring(tmp_path, monkeypatch):
-    records = prepare("ocr", PARAMS)[1][:3]
+    records = prepare("ocr", PARAMS.prompts, PARAMS.seed)[1][:3]
     folder, output = folder_of(tmp_path / "images", records), tmp_path / "out"
     last = folder / f"{records[-1].id}_0.png"
     built = "star.evaluation.score_folder.build_reward"
@@ -45,7 +45,7 @@ def test_a_bad_image_costs_no_scoring(tmp_path, monkeypatch):
 
 
 def test_the_command_scores_a_folder(tmp_path, capsys):
-    records = prepare("geneval", PARAMS)[1][:2]
+    records = prepare("geneval", PARAMS.prompts, PARAMS.seed)[1][:2]
     write_records(tmp_path / "test.jsonl", records)
     folder = folder_of(tmp_path / "images", records)
     files = ["--prompts", str(tmp_path / "test.jsonl"), "--images", str(folder)]

@@ -15,7 +15,7 @@ from star.evaluation.scoring import PlannedImage, Sample
 from star.method.precision import resolve_precision
 from star.miniature.world import Scene, render
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.study.run import run_study, watch_figures
@@ -60,7 +60,7 @@ def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(
         study=dataclasses.replace(PARAMS.study, epochs=1, evaluate_every=1),
         evaluate=dataclasses.replace(PARAMS.evaluate, **looks),
     )
-    drawn = prepare("geneval", params)[0][:2]
+    drawn = prepare("geneval", params.prompts, params.seed)[0][:2]
     records = [dataclasses.replace(record, core=extract_core(record)) for record in drawn]
     work, output = tmp_path / "geneval-star-0", tmp_path / "run.json"
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from star.config.params import load_params
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records
 from star.system.errors import StarError
@@ -149,10 +149,8 @@ def write_params(folder: Path, values: dict) -> Path:
 
 
 def write_prompts(path: Path, params: Path) -> None:
-    records = [
-        dataclasses.replace(r, core=extract_core(r))
-        for r in prepare("geneval", load_params(params))[0]
-    ]
+    values = load_params(params)
+    records = with_core(prepare("geneval", values.prompts, values.seed)[0])
     write_records(path, records)
 
 
@@ -271,10 +269,10 @@ def test_two_processes_evaluate_as_one_does(tmp_path):
     values["evaluate"] |= {"batch": 3}
     values["model"]["prompt_cache"] = str(tmp_path / "prompts")
     params = write_params(tmp_path, values)
+    read = load_params(params)
     for task in ("geneval", "ocr", "preference"):
-        write_records(
-            tmp_path / "core" / task / "test.jsonl", prepare(task, load_params(params))[1]
-        )
+        records = prepare(task, read.prompts, read.seed)[1]
+        write_records(tmp_path / "core" / task / "test.jsonl", records)
     for count in (1, 2):
         files = (
             "--params",

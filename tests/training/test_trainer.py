@@ -19,7 +19,7 @@ from star.method.attention import record_core_attention
 from star.method.objective import local_surrogate, patch_mean
 from star.policy.rollout import relevance_of
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
 from star.system.errors import StarError
@@ -68,7 +68,7 @@ def small(**train_changes):
 
 @pytest.fixture(scope="module")
 def records():
-    return [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", small())[0]]
+    return with_core(prepare("geneval", small().prompts, small().seed)[0])
 
 
 def trainer(params, method, records, reward=None, **allocation):
