@@ -106,6 +106,7 @@ NOT_RESULTS = (
     "star/config/differences.py",
     "star/system/errors.py",
     "star/system/faults.py",
+    "star/system/memory.py",
     "star/system/signals.py",
     "star/system/locks.py",
     "star/config/params.schema.yaml",

@@ -37,10 +37,10 @@ from star.rewards.factory import build_reward
 from star.rewards.guarded import in_time
 from star.rewards.preference import PreferenceReward
 from star.system.errors import StarError, writing
-from star.system.faults import memory_for
 from star.system.files import flush_tree, remove, write_text_atomic
 from star.system.images import read_image
 from star.system.locks import take_lock
+from star.system.memory import memory_for
 from star.system.processes import ALONE, Processes, start_accelerator
 from star.system.progress import Progress
 
@@ -84,8 +84,8 @@ def evaluate(
         )
         policy.compile()
         wanted = [record.prompt for tested in records.values() for record in tested]
-        policy.prepare_prompts(processes.own(list(dict.fromkeys(wanted)), 1))
-        processes.wait()
+        policy.prepare_prompts(processes.shard(list(dict.fromkeys(wanted)), 1))
+        processes.barrier()
         judge = PreferenceReward(
             params.rewards.preference
         )  # the text encoders may have left the device by now
@@ -94,7 +94,7 @@ def evaluate(
             lines = _run_benchmark(policy, params, task, tested, judge, work, processes, seconds)
             text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
             write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
-        processes.wait()
+        processes.barrier()
         if processes.main:
             merged = {
                 task: _merge(params, work, task, r, judge, processes.count)
@@ -105,7 +105,7 @@ def evaluate(
                 (output / ".lock").unlink()
                 flush_tree(output)
             remove(work)
-        processes.wait()
+        processes.barrier()
 
 
 def _merge(
@@ -199,7 +199,7 @@ def draw_and_score(
     batches = [
         numbered[start : start + settings.batch] for start in range(0, len(plan), settings.batch)
     ]
-    own = processes.own(batches, 1)
+    own = processes.shard(batches, 1)
     shown = Progress(
         own, desc=f"evaluate {reward.name}", unit="batch", leave=False, disable=not processes.main
     )
@@ -283,7 +283,7 @@ def _run_benchmark(
         others[start : start + params.evaluate.batch]
         for start in range(0, len(others), params.evaluate.batch)
     ]
-    for batch in processes.own(batches, 1):
+    for batch in processes.shard(batches, 1):
         with memory_for("evaluation"):
             _draw(policy, batch, params.evaluate.steps, work / "others")
     seconds["sampling"] += time.perf_counter() - clock

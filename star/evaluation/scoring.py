@@ -21,8 +21,8 @@ from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, scores_of
 from star.rewards.guarded import GuardedReward
 from star.rewards.preference import PreferenceReward
-from star.system.faults import memory_for
 from star.system.files import write_text_atomic
+from star.system.memory import memory_for
 
 # An image's number among all of the benchmark; its prompt, its index among those of the prompt,
 # the seed of its noise where that is known.

@@ -26,8 +26,8 @@ from star.policy.adapter import ADAPTER_FILE, BASE_FILE, base_fingerprint, check
 from star.policy.conditioning import Conditioning, PromptStore
 from star.policy.loading import find_pipeline, open_pipeline
 from star.system.errors import StarError
-from star.system.faults import memory_for
 from star.system.files import sort_header, write_text_atomic
+from star.system.memory import memory_for
 from star.system.pretrained import OPENING_ERRORS
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.

@@ -11,7 +11,7 @@ import torch
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, finished
 from star.system.errors import StarError
-from star.system.faults import is_out_of_memory
+from star.system.memory import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class GuardedReward:
 def in_time(work: Callable[[], T], those: str, timeout: float) -> T:
     """What ``work`` returns, done in a thread that is waited for.
 
-    Memory that runs out stays the error that it is, for `star.system.faults.memory_for`. A thread
+    Memory that runs out stays the error that it is, for `star.system.memory.memory_for`. A thread
     that hangs cannot be stopped: it does not keep the process from ending.
 
     Args:

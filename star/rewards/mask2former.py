@@ -26,7 +26,7 @@ from star.rewards.colors import ColorClassifier, object_crop
 from star.rewards.detection import Detection, DetectionError
 from star.rewards.geneval import keep_detections
 from star.system.errors import StarError
-from star.system.faults import memory_for
+from star.system.memory import memory_for
 from star.system.pretrained import find_model, open_model
 
 Size = tuple[int, int]

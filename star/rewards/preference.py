@@ -20,7 +20,7 @@ from star.config.params import PreferenceParams
 from star.prompts.records import PromptRecord
 from star.rewards.base import RewardError, RewardResult, check_batch, finished
 from star.rewards.clip import image_features, open_clip, text_features
-from star.system.faults import memory_for
+from star.system.memory import memory_for
 
 KEY = "rewards.preference.path"
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from star.system.errors import StarError
-from star.system.faults import is_out_of_memory, no_memory
 from star.system.hub import DESCRIPTIONS, WEIGHTS, model_folder
+from star.system.memory import is_out_of_memory, no_memory
 
 # What transformers, diffusers and safetensors raise for a directory that does not open.
 OPENING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)

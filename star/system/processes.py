@@ -70,17 +70,17 @@ class Processes:
         """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
-    def own(self, items: Sequence[T], runs: int) -> list[T]:
+    def shard(self, items: Sequence[T], runs: int) -> list[T]:
         """This process's part of each of ``runs`` equal runs of ``items``, in order."""
         return [items[i] for i in _own_indices(len(items), runs, self.rank, self.count)]
 
     def gather(self, parts: Sequence[Tensor], runs: int) -> list[Tensor]:
-        """What all processes made of their `own` items, in the order of the items.
+        """What all processes made of their `shard` items, in the order of the items.
 
         Args:
             parts: one tensor an own item, all of shape (rows, K, ...); K may differ between
                 processes and is filled up with zeros.
-            runs: as in `own`.
+            runs: as in `shard`.
         """
         if self.accelerator is None or self.count == 1:
             return list(parts)
@@ -112,7 +112,7 @@ class Processes:
             )
             return bool(found > 0)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all have come here."""
         if self.accelerator is not None:
             with _meeting():

@@ -20,9 +20,10 @@ from star.preflight import check_core, check_folders, find_all_models
 from star.prompts.records import PromptRecord
 from star.rewards.factory import build_reward
 from star.system.errors import StarError, writing
-from star.system.faults import Fault, memory_for, save_fault
+from star.system.faults import Fault, save_fault
 from star.system.files import flush_tree, write_text_atomic
 from star.system.locks import take_lock
+from star.system.memory import memory_for
 from star.system.processes import Processes, start_accelerator
 from star.system.progress import Progress
 from star.system.signals import listening
@@ -91,9 +92,9 @@ def train(
         states = States(work, params.train.keep_states, identity or {})
         check_base(states, trainer.base)
         policy.prepare_prompts(
-            processes.own(list(dict.fromkeys(record.prompt for record in ahead)), 1)
+            processes.shard(list(dict.fromkeys(record.prompt for record in ahead)), 1)
         )
-        processes.wait()
+        processes.barrier()
         look = partial(_draw, trainer, work, tracker)
         run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
         if processes.main:

@@ -33,7 +33,8 @@ from star.prompts.core_tokens import clause_records, core_token_weights, scatter
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
 from star.system.errors import Interrupted, StarError
-from star.system.faults import Fault, memory_for
+from star.system.faults import Fault
+from star.system.memory import memory_for
 from star.system.processes import ALONE, Processes
 from star.training.batches import Batch, plan_epoch, window_start
 from star.training.checkpoint import optimizer_tensors, restore_optimizer
@@ -111,7 +112,7 @@ class Trainer:
             StarError: memory ran out; names the phase.
         """
         updates = self.params.train.updates_per_epoch
-        batches = self.processes.own(plan_epoch(self.records, self.params, self.epoch), updates)
+        batches = self.processes.shard(plan_epoch(self.records, self.params, self.epoch), updates)
         seconds = {"rollout": 0.0, "reward": 0.0, "update": 0.0}
         with memory_for("rollout"):
             trajectories, pending = self.draw(batches, seconds)
@@ -274,7 +275,7 @@ class Trainer:
         batches = plan_epoch(self.records, self.params, self.epoch)
         prompts = [record.prompt for batch in batches for record in batch.records]
         moved = exchanged(everywhere, prompts, self.params.train.group_size)
-        parts = self.processes.own(moved.split([len(batch.records) for batch in batches]), updates)
+        parts = self.processes.shard(moved.split([len(batch.records) for batch in batches]), updates)
         return [
             part[:, : maps.shape[2]].unflatten(2, (steps, locations)).transpose(1, 2)
             for part, maps in zip(parts, own, strict=True)
@@ -303,7 +304,7 @@ class Trainer:
         everywhere = self.processes.gather(parts, train.updates_per_epoch)
         advantages = group_advantages(torch.cat(everywhere), train.group_size, train.advantage_clip)
         by_batch = advantages.split([len(part) for part in everywhere])
-        return self.processes.own(by_batch, train.updates_per_epoch)
+        return self.processes.shard(by_batch, train.updates_per_epoch)
 
     def update(self, scored: Sequence[Scored]) -> dict:
         """The epoch's optimizer steps, each over its share of the batches; returns the log's update

@@ -43,7 +43,7 @@ class Pretended:
 
 @pytest.mark.parametrize(("total", "runs", "count"), [(4, 2, 1), (8, 2, 2), (12, 1, 4), (6, 3, 2)])
 def test_every_item_belongs_to_one_process_and_each_has_its_part_of_each_run(total, runs, count):
-    parts = [Processes(rank, count).own(range(total), runs) for rank in range(count)]
+    parts = [Processes(rank, count).shard(range(total), runs) for rank in range(count)]
     assert sorted(item for part in parts for item in part) == list(range(total))
     run = total // runs
     for part in parts:
@@ -67,7 +67,7 @@ def test_gathered_items_are_in_the_order_of_the_plan():
 
 def test_alone_nothing_changes():
     parts = [torch.ones(2, 1), torch.zeros(2, 1)]
-    assert ALONE.gather(parts, 1) == parts and ALONE.own([5, 6], 1) == [5, 6] and ALONE.main
+    assert ALONE.gather(parts, 1) == parts and ALONE.shard([5, 6], 1) == [5, 6] and ALONE.main
     assert torch.equal(ALONE.table(torch.tensor([1.0, 2.0])), torch.tensor([[1.0, 2.0]]))
 
 

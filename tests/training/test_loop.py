@@ -26,8 +26,9 @@ from star.prompts.records import write_records
 from star.rewards.base import RewardError, RewardResult, finished
 from star.rewards.preference import PreferenceReward
 from star.system.errors import Interrupted, StarError
-from star.system.faults import MENDS, Fault, memory_for
+from star.system.faults import Fault
 from star.system.locks import take_lock
+from star.system.memory import MENDS, memory_for
 from star.system.signals import SAME
 from star.training.checkpoint import States
 from star.training.loop import _cut_log, run_epochs, train

@@ -314,11 +314,11 @@ def test_two_processes_exchange_the_maps_that_one_does(records, batch):
     def share(rank):
         one = copy.copy(run)
         one.processes = Processes(rank, 2, Thread(rank, given, barrier))
-        return one.maps_of_others(one.processes.own(drawn, 2))
+        return one.maps_of_others(one.processes.shard(drawn, 2))
 
     with ThreadPoolExecutor(2) as pool:
         for rank, found in enumerate(pool.map(share, range(2))):
-            expected = Processes(rank, 2).own(alone, 2)
+            expected = Processes(rank, 2).shard(alone, 2)
             assert len(found) == len(expected) == 8 // batch
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 

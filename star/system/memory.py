@@ -1,0 +1,50 @@
+"""Says of memory that ran out which phase needed it, and which parameter to lower."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from star.system.errors import StarError
+
+MENDS = {
+    "opening": "set model.precision: bf16, which halves the text encoders on a GPU, or use a machine with more memory",
+    "prompt encoding": "lower model.t5_tokens, or set model.precision: bf16",
+    "rollout": "lower rollout.batch, or set model.vae_slicing: true",
+    "reward": "lower rollout.batch or rewards.geneval.batch",
+    "update": "set model.gradient_checkpointing: true, or lower rollout.batch",
+    "sample grid": "set model.vae_slicing: true",
+    "evaluation": "lower evaluate.batch, or set model.vae_slicing: true",
+    "scoring": "lower evaluate.batch or rewards.geneval.batch",
+}
+
+# A CPU's; CUDA's outside of torch's allocator; cuBLAS's and cuDNN's.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
+
+@contextmanager
+def memory_for(phase: str) -> Iterator[None]:
+    """Say which phase ran out of memory, and which parameter to lower.
+
+    Raises:
+        StarError: in place of the library's error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise no_memory(phase, error) from error
+
+
+def no_memory(phase: str, error: BaseException) -> StarError:
+    """What to say of memory that ran out."""
+    reason = (str(error).strip() or "no message").splitlines()[0]
+    return StarError(f"out of memory in the {phase} phase: {MENDS[phase]} ({reason})")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
