@@ -85,7 +85,7 @@ def check_core(
     tokenizers = pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3
     lengths = pipe.tokenizer.model_max_length, model.t5_tokens
     seen = partial(
-        core_tokens,
+        find_core_tokens,
         tokenizers=tokenizers,
         lengths=lengths,
         kind_weights=core.weights,

@@ -9,7 +9,7 @@ import numpy as np
 from star.pretraining.cards import render_card
 from star.pretraining.data import Sample, sample
 from star.pretraining.preference_pairs import CORRUPTIONS, WRONG_KINDS, corrupt, wrong_caption
-from star.rewards.clip import open_clip
+from star.rewards.clip import Clip
 from star.rewards.preference import clip_scores
 from star.system.files import write_text_atomic
 
@@ -39,10 +39,10 @@ class Accuracy:
 def pair_accuracy(folder: Path, pairs: int, seed: int) -> Accuracy:
     """Measure a saved model on ``pairs`` fresh pairs a kind, drawn from generators that training
     never uses."""
-    model, processor = open_clip(str(folder))
+    clip = Clip(str(folder))
 
     def score(images: list[np.ndarray], texts: list[str]) -> np.ndarray:
-        return clip_scores(model, processor, np.stack(images), texts)
+        return clip_scores(clip, np.stack(images), texts)
 
     captions: dict[str, float] = {}
     for number, kind in enumerate(sorted(set().union(*WRONG_KINDS.values()))):
