@@ -120,7 +120,7 @@ def log_ratio(x_next: Tensor, transition: Transition, old_mean: Tensor, normalis
     """Return ``log p(x_next) - log p_old(x_next)`` per element, like ``x_next``.
 
     The two Gaussians differ in their means alone, so this is ``(m - m_old) (2 x - m - m_old) / (2
-    std^2)``: exactly 0 at ``m = m_old``, free of cancellation near it. Gradients flow through ``m``.
+    std^2)``: exactly 0 at ``m = m_old``, without cancellation near it. ``m`` has gradients.
 
     Args:
         x_next: drawn from ``N(old_mean, std^2)``.

@@ -1,4 +1,4 @@
-"""Samples images: by ODE steps for evaluation, and as rollouts whose stochastic steps are trained."""
+"""Samples images: by ODE steps for evaluation, as rollouts with stochastic steps for training."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

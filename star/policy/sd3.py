@@ -168,14 +168,14 @@ class SD3Policy:
         return self.transformer.config.patch_size
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Draw standard normal latents, each from its own seed; on the CPU, so all devices agree."""
+        """Draw standard normal latents, each from its own seed; all devices agree."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
         return torch.stack(drawn).to(self.device)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> np.ndarray:
-        """Return the images of finished latents, uint8 (batch, height, width, 3), by a float32 VAE."""
+        """Return the images of finished latents, uint8 (batch, height, width, 3)."""
         vae = self.pipe.vae
         x = x / vae.config.scaling_factor + vae.config.shift_factor
         images = vae.decode(x, return_dict=False)[0]
@@ -198,9 +198,9 @@ class SD3Policy:
         return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
 
     def compile(self) -> None:
-        """Compile the transformer's blocks, if the parameters ask for it; call it after the adapter.
+        """Compile the blocks, if the parameters ask for it; they share one graph.
 
-        All blocks share one graph.
+        Call it after the adapter is added.
         """
         if self.model.compile != "no":
             for block in self.transformer.transformer_blocks:
