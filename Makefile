@@ -51,12 +51,12 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(INSTALLED) ## check style, types and the workflow
+lint: $(INSTALLED) ## check style, types and the direction of imports
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	mypy
-	snakemake --lint
+	lint-imports --no-cache
 
 clean: ## remove results, logs and resume states; keep .venv, DVC's cache and the study
 	rm -rf results/prompts results/core results/train results/evaluate results/report logs .star .snakemake dvc_plots

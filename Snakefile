@@ -2,16 +2,15 @@
 # study, which `rule all` leaves out, starts with `make study`.
 # Every knob is in params.yaml; a rule reruns when its sections of that file, its code or its inputs change.
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 from star.system.errors import StarError
 from star.system.locks import take_lock
 from star.config.params import TASKS, load_params
-from workflow import dvc_lock, support
+from workflow import support
 
 min_version("9.0")
 
@@ -26,16 +25,11 @@ shell.prefix(
 )
 
 
-# Used with `--software-deployment-method apptainer` only; built from workflow/container/star.def.
-container: "workflow/container/star.sif"
-
-
 # Not by `configfile:`, whose loader runs Python that it finds in a file with `__use_yte__: true`.
 try:
     values = support.checked_values(config, Path("params.yaml"))
 except StarError as error:
     raise WorkflowError(str(error)) from error
-validate(values, "star/config/params.schema.yaml")
 config.update(values)
 workflow.configfiles.append("params.yaml")  # shown by `make report`
 
@@ -67,24 +61,14 @@ include: "workflow/rules/study.smk"
 
 
 onstart:
-    by_dvc = "DVC_STAGE" in os.environ
     try:
         # Snakemake's own lock lets a second `snakemake` train beside `dvc repro`, and survives a kill.
-        take_lock(Path(".star/workflow.lock"), "dvc repro" if by_dvc else "snakemake")
-        if not by_dvc:
-            dvc_lock.hold()
+        take_lock(
+            Path(".star/workflow.lock"),
+            "dvc repro" if "DVC_STAGE" in os.environ else "snakemake",
+        )
     except StarError as error:
         raise WorkflowError(str(error)) from error
-
-
-onsuccess:
-    with suppress(StarError):  # a table that cannot be read: the next run says so, and drops the entry
-        dvc_lock.release(os.getpid())
-
-
-onerror:
-    with suppress(StarError):  # a table that cannot be read: the next run says so, and drops the entry
-        dvc_lock.release(os.getpid())
 
 
 rule all:

@@ -28,13 +28,12 @@ from benchmarks.maps import owned, pooled
 from star.config.params import Params, load_params
 from star.policy.rollout import Trajectory, relevance_of, watched
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.rewards.exact_detector import ExactDetector
 from star.rewards.factory import build_reward
 from star.system.runtime import keep_freed_memory, stay_offline
-from star.training.batches import plan_epoch
 from star.training.trainer import Trainer
 
 REFERENCE = "flow_grpo"
@@ -47,11 +46,11 @@ PRECISE = {
 def seen_relevance(run: Trainer, trajectory: Trajectory, records: Sequence[PromptRecord]) -> Tensor:
     """The relevance that the run's allocation would have read while these rollouts were drawn: (B,
     T, K, P)."""
-    core, masses = run.core_keys(records, run.allocation.clause_wise), []
+    core, masses = run.credit.core_keys(records, run.allocation.clause_wise), []
     for row in range(len(trajectory.means)):
         alike = trajectory.shared if row == 0 else 1
         x, conditioning = trajectory.latents[row][::alike], trajectory.conditioning[::alike]
-        timestep = run.schedule.timesteps[trajectory.first + row]
+        timestep = run.roller.schedule.timesteps[trajectory.first + row]
         with (
             torch.no_grad(),
             watched(run.policy, x, timestep, conditioning, core[::alike], run.allocation) as seen,
@@ -98,10 +97,7 @@ def gradients(
     params: Params, task: str, epochs: int, chosen: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Method -> its gradient of each epoch, (epochs, parameters), all of the same rollouts."""
-    records = [
-        dataclasses.replace(record, core=extract_core(record))
-        for record in prepare(task, params)[0]
-    ]
+    records = with_core(prepare(task, params.prompts, params.seed)[0])
     methods = {
         name: dataclasses.replace(params.allocation, **changes)
         for name, changes in params.study.methods.items()
@@ -113,7 +109,7 @@ def gradients(
     found: dict[str, list[np.ndarray]] = {name: [] for name in (REFERENCE, *chosen)}
     for epoch in tqdm(range(epochs), desc=task, unit="epoch"):
         run.epoch = epoch
-        batches = plan_epoch(records, params, epoch)
+        batches = run.plan.batches(epoch)
         run.allocate(methods[REFERENCE])
         plain = [run.sample(batch) for batch in batches]
         results = [
@@ -122,7 +118,7 @@ def gradients(
         for name, gathered in found.items():
             run.allocate(methods[PRECISE.get(name, name)])
             drawn = plain
-            if run.uses_maps:
+            if run.allocation.uses_maps:
                 maps = [
                     seen_relevance(run, t, b.records) for t, b in zip(plain, batches, strict=True)
                 ]
@@ -134,7 +130,7 @@ def gradients(
                 drawn = [
                     dataclasses.replace(t, relevance=m) for t, m in zip(plain, maps, strict=True)
                 ]
-            gathered.append(gradient(run, run.weigh(batches, drawn, results)))
+            gathered.append(gradient(run, run.credit.weigh(epoch, batches, drawn, results)))
     reward.close()
     return {name: np.stack(rows) for name, rows in found.items()}
 

@@ -30,10 +30,12 @@ import torch
 import yaml
 from tqdm import tqdm
 
+import star.evaluation.drawing
 import star.evaluation.evaluate
 import star.training.checkpoint
 import star.training.loop
 from star import cli
+from star.evaluation.drawing import ImageDrawer
 from star.policy.sd3 import SD3Policy
 from star.system.errors import Interrupted
 from star.training.trainer import Trainer
@@ -51,9 +53,9 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "state": (star.training.checkpoint, "save_file", 3),
     "look": (star.training.loop, "_draw", 3),
     "export": (SD3Policy, "save_adapter", 1),
-    "draw": (star.evaluation.evaluate, "sample_images", 4),
-    "image": (star.evaluation.evaluate, "_save_images", 4),
-    "scores": (star.evaluation.evaluate, "_write", 1),
+    "draw": (star.evaluation.drawing, "sample_images", 4),
+    "image": (ImageDrawer, "_save", 4),
+    "scores": (star.evaluation.evaluate, "write_scores", 1),
 }
 TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "export")
 

@@ -146,7 +146,7 @@ def leak(epochs: int) -> dict[str, Any]:
     import torch
 
     from star.policy.sd3 import load_policy
-    from star.prompts.core_content import extract_core
+    from star.prompts.core_content import with_core
     from star.prompts.prepare import prepare
     from star.rewards.factory import build_reward
     from star.system.runtime import keep_freed_memory
@@ -168,9 +168,7 @@ def leak(epochs: int) -> dict[str, Any]:
             save_every=10,
         ),
     )
-    records = [
-        dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0][:20]
-    ]
+    records = with_core(prepare("geneval", params.prompts, params.seed)[0][:20])
     policy, reward = (
         load_policy(params.model, torch.device("cpu")),
         build_reward("geneval", params.rewards),

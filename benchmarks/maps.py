@@ -34,8 +34,8 @@ from star.miniature.templates import coverage
 from star.miniature.world import LETTER_SLOTS, PALETTE
 from star.policy.rollout import trace_relevance
 from star.policy.sd3 import SD3Policy, load_policy
-from star.prompts.core_content import extract_core
-from star.prompts.core_tokens import clause_records, core_token_weights
+from star.prompts.core_content import with_core
+from star.prompts.core_tokens import clause_records, require_core_tokens
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.rewards.exact_detector import ExactDetector
@@ -91,7 +91,7 @@ def figures(
     apart."""
 
     def weights(record: PromptRecord) -> np.ndarray:
-        return core_token_weights(
+        return require_core_tokens(
             record, policy.tokenizers, policy.text_lengths, kinds, encoders
         ).weights
 
@@ -165,7 +165,7 @@ def main() -> None:
     }
     result: dict[str, dict] = {}
     for task, reads in (("geneval", read | by_kind), ("ocr", read)):
-        tested = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[1]]
+        tested = with_core(prepare(task, params.prompts, params.seed)[1])
         for name, (kinds, encoders) in reads.items():
             # Prompts of GenEval come in turns of their tags, so that any first few have them all.
             fit = [r for r in tested if name not in TAGS or r.metadata["tag"] in TAGS[name]]

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import seconds
 from star.method.precision import autocast
-from star.training.batches import plan_epoch
 from star.training.trainer import Trainer
 
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate
@@ -65,9 +64,7 @@ def use_of_card(run: Trainer, images: int) -> dict[str, float]:
     """Images/s of rollout and update, and the share of the card's own matrix rate in the
     update."""
     lines = [run.train_epoch() for _ in range(4)][1:]
-    rollout, update = (
-        min(line["seconds"][name] for line in lines) for name in ("rollout", "update")
-    )
+    rollout, update = (min(line.seconds[name] for line in lines) for name in ("rollout", "update"))
     return {
         "rollout_images_per_s": images / rollout,
         "update_images_per_s": images / update,
@@ -80,7 +77,7 @@ def matrix_share(run: Trainer, update: float) -> float:
     with FlopCounterMode(display=False) as all_operations:
         run.train_epoch()
     with FlopCounterMode(display=False) as of_rollout:
-        run.sample(plan_epoch(run.records, run.params, run.epoch)[0])
+        run.sample(run.plan.batches(run.epoch)[0])
     operations = all_operations.get_total_flops() - of_rollout.get_total_flops()
     return operations / update / matrix_rate(run.policy.device)
 

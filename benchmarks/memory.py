@@ -29,7 +29,7 @@ from benchmarks.speed import Free
 from star.config.params import Params, load_params
 from star.plan import make_plan
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.system.runtime import stay_offline
 from star.training.trainer import Trainer
@@ -79,7 +79,7 @@ def changed(params: Params, case: str) -> Params:
 
 
 def trainer(params: Params) -> Trainer:
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0]]
+    records = with_core(prepare("geneval", params.prompts, params.seed)[0])
     return Trainer(
         params,
         params.method("star"),

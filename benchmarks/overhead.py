@@ -116,7 +116,7 @@ def main() -> None:
         "layers": layers,
         "images": group,
         "attention": run.policy.attention_kernel,
-        "core_tokens": int(run.core_keys(run.records, clause_wise=False).index.shape[1]),
+        "core_tokens": int(run.credit.core_keys(run.records, clause_wise=False).index.shape[1]),
         "operations": operations(lambda: epoch("star")) / operations(lambda: epoch("flow_grpo")),
         "time": paired(
             lambda: seconds(lambda: epoch("star")),

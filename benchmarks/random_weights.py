@@ -5,7 +5,6 @@ Text comes as random embeddings, tokenised by the tokenizers of a small local pi
 encoders stand unused beside the model. The shapes are those that `star plan` has built in."""
 
 import copy
-import dataclasses
 import itertools
 
 import torch
@@ -16,7 +15,7 @@ from star.config.params import AllocationParams, Params
 from star.plan.shapes import SD35_MEDIUM
 from star.policy.conditioning import Conditioning
 from star.policy.sd3 import SD3Policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.training.trainer import Trainer
 
@@ -78,7 +77,7 @@ def random_trainer(
     params: Params, allocation: AllocationParams, pipe: StableDiffusion3Pipeline
 ) -> Trainer:
     """A trainer on GenEval's prompts, with random text and a reward that costs nothing."""
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", params)[0]]
+    records = with_core(prepare("geneval", params.prompts, params.seed)[0])
     policy, generator = SD3Policy(pipe, params.model), torch.Generator().manual_seed(0)
     for prompt in [*(record.prompt for record in records), ""]:  # the empty one is the guidance's
         embeds = torch.randn(CLIP_TOKENS + params.model.t5_tokens, TEXT_WIDTH, generator=generator)

@@ -105,7 +105,7 @@ class Timed:
     reason: str | None = None
 
     def add(self, run: Trainer) -> None:
-        self.line = run.train_epoch()
+        self.line = dataclasses.asdict(run.train_epoch())
         if not math.isfinite(self.line["grad_norm"]):  # as star.training.trainer.run_epochs
             raise FloatingPointError("the loss or a gradient is not finite")
         self.epochs.append({phase: self.line["seconds"][phase] for phase in PHASES})
@@ -264,7 +264,7 @@ def time_all(
     settings = {name: summary(found, timed["base"], images, whole) for name, found in timed.items()}
     figures = {
         "attention": base.policy.attention_kernel,
-        "core_tokens": int(base.core_keys(base.records, clause_wise=False).index.shape[1]),
+        "core_tokens": int(base.credit.core_keys(base.records, clause_wise=False).index.shape[1]),
         "compiled_graphs": {"asked": graphs["total"], "made": graphs["ok"]},
         "decode": decoding,
         "settings": settings,

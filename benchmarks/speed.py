@@ -12,7 +12,6 @@ the smallest and the largest pair:
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -29,13 +28,12 @@ from tqdm import tqdm
 
 from star.config.params import Params, load_params
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardResult, finished
 from star.rewards.factory import build_reward
 from star.system.runtime import keep_freed_memory, stay_offline
-from star.training.batches import plan_epoch
 from star.training.trainer import Trainer
 
 
@@ -81,7 +79,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in prepare(task, params)[0]]
+    records = with_core(prepare(task, params.prompts, params.seed)[0])
     return Trainer(
         params,
         params.method(method),
@@ -93,7 +91,7 @@ def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
 
 def rollout_ratio(params: Params, pairs: int) -> dict[str, float]:
     run = trainer(params, "star", "geneval", Free())
-    batch = plan_epoch(run.records, params, 0)[0]
+    batch = run.plan.batches(0)[0]
     pipe = StableDiffusion3Pipeline.from_pretrained(params.model.path, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
 

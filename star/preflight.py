@@ -3,34 +3,32 @@ are cut off."""
 
 import json
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from star.config.params import AllocationParams, Params
+from star.config.params import AllocationParams, CoreParams, ModelParams, RewardsParams
 from star.policy.loading import find_pipeline, open_tokenizers
-from star.prompts.core_tokens import REPORTED, clause_records, core_tokens, nothing_seen
+from star.prompts.core_tokens import REPORTED, clause_records, find_core_tokens, nothing_seen
 from star.prompts.records import PromptRecord
 from star.rewards.factory import find_models
 from star.system.errors import StarError
 
 
-def check_folders(params: Params, work: Path, output: Path) -> None:
+def check_folders(model: ModelParams, work: Path, output: Path) -> None:
     """Refuse folders that cannot be written, in the order in which the stage would come to them.
 
     Raises:
         StarError: names the folder and what it is for.
     """
-    if params.model.prompt_cache is not None:
-        check_writable(Path(params.model.prompt_cache), "model.prompt_cache")
+    if model.prompt_cache is not None:
+        check_writable(Path(model.prompt_cache), "model.prompt_cache")
     check_writable(work, "the folder of states")
     check_writable(output, "the output folder")
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Refuse a folder in which nothing can be made, or that cannot be made itself; leaves nothing
-    behind.
+    """Refuse a folder that cannot be made, or in which nothing can; leaves nothing behind.
 
     Raises:
         StarError: begins with ``name``.
@@ -46,49 +44,78 @@ def check_writable(folder: Path, name: str) -> None:
         ) from error
 
 
-def find_all_models(params: Params, tasks: Collection[str]) -> Path:
-    """Have the base model and what judges the tasks on this machine, and return the directory of
-    the former.
+def find_all_models(model: ModelParams, rewards: RewardsParams, tasks: Collection[str]) -> Path:
+    """Have the base model and what judges the tasks on this machine.
+
+    Returns:
+        the directory of the base model.
 
     Raises:
         StarError: what `star.policy.loading` and `star.rewards.factory` refuse.
     """
-    folder = find_pipeline(params.model)
-    find_models(tasks, params.rewards)
+    folder = find_pipeline(model)
+    find_models(tasks, rewards)
     return folder
 
 
 def check_core(
-    params: Params,
     folder: Path,
+    model: ModelParams,
+    core: CoreParams,
     allocation: AllocationParams,
     records: Sequence[PromptRecord],
     say: Callable[[str], None] = print,
 ) -> None:
-    """Report what of the records' core content falls off, where maps are made of it; without a
-    model.
+    """Report core content that the text encoders do not see, where maps are made of it.
+
+    Opens tokenizers and no model; says a line for each of the first `REPORTED` prompts.
 
     Args:
-        folder: of the pipeline, from `star.policy.loading.find_pipeline`.
+        folder: of the pipeline, from `find_all_models`.
         say: takes the lines of the report.
 
     Raises:
-        StarError: blocks that the model does not have; prompts of which nothing is left.
+        StarError: blocks that the model does not have; prompts of which nothing is left, or clauses
+            where each has a map of its own.
     """
     if not allocation.uses_maps:
         return
     check_blocks(folder, allocation.blocks)
-    pipe = open_tokenizers(folder, params.model)
+    pipe = open_tokenizers(folder, model)
     tokenizers = pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3
-    lengths = pipe.tokenizer.model_max_length, params.model.t5_tokens
-    weights = params.core.weights, allocation.encoders
-    for line in unseen_core(records, tokenizers, lengths, *weights, allocation.clause_wise):
+    lengths = pipe.tokenizer.model_max_length, model.t5_tokens
+    seen = partial(
+        find_core_tokens,
+        tokenizers=tokenizers,
+        lengths=lengths,
+        kind_weights=core.weights,
+        encoder_weights=allocation.encoders,
+    )
+    cut, lost = [], []
+    for record in records:
+        tokens = seen(record)
+        outside = [
+            f"{', '.join(map(repr, words))} not among {length} {name} tokens"
+            for part, name, length in zip(("clip", "t5"), ("CLIP", "T5"), lengths, strict=True)
+            if (words := tokens.unseen.get(part))
+        ]
+        if outside:
+            cut.append(f"{record.id}: core content that is not seen: {'; '.join(outside)}")
+        if allocation.clause_wise:
+            lost += [part for part in clause_records(record) if not seen(part).weights.any()]
+        elif not tokens.weights.any():
+            lost.append(record)
+    if lost:
+        raise StarError(nothing_seen(lost, lengths, core.weights))
+    for line in cut[:REPORTED]:
         say(f"warning: {line}")
+    if len(cut) > REPORTED:
+        say(f"warning: and {len(cut) - REPORTED} prompts more")
 
 
 def check_blocks(folder: Path, blocks: str | Sequence[int]) -> None:
-    """Refuse blocks that the transformer's description does not have; one that does not count them
-    is left alone.
+    """Refuse blocks that the transformer of a pipeline does not have, if its description counts
+    them.
 
     Args:
         folder: of the pipeline.
@@ -97,51 +124,10 @@ def check_blocks(folder: Path, blocks: str | Sequence[int]) -> None:
     Raises:
         StarError: names the first one.
     """
-    count = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8")).get(
-        "num_layers"
-    )
-    unknown = [block for block in blocks if isinstance(count, int) and block not in range(count)]
-    if blocks != "all" and unknown:
-        raise StarError(f"allocation.blocks: no block {unknown[0]}; the model has 0 to {count - 1}")
-
-
-def unseen_core(
-    records: Iterable[PromptRecord],
-    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase],
-    lengths: tuple[int, int],
-    kind_weights: Mapping[str, float],
-    encoder_weights: Mapping[str, float],
-    clause_wise: bool,
-) -> list[str]:
-    """What the text encoders do not see of the prompts' core content: a line a prompt, the first
-    `REPORTED` of them.
-
-    Args:
-        clause_wise: each clause must have a core token of its own; the other arguments are
-            `core_token_weights`'.
-
-    Raises:
-        StarError: prompts (or clauses) of which nothing is left; names the first ones.
-    """
-    lines, lost = [], []
-    for record in records:
-        tokens = core_tokens(record, tokenizers, lengths, kind_weights, encoder_weights)
-        names = zip(("clip", "t5"), ("CLIP", "T5"), lengths, strict=True)
-        outside = [
-            f"{', '.join(map(repr, words))} not among {length} {name} tokens"
-            for key, name, length in names
-            if (words := tokens.unseen.get(key))
-        ]
-        if outside:
-            lines.append(f"{record.id}: core content that is not seen: {'; '.join(outside)}")
-        for part in clause_records(record) if clause_wise else [record]:
-            seen = (
-                core_tokens(part, tokenizers, lengths, kind_weights, encoder_weights)
-                if clause_wise
-                else tokens
-            )
-            lost += [] if seen.weights.any() else [part]
-    if lost:
-        raise StarError(nothing_seen(lost, lengths, kind_weights))
-    more = [f"and {len(lines) - REPORTED} prompts more"] if len(lines) > REPORTED else []
-    return lines[:REPORTED] + more
+    description = (folder / "transformer" / "config.json").read_text(encoding="utf-8")
+    count = json.loads(description).get("num_layers")
+    if blocks == "all" or not isinstance(count, int):
+        return
+    for block in blocks:
+        if block not in range(count):
+            raise StarError(f"allocation.blocks: no block {block}; the model has 0 to {count - 1}")

@@ -14,7 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import yaml
 
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from tests.helpers import programs
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from star.config.params import Params, PreferenceParams, load_params
 from star.evaluation.evaluate import evaluate
 from star.policy.sd3 import load_policy
 from star.preflight import check_blocks, check_core, check_writable
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import CoreSpan, PromptRecord, write_records
 from star.study.run import run_study
@@ -130,17 +130,16 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cored(params: Params, task: str) -> list[PromptRecord]:
-    return [
-        dataclasses.replace(record, core=extract_core(record))
-        for record in prepare(task, params)[0]
-    ]
+    return with_core(prepare(task, params.prompts, params.seed)[0])
 
 
 def stages(params: Params, task: str, folder: Path) -> dict[str, Callable[[], None]]:
     """Training, study run and evaluation, each with its folders below ``folder``."""
     records = cored(small(), task)
     for name in params.runs:
-        write_records(folder / "core" / name / "test.jsonl", prepare(name, small())[1])
+        write_records(
+            folder / "core" / name / "test.jsonl", prepare(name, small().prompts, small().seed)[1]
+        )
     work, output = folder / "work", folder / "out"
     return {
         "train": lambda: train(params, task, "star", records, work, output),

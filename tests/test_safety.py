@@ -25,7 +25,7 @@ from snakemake.common.configfile import load_configfile
 from star.config.params import load_params
 from star.policy.conditioning import PromptStore
 from star.policy.sd3 import load_policy
-from star.rewards.clip import open_clip
+from star.rewards.clip import Clip
 from star.system.errors import StarError
 from star.training.checkpoint import load_state
 from tests.helpers.smoke import smoke_values
@@ -199,7 +199,7 @@ def test_code_in_a_reward_model_is_not_run(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text()) | {"model_type": "evil"}
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(StarError, match=str(path)):
-        open_clip(str(path))
+        Clip(str(path))
     assert not sprung.exists()
 
 

@@ -1,94 +1,206 @@
-"""`params.yaml` as frozen dataclasses, checked against `star/config/params.schema.yaml` before
-anything expensive.
+"""Every parameter of `params.yaml`, once: its type, range, unit and meaning, as frozen dataclasses.
 
-The schema is the one place that knows types and ranges; what one key cannot say alone is in
-`star.config.consistency`."""
+pydantic checks a value when a section is made, also by `dataclasses.replace`. The text below a
+field is its description in refusals and in `docs/parameters.md`. What one key cannot say alone is
+in `star.config.consistency`."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
-from star.config.consistency import check_consistency
-from star.config.schema import check_schema
-from star.config.values import read_values
+from pydantic import Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from star.config.consistency import broken_rules
+from star.config.explain import refusal
+from star.config.kinds import (
+    SECTION,
+    Batch,
+    Count,
+    Divisor,
+    EachOnce,
+    Factor,
+    Flag,
+    Index,
+    Keys,
+    Name,
+    Number,
+    PathOrId,
+    Rate,
+    Revision,
+    Share,
+    Side,
+    Steps,
+    Text,
+    Whole,
+    fields_of,
+)
+from star.config.yaml_file import read_values
 from star.system.errors import StarError
 
 TASKS = ("geneval", "ocr", "preference")
+SPANS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class ModelParams:
-    path: str
-    revision: str | None
-    resolution: int
-    t5_tokens: int
-    precision: str
-    guidance_scale: float
-    lora_rank: int
-    lora_alpha: int
-    gradient_checkpointing: bool
-    compile: str
-    tf32: bool
-    vae_slicing: bool
-    prompt_cache: str | None
+    """The base model, its precision and the adapter trained on it."""
+
+    path: PathOrId
+    """Directory or hub id of an SD3-family diffusers pipeline."""
+    revision: Revision | None
+    """Commit of a hub id; null for a directory."""
+    resolution: Annotated[Whole, Field(ge=16, le=4096, multiple_of=16)]
+    """Side of an image, in pixels."""
+    t5_tokens: Annotated[Whole, Field(ge=1, le=512)]
+    """Length of the T5 part of the text sequence, in tokens."""
+    precision: Literal["auto", "no", "bf16", "fp16"]
+    """Autocast type of the transformer. "no" is float32; auto is bf16 where the device has
+    instructions for it and float32 elsewhere."""
+    guidance_scale: Annotated[Number, Field(ge=1, le=50)]
+    """Classifier-free guidance of rollout, update and evaluation; a factor, 1 is none."""
+    lora_rank: Annotated[Whole, Field(ge=1, le=1024)]
+    """Rank of the LoRA adapter."""
+    lora_alpha: Batch
+    """LoRA scale times rank; without unit."""
+    gradient_checkpointing: Flag
+    """Whether the update recomputes activations instead of keeping them."""
+    compile: Literal["no", "inductor", "aot_eager"]
+    """Backend of torch.compile for the transformer's blocks; "no" runs them as they are. In half
+    precision inductor may compute rollout and update so differently that the training stops."""
+    tf32: Flag
+    """Whether float32 products may use TF32 on a GPU."""
+    vae_slicing: Flag
+    """Whether images are decoded one by one."""
+    prompt_cache: PathOrId | None
+    """Folder for prompt embeddings, with which the text encoders leave the device once all are
+    encoded; null keeps both in memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class PromptSource:
     """A prompt file by URL; `star.prompts.published` says what becomes of it."""
 
-    url: str
-    sha256: str | None
+    url: Annotated[
+        Text,
+        Field(
+            pattern=r"^(https://[A-Za-z0-9.-]+|http://(localhost|127\.0\.0\.1))(:[0-9]{1,5})?/[!-~]*$",
+            max_length=1024,
+            title="an https URL with a path, or http on the loopback",
+        ),
+    ]
+    """Where the file can be fetched, pinned to a Git commit."""
+    sha256: (
+        Annotated[
+            Text,
+            Field(pattern="^[0-9a-f]{64}$", title="a text of 64 lower-case hexadecimal digits"),
+        ]
+        | None
+    )
+    """SHA-256 of the file; null is refused with the digits to put here."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class PromptSetParams:
-    train: int
-    test: int
-    train_file: str | PromptSource | None
-    test_file: str | PromptSource | None
+    """Prompt sets of one task."""
+
+    train: Count
+    """Training prompts; the most that is taken from a file."""
+    test: Annotated[Whole, Field(ge=1, le=100_000)]
+    """Held-out prompts; the most that is taken from a file."""
+    train_file: PathOrId | PromptSource | None
+    """Training prompts in the published format: a file below data/prompts, or its url and sha256;
+    null uses the built-in grammar."""
+    test_file: PathOrId | PromptSource | None
+    """Held-out prompts in the published format: a file below data/prompts, or its url and sha256;
+    null uses the built-in grammar."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class PromptsParams:
-    world: str
+    """Training and test prompts of the three tasks."""
+
+    world: Literal["miniature", "coco"]
+    """Object classes of the built-in grammars: miniature (16 classes) or coco (GenEval's 80)."""
     geneval: PromptSetParams
+    """Prompt sets of the GenEval task."""
     ocr: PromptSetParams
+    """Prompt sets of the visual text task."""
     preference: PromptSetParams
+    """Prompt sets of the preference task."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class CoreParams:
-    weights: dict[str, float]
+    """The core content of a prompt."""
+
+    weights: Annotated[dict[str, float], Keys(dict.fromkeys(SPANS, Factor))]
+    """Weight of each kind of span; a factor, 0 leaves it out. object: nouns; count: number words;
+    color; relation: spatial ones; text: quoted; carrier: what carries quoted text, as a sign;
+    subject: of a free prompt; content: its other content words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class RolloutParams:
-    steps: int
-    sampler: str
-    noise_level: float
-    window: list[int]
-    slide_every: int
-    same_latent: bool
-    batch: int
+    """How training images are sampled."""
+
+    steps: Annotated[Whole, Field(ge=2, le=1000)]
+    """Denoising steps of a rollout."""
+    sampler: Literal["flow_sde", "dance", "cps"]
+    """The stochastic step: flow_sde (Flow-GRPO), dance (DanceGRPO's constant noise) or cps
+    (Flow-CPS)."""
+    noise_level: Annotated[Number, Field(gt=0, le=10)]
+    """The sampler's factor a of the noise; without unit, at most 1 for cps."""
+    window: Annotated[list[Index], Strict(), Field(min_length=2, max_length=2, title="two indices")]
+    """Steps [first, end) that are stochastic and trained, counted from 0; the others are ODE
+    steps."""
+    slide_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
+    """Epochs after which the window moves on by one step, back to step 0 from the end; 0 keeps
+    it."""
+    same_latent: Flag
+    """Whether the rollouts of a group start from one initial noise."""
+    batch: Batch
+    """Images a forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class AllocationParams:
-    source: str
-    objective: str
-    clause_wise: bool
-    clause_maps: str
-    lam: float
-    blocks: str | list[int]
-    encoders: dict[str, float]
-    normalise_tokens: bool
-    smoothing: float
-    temporal: str
+    """How an advantage is spread over steps and positions."""
+
+    source: Literal[
+        "attention",
+        "uniform",
+        "shuffled",
+        "other_rollout",
+        "random_tokens",
+        "time_averaged",
+        "guidance",
+    ]
+    """What the maps are made of: attention, uniform (no map), or a control of the method page."""
+    objective: Literal["scalar", "weighted", "local"]
+    """Clipped ratio of a whole step (scalar), of a step averaged with the map (weighted), or of
+    each position (local)."""
+    clause_wise: Flag
+    """Whether each clause of the prompt has its own advantage and map."""
+    clause_maps: Literal["own", "share"]
+    """Map of a clause where clause_wise: its relevance alone (own), or its share of what all
+    clauses of the prompt have at a position (share)."""
+    lam: Factor
+    """Strength of the allocation; a factor, 0 is uniform."""
+    blocks: Literal["all"] | Annotated[list[Index], Strict(), Field(min_length=1), EachOnce]
+    """Transformer blocks whose attention is read: all, or a list of indices from 0."""
+    encoders: Annotated[dict[str, float], Keys({"clip": Factor, "t5": Factor})]
+    """Weight of the core tokens in each part of the text sequence: those of the two CLIP encoders,
+    and of T5; a factor, 0 leaves them out."""
+    normalise_tokens: Flag
+    """Whether each core token's map is divided by its mean before they are averaged."""
+    smoothing: Annotated[Number, Field(ge=0, le=256)]
+    """Sigma of a Gaussian over the map, in image tokens; 0 is none."""
+    temporal: Literal["per_step", "joint"]
+    """Where the mean of a map is one: at each step (per_step) or over all trained steps (joint)."""
 
     @property
     def uses_maps(self) -> bool:
@@ -96,82 +208,150 @@ class AllocationParams:
         return self.source != "uniform" and self.lam > 0
 
 
-@dataclass(frozen=True)
+Changes = Annotated[dict[str, Any], Keys(fields_of(AllocationParams), required=False)]
+Methods = Annotated[dict[Name, Changes], Field(min_length=1)]
+
+
+@dataclass(frozen=True, config=SECTION)
 class TrainParams:
-    epochs: int
-    prompts_per_epoch: int
-    group_size: int
-    updates_per_epoch: int
-    learning_rate: float
-    weight_decay: float
-    max_grad_norm: float
-    clip_range: float
-    normalise_ratio: bool
-    advantage_clip: float
-    kl_beta: float
-    kl_form: str
-    ema_decay: float
-    ema_every: int
-    save_every: int
-    keep_states: int
-    skip_updates: int
-    sample_every: int
-    tracker: str
+    """The policy-gradient training."""
+
+    epochs: Count
+    """Rounds of rollout and update."""
+    prompts_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
+    """Prompts (groups) of an epoch."""
+    group_size: Annotated[Whole, Field(ge=2, le=4096)]
+    """Rollouts a prompt."""
+    updates_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
+    """Optimizer steps an epoch; a divisor of the rollout batches of an epoch."""
+    learning_rate: Rate
+    """AdamW's learning rate; a step size without unit."""
+    weight_decay: Share
+    """AdamW's weight decay; a share a step."""
+    max_grad_norm: Annotated[Number, Field(gt=0, le=1_000_000)]
+    """Gradients are scaled down to this L2 norm."""
+    clip_range: Rate
+    """Half width of the interval of the scalar ratio that has a gradient; without unit."""
+    normalise_ratio: Flag
+    """Whether ratios are normalised as in GRPO-Guard; the clip range is then in its units."""
+    advantage_clip: Divisor
+    """Advantages are cut at plus and minus this many standard deviations."""
+    kl_beta: Factor
+    """Weight of the KL term to the base model; 0 is none."""
+    kl_form: Literal["published", "exact", "none"]
+    """KL as published (without the step length), exact, or none: never computed, for kl_beta 0."""
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)]
+    """Share of the average kept at each of its updates."""
+    ema_every: Count
+    """Optimizer steps between updates of the average."""
+    save_every: Count
+    """Epochs between resume states."""
+    keep_states: Steps
+    """Resume states that are kept, the newest ones."""
+    skip_updates: Annotated[Whole, Field(ge=0, le=1_000_000)]
+    """Updates that may be skipped because the loss or a gradient is not finite."""
+    sample_every: Count
+    """Epochs between sample grids and saved maps."""
+    tracker: Literal["none", "wandb", "tensorboard"]
+    """Experiment tracker: wandb (offline unless WANDB_MODE says otherwise), tensorboard (below
+    logs/tensorboard; an extra of its own), or none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class GenevalParams:
-    detector: str
-    path: str | None
-    revision: str | None
-    color_path: str | None
-    color_revision: str | None
-    batch: int
-    soft: str
-    score_threshold: float
-    counting_threshold: float
-    max_per_class: int
+    """Object detection and GenEval's clauses."""
+
+    detector: Literal["exact", "mask2former"]
+    """Detector of objects: exact (the miniature's) or mask2former (COCO's 80 classes)."""
+    path: PathOrId | None
+    """Directory or hub id of mask2former's COCO instance segmentation model; null for exact."""
+    revision: Revision | None
+    """Commit of that hub id; null for a directory."""
+    color_path: PathOrId | None
+    """Directory or hub id of the CLIP model that names mask2former's colours; null for exact."""
+    color_revision: Revision | None
+    """Commit of that hub id; null for a directory."""
+    batch: Batch
+    """Images a forward pass of mask2former."""
+    soft: Literal["clamped", "published"]
+    """Soft reward: clamped to 0 to 1 with one entry a requirement, or as published with
+    Flow-GRPO."""
+    score_threshold: Share
+    """Least score of a detection that counts; a share."""
+    counting_threshold: Share
+    """Least score of a detection for counting prompts; a share."""
+    max_per_class: Steps
+    """Most detections of a class that are kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class OcrParams:
-    workers: int
-    substring: bool
-    read_side: int
+    """Text recognition."""
+
+    workers: Annotated[Whole, Field(ge=1, le=256)]
+    """Processes that read text."""
+    substring: Flag
+    """Whether a text that contains the target scores 1, as published."""
+    read_side: Side
+    """Side to which smaller images are enlarged before reading, in pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class PreferenceParams:
-    path: str
-    revision: str | None
-    scale: float
-    precision: str
+    """Image preference of a CLIP model."""
+
+    path: PathOrId
+    """Directory or hub id of a CLIP preference model."""
+    revision: Revision | None
+    """Commit of a hub id; null for a directory."""
+    scale: Divisor
+    """The reward is the score divided by this; without unit."""
+    precision: Literal["float32", "bf16"]
+    """Arithmetic of the model, here and where it judges in evaluation: float32, or bf16 (autocast
+    over float32 weights; features are compared in float32)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class RewardsParams:
-    timeout: float
+    """The three rewards, in training and in evaluation."""
+
+    timeout: Annotated[Number, Field(gt=0, le=86_400)]
+    """How long the scores of a batch may take, in seconds."""
     geneval: GenevalParams
     ocr: OcrParams
     preference: PreferenceParams
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class EvaluateParams:
-    steps: int
-    images_per_prompt: dict[str, int]
-    batch: int
-    bootstrap: int
-    second_reader: str
+    """Evaluation of the base model and of each trained adapter on every benchmark."""
+
+    steps: Steps
+    """Denoising steps of an evaluation image."""
+    images_per_prompt: Annotated[
+        dict[str, int], Keys(dict.fromkeys(TASKS, Annotated[Whole, Field(ge=1, le=256)]))
+    ]
+    """Images a test prompt of each benchmark."""
+    batch: Batch
+    """Images a forward pass."""
+    bootstrap: Annotated[Whole, Field(ge=100, le=1_000_000)]
+    """Resamples of the 95 % intervals."""
+    second_reader: Literal["ppocrv6", "template", "none"]
+    """Reader of OCR images that no training sees: ppocrv6 (any size), template (the miniature's
+    letters in 64 pixels), or none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class ReportParams:
-    title: str
-    images: int
+    """The HTML page."""
+
+    title: Annotated[Text, Field(min_length=1, max_length=200)]
+    """Heading of the page."""
+    images: Annotated[Whole, Field(ge=0, le=64)]
+    """Before/after pairs a task."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StudyRun:
     """One run of the study."""
 
@@ -186,23 +366,35 @@ class StudyRun:
         return f"{self.task}-{self.method}-{self.seed}-{self.rate!r}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class StudyParams:
-    tasks: list[str]
-    aim: str
-    seeds: int
-    epochs: int
-    evaluate_every: int
-    learning_rate: float
-    other_rates: list[float]
-    rate_seeds: int
-    second_reader: str
-    methods: dict[str, dict[str, Any]]
+    """The comparison of variants over seeds, `snakemake study`."""
+
+    tasks: Annotated[list[Literal["geneval", "ocr"]], Strict(), Field(min_length=1), EachOnce]
+    """Tasks of the study."""
+    aim: Name
+    """The variant, named beforehand, of which the study asks whether it needs fewer images."""
+    seeds: Annotated[Whole, Field(ge=2, le=1000)]
+    """Seeds of every method at the shared learning rate, from seed 0."""
+    epochs: Count
+    """Rounds of rollout and update of a run."""
+    evaluate_every: Count
+    """Epochs between looks at held-out prompts."""
+    learning_rate: Rate
+    """The rate that all methods share, tuned for flow_grpo; a step size without unit."""
+    other_rates: Annotated[list[Rate], Strict(), EachOnce]
+    """Further rates of the table in which each method has its own best; step sizes without unit."""
+    rate_seeds: Steps
+    """Seeds of every method at each further rate, from seed 0."""
+    second_reader: Literal["ppocrv6", "template"]
+    """Second reader of the study's OCR images: ppocrv6 or template, as of evaluate."""
+    methods: Methods
+    """What is compared, by name: what each puts in place of keys of `allocation`."""
 
     @property
     def rates(self) -> list[float]:
         """The shared rate, then the others."""
-        return [float(rate) for rate in (self.learning_rate, *self.other_rates)]
+        return [self.learning_rate, *self.other_rates]
 
     def runs(self) -> list[StudyRun]:
         """Every run: `seeds` of each method at the shared rate, `rate_seeds` at each other one."""
@@ -215,16 +407,25 @@ class StudyParams:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SECTION)
 class Params:
-    seed: int
-    runs: dict[str, list[str]]
+    """Every parameter of a run, one section a stage."""
+
+    seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)]
+    """Seed of prompts, noise, initial adapter and bootstrap; without unit."""
+    runs: Annotated[
+        dict[str, list[str]],
+        Keys(dict.fromkeys(TASKS, Annotated[list[Name], Strict(), EachOnce])),
+    ]
+    """What is trained: for each task the names of methods (sections of `methods`); an empty list
+    trains none."""
     model: ModelParams
     prompts: PromptsParams
     core: CoreParams
     rollout: RolloutParams
     allocation: AllocationParams
-    methods: dict[str, dict[str, Any]]
+    methods: Methods
+    """Variants of the method, by name: what each puts in place of keys of `allocation`."""
     train: TrainParams
     rewards: RewardsParams
     evaluate: EvaluateParams
@@ -232,34 +433,27 @@ class Params:
     study: StudyParams
 
     def method(self, name: str) -> AllocationParams:
-        """The section `allocation` with what the method ``name`` puts in its place.
+        """Return the section `allocation` with what the method ``name`` puts in its place.
 
         Raises:
             StarError: no such method.
         """
         if name not in self.methods:
-            raise StarError(
-                f"no method {name!r} under `methods` in the parameters; known: {', '.join(self.methods)}"
-            )
+            known = ", ".join(self.methods)
+            raise StarError(f"no method {name!r} under `methods` in the parameters; known: {known}")
         return dataclasses.replace(self.allocation, **self.methods[name])
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """The keys that may name a file or folder, and their values."""
-        geneval = self.rewards.geneval
-        named: dict[str, str | PromptSource | None] = {
-            "model.path": self.model.path,
-            "model.prompt_cache": self.model.prompt_cache,
-            "rewards.geneval.path": geneval.path,
-            "rewards.geneval.color_path": geneval.color_path,
-            "rewards.preference.path": self.rewards.preference.path,
-        }
-        for task in TASKS:
-            sets: PromptSetParams = getattr(self.prompts, task)
-            named |= {
-                f"prompts.{task}.train_file": sets.train_file,
-                f"prompts.{task}.test_file": sets.test_file,
-            }
-        return ((key, value) for key, value in named.items() if isinstance(value, str))
+        """Yield the keys that may name a model's folder, and their values."""
+        rewards = self.rewards
+        yield "model.path", self.model.path
+        for key, path in (
+            ("rewards.geneval.path", rewards.geneval.path),
+            ("rewards.geneval.color_path", rewards.geneval.color_path),
+            ("rewards.preference.path", rewards.preference.path),
+        ):
+            if path is not None:
+                yield key, path
 
     @property
     def images_per_epoch(self) -> int:
@@ -267,43 +461,27 @@ class Params:
 
 
 def load_params(path: Path) -> Params:
-    """Read, check and type a parameter file.
+    """Read and check a parameter file.
 
     Raises:
         StarError: unreadable file, YAML error, unknown or missing key, wrong type, value out of
-            range, or sums that do not divide; the message names the key, its value and what is
-            allowed.
+            range, or keys that do not fit together; the message names the key, its value and what
+            is allowed.
     """
     values = read_values(path)
-    check_schema(values, str(path))
-    params = _build(Params, values)
-    check_consistency(params, str(path))
+    try:
+        params = TypeAdapter(Params).validate_python(values)
+    except ValidationError as error:
+        raise StarError(f"{path}: {refusal(Params, values, error)}") from None
+    for broken in broken_rules(params):
+        raise StarError(f"{path}: {broken}")
     return params
 
 
 def fingerprint(*sections: Any) -> str:
-    """Sixteen hex digits that change when any of the given parameter sections changes."""
+    """Return sixteen hex digits that change when any of the given parameter sections changes."""
     plain = [
         dataclasses.asdict(s) if dataclasses.is_dataclass(s) and not isinstance(s, type) else s
         for s in sections
     ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _build(kind: Any, values: Any) -> Any:
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(
-            **{f.name: _build(hints[f.name], values[f.name]) for f in dataclasses.fields(kind)}
-        )
-    if isinstance(values, dict) and PromptSource in get_args(kind):
-        return _build(PromptSource, values)
-    if kind in (int, float):  # the schema counts 8.0 as an integer and 1 as a number
-        return kind(values)
-    if kind == dict[str, dict[str, Any]]:  # sections that stand in for keys of `allocation`
-        hints = get_type_hints(AllocationParams)
-        return {
-            name: {key: _build(hints[key], v) for key, v in section.items()}
-            for name, section in values.items()
-        }
-    return values

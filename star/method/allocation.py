@@ -1,9 +1,9 @@
-"""From the attention that image tokens pay to the core of the prompt to unit-mean allocation maps.
+"""From the attention on the core of a prompt to allocation maps of mean 1.
 
-STAR (arXiv 2606.17979) allocates one group-relative advantage over locations and steps by such
-maps; the normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts
-``B``, steps ``T``, clauses ``K`` (1 where clauses are not told apart), locations ``P``, core tokens
-``C``."""
+STAR (arXiv 2606.17979) spreads one group-relative advantage over locations and steps by such maps.
+The normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``,
+steps ``T``, clauses ``K`` (1 where clauses are not told apart), locations ``P``, core tokens ``C``.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FLAT = (
-    1e-4  # relative spread of a map up to which it is rounding of float32 (that of bf16 is larger)
-)
+FLAT = 1e-4  # relative spread of a map that may be rounding of float32 (that of bf16 is larger)
 
 
 def relevance_maps(
@@ -23,24 +21,20 @@ def relevance_maps(
     temporal: str = "per_step",
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Attention mass per core token -> one relevance map a step and clause (D2), optionally
-    smoothed (D3).
-
-    With ``normalise_tokens`` each token's map is divided by its own mean first, so that a small
-    object's map survives a big one's: the mean over locations or, where ``temporal`` is ``joint``,
-    over locations and steps, so that a step at which more is looked at the core keeps its lead.
+    """Return one relevance map a step and clause, from the attention mass of each core token (D2).
 
     Args:
         mass: (B, T, P, C), probability that location ``p`` puts on core token ``c``; locations
             row-major on a square grid.
         token_weights: (B, K, C), at least 0; 0 marks what is not the clause's.
-        normalise_tokens: divide each token's map by its mean.
-        temporal: ``per_step`` or ``joint``.
-        smoothing: sigma of a Gaussian filter, in locations; 0 for none.
+        normalise_tokens: divide each token's map by its own mean first, so that a small object's
+            map survives a big one's.
+        temporal: ``per_step``: that mean is over locations. ``joint``: over locations and steps, so
+            that a step at which the core gets more attention keeps its lead.
+        smoothing: sigma of a Gaussian filter, in locations; 0 for none (D3).
 
     Returns:
-        (B, T, K, P), at least 0, with ``normalise_tokens`` of mean 1 over what each token was
-        divided by the mean of; 0 for a clause without tokens.
+        (B, T, K, P), at least 0; 0 for a clause without tokens.
     """
     if normalise_tokens:
         over = (1, 2) if temporal == "joint" else (2,)
@@ -51,21 +45,18 @@ def relevance_maps(
 
 
 def controlled(relevance: Tensor, source: str, seed: int) -> Tensor:
-    """The relevance maps of a control, made from those of the rollouts (README, Method, controls).
+    """Return the relevance maps of a control, (B, T, K, P), made from the rollouts' own.
 
-    ``shuffled``: each rollout's locations are permuted, alike at all its steps and clauses: time
-    and values stay, place is lost. ``time_averaged``: the mean over the steps at each of them.
-    Other sources keep their maps (those of ``other_rollout`` have been exchanged by `exchanged`).
+    ``shuffled``: the locations of a rollout are permuted, alike at all its steps and clauses; time
+    and values stay, place is lost. ``time_averaged``: the mean over steps, at each of them. Other
+    sources keep their maps (`exchanged` serves ``other_rollout``).
 
     Args:
-        relevance: (B, T, K, P).
         seed: of the permutations.
     """
     if source == "shuffled":
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.stack(
-            [torch.randperm(relevance.shape[3], generator=generator) for _ in relevance]
-        )
+        generator, locations = torch.Generator().manual_seed(seed), relevance.shape[3]
+        order = torch.stack([torch.randperm(locations, generator=generator) for _ in relevance])
         return relevance.gather(3, order[:, None, None].to(relevance.device).expand_as(relevance))
     if source == "time_averaged":
         return relevance.mean(1, keepdim=True).expand_as(relevance)
@@ -73,24 +64,20 @@ def controlled(relevance: Tensor, source: str, seed: int) -> Tensor:
 
 
 def exchanged(maps: Tensor, prompts: Sequence[str], group_size: int) -> Tensor:
-    """The control ``other_rollout``: each rollout gets the maps of one with another prompt.
+    """Give each rollout the maps of one with another prompt: the control ``other_rollout``.
 
     That is the rollout of its number in the group before, or in the last one before that whose
     prompt is another.
 
     Args:
-        maps: of an epoch's rollouts, those of a group side by side, (groups * group_size, ...).
-        prompts: of the rollouts, two different ones at least
-    (`star.training.batches.check_other_prompts`)."""
+        maps: (groups * group_size, ...), the rollouts of a group side by side.
+        prompts: of the rollouts; two different ones at least.
+    """
     of_groups = prompts[::group_size]
     count = len(of_groups)
     givers = [
-        next(
-            giver
-            for giver in range(group - 1, group - count, -1)
-            if of_groups[giver] != of_groups[group]
-        )
-        for group in range(count)
+        next(g for g in range(own - 1, own - count, -1) if of_groups[g] != of_groups[own])
+        for own in range(count)
     ]
     return maps.unflatten(0, (count, group_size))[givers].flatten(0, 1)
 
@@ -98,17 +85,17 @@ def exchanged(maps: Tensor, prompts: Sequence[str], group_size: int) -> Tensor:
 def allocation_weights(
     relevance: Tensor, lam: float, temporal: str = "per_step", clause_maps: str = "share"
 ) -> Tensor:
-    """Relevance maps -> allocation maps of mean 1 (D3, D5): ``w = (1 + lam a) / mean(1 + lam a)``.
+    """Return allocation maps of mean 1, like ``relevance``: ``(1 + lam a) / mean(1 + lam a)``.
 
-    ``a`` is the relevance, min-max scaled per map, or over all steps of a rollout where
-    ``temporal`` is ``joint``; the mean is taken alike. Of several clauses it is each one's share
-    where ``clause_maps`` is ``share``. A map that is flat but for rounding stays flat.
+    ``a`` is the relevance, min-max scaled to [0, 1] (D3, D5). A map that is flat but for rounding
+    stays flat.
 
     Args:
         relevance: (B, T, K, P), of `relevance_maps`.
-        lam: strength, at least 0; 0 gives flat maps.
-        temporal: ``per_step`` or ``joint``.
-        clause_maps: ``share`` or ``own``.
+        lam: strength, at least 0; 0 gives maps of ones.
+        temporal: minimum, maximum and mean are of each map (``per_step``) or of a rollout's steps
+            together (``joint``).
+        clause_maps: ``share``: of several clauses, scale each one's share; ``own``: its own map.
     """
     over = (1, 3) if temporal == "joint" else (3,)
     compared = clause_shares(relevance) if clause_maps == "share" else relevance
@@ -119,27 +106,21 @@ def allocation_weights(
 
 
 def clause_shares(relevance: Tensor) -> Tensor:
-    """Of each clause, its share of the relevance that all clauses of the prompt have at a location:
-    ours, not STAR's.
+    """Return each clause's share, in [0, 1], of the relevance at a location: ours, not STAR's.
 
-    Places that every clause, or none, attends to then weigh alike for all; what is left says whose
-    a place is. A prompt of one clause keeps its map: with one clause it is STAR.
+    Places that every clause attends to, or none, then weigh alike for all. What is left says whose
+    a place is. A prompt of one clause keeps its map, so with one clause it is STAR.
 
     Args:
         relevance: (B, T, K, P); all 0 for clauses that a prompt does not have.
-
-    Returns:
-        Like ``relevance``, in [0, 1] where there are several clauses.
     """
     clauses = (relevance.sum((1, 3), keepdim=True) > 0).sum(2, keepdim=True)  # (B, 1, 1, 1)
-    return torch.where(
-        clauses > 1, relevance / relevance.sum(2, keepdim=True).clamp_min(1e-12), relevance
-    )
+    shares = relevance / relevance.sum(2, keepdim=True).clamp_min(1e-12)
+    return torch.where(clauses > 1, shares, relevance)
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter over the square grid of the last axis; weights are renormalised at the
-    border."""
+    """Filter the square grid of the last axis; the filter's weights sum to 1 at the border, too."""
     side = math.isqrt(maps.shape[-1])
     distance = torch.arange(side, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-((distance[:, None] - distance[None, :]) ** 2) / (2 * sigma**2))
@@ -149,7 +130,6 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def normalised_entropy(weights: Tensor) -> Tensor:
-    """Entropy of the maps as distributions over locations, divided by that of a flat one: in [0,
-    1], mean over maps."""
+    """Return the mean entropy of maps (..., P), as a share of a flat map's: a scalar in [0, 1]."""
     p = weights / weights.sum(-1, keepdim=True)
     return (torch.special.entr(p).sum(-1) / math.log(weights.shape[-1])).mean()

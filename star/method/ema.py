@@ -7,8 +7,10 @@ from torch import Tensor
 
 
 class Average:
-    """Flow-GRPO's average (arXiv 2505.05470): decay ``min((1 + updates) / (10 + updates),
-    decay)``."""
+    """Flow-GRPO's average (arXiv 2505.05470): decay ``min((1 + n) / (10 + n), decay)``.
+
+    ``n`` counts the updates; every ``every``-th enters, and ``values`` are like the parameters.
+    """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float, every: int) -> None:
         self.values = [parameter.detach().clone() for parameter in parameters]
@@ -16,7 +18,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[Tensor], updates: int) -> None:
-        """To be called after each update; ``updates`` counts them from 1."""
+        """Take in the parameters after an update, of which this is number ``updates``, from 1."""
         if updates % self.every:
             return
         decay = min((1 + updates) / (10 + updates), self.decay)

@@ -1,36 +1,41 @@
-"""`model.precision`: the autocast type of the transformer, and what `auto` stands for on a device.
+"""`model.precision`: the autocast type of the transformer, and what `auto` is on a device.
 
-A CPU without bfloat16 instructions computes in it all the same, emulated: on an AVX2 machine a
-product of matrices ran at 0.6 GFLOP/s, in float32 at 55. So the miniature, which has to run
-anywhere, asks for `auto`."""
+A CPU without bfloat16 instructions emulates it: on an AVX2 machine a product of matrices ran at 0.6
+GFLOP/s, in float32 at 55. So the miniature, which has to run anywhere, asks for `auto`.
+"""
 
 import torch
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Capabilities of x86 processors on which bf16 was seen to be the faster type, or is by
-# construction. That of ARM is left out: it was never tried.
+# construction. ARM's is left out: it was never tried.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``no``, ``bf16`` or ``fp16``; of ``auto``, bf16 where the device has instructions for it,
-    else no (float32)."""
+    """Return ``no`` (float32), ``bf16`` or ``fp16``; `auto` is bf16 where the device has it."""
     if precision != "auto":
         return precision
     return "bf16" if _has_bf16(device) else "no"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """A context that computes in a `model.precision`."""
+    """Return a context that computes in a `model.precision`."""
     dtype = AUTOCAST_DTYPES.get(resolve_precision(precision, device))
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def set_tf32(allowed: bool) -> None:
-    """Let a GPU compute float32 products and convolutions in TF32 (10 bits of mantissa), or not, in
-    all this process.
+def computing(precision: str) -> dict[str, str]:
+    """Return the kind of this process's device, and what ``precision`` is on it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device.type, "precision": resolve_precision(precision, device)}
 
-    Without a GPU nothing changes: "high" may mean another type to a CPU.
+
+def set_tf32(allowed: bool) -> None:
+    """Let a GPU compute float32 products and convolutions in TF32 (10 bits of mantissa), or not.
+
+    Holds for all of the process. Without a GPU nothing changes: "high" may mean another type to a
+    CPU.
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if allowed else "highest")

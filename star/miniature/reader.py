@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from star.miniature.world import BOARD, LETTER_SLOTS, LETTERS, SIZE, letter
+from star.miniature.world import BOARD, LETTER_SLOTS, LETTERS, SIZE, framed, letter
 from star.system.errors import StarError
 
 SHIFT = 3  # pixels, in x and in y, that a letter may stand off its place in the world
@@ -25,30 +25,24 @@ MAX_PAPER = 0.15  # ink of a board's white; the world's background has 0.3
 
 _WHITE, _BLACK = 225.0, 40.0  # grey values at which ink is 0 and 1
 _BLUR = 0.5  # pixels, of images and letters
-_FRAME = (
-    18,
-    11,
-)  # height and width of a slot's frame; wider letters are cut, so that few neighbours reach in
+_FRAME = (18, 11)  # of a slot, height and width; wide letters are cut, few neighbours reach in
 _SHIFT_COST = 0.01  # of correlation, a pixel off the letter's place
 _BOARD_SHARE = 0.9  # of the board's columns that must be white
 _CHUNK = 64  # images read at once
 
-# Rows and columns of the padded ink.
-_PAD = SHIFT
+# Rows and columns of the ink, which is padded by `SHIFT`.
+_X0, _Y0, _X1, _Y1 = (SHIFT + edge for edge in BOARD)
 _STEPS = np.arange(-SHIFT, SHIFT + 1)
-_TOPS = _PAD + (BOARD[1] + BOARD[3]) // 2 - _FRAME[0] // 2 + _STEPS  # (steps,)
-_LEFTS = _PAD + np.array(LETTER_SLOTS)[:, None] - _FRAME[1] // 2 + _STEPS  # (slots, steps)
-_MARGINS = (
-    _PAD + np.r_[BOARD[1] + 2 : BOARD[1] + 6, BOARD[3] - 6 : BOARD[3] - 2]
-)  # above and below the letters
-_WIDTH = slice(_PAD + BOARD[0] + 1, _PAD + BOARD[2] - 1)  # of the board, inside its edge
+_TOPS = SHIFT + (BOARD[1] + BOARD[3]) // 2 - _FRAME[0] // 2 + _STEPS  # (steps,)
+_LEFTS = SHIFT + np.array(LETTER_SLOTS)[:, None] - _FRAME[1] // 2 + _STEPS  # (slots, steps)
+_MARGINS = np.r_[_Y0 + 2 : _Y0 + 6, _Y1 - 6 : _Y1 - 2]  # above and below the letters
+_WIDTH = slice(_X0 + 1, _X1 - 1)  # of the board, inside its edge
 _PLACES = len(_STEPS) ** 2  # of a slot's frame; the one in the middle is the world's
 _COSTS = _SHIFT_COST * np.hypot(_STEPS[:, None], _STEPS).reshape(-1, 1)  # (places, 1)
 
 
 def read_letters(images: np.ndarray) -> list[str]:
-    """The word of each image: the letters A-Z of its legible slots from left to right, '' where
-    there is none.
+    """Read the word of each image: the letters A-Z of its legible slots from left to right.
 
     Slots that are empty or illegible are left out wherever they are, as PP-OCR's text without its
     blanks leaves them out: stopping at the first would deny a word with one blot all the letters
@@ -66,19 +60,18 @@ def read_letters(images: np.ndarray) -> list[str]:
 
 
 def letter_scores(images: np.ndarray) -> np.ndarray:
-    """How well each slot shows each letter: float32 (n, 5 slots, 26 letters) in [-1.05, 1], -1 in
-    empty slots.
+    """Return how well each slot shows each letter: float32 (n, 5 slots, 26 letters).
 
     A score is the best correlation, less `_SHIFT_COST` for each pixel between its place and the
-    world's.
+    world's: in [-1.05, 1], -1 in empty slots.
 
     Raises:
         StarError: images of another size or type.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
         raise StarError(
-            f"miniature.reader reads uint8 images of {SIZE}x{SIZE} pixels, got {images.dtype} {images.shape}; "
-            f"set model.resolution to {SIZE}"
+            f"miniature.reader reads uint8 images of {SIZE}x{SIZE} pixels, got {images.dtype} "
+            f"{images.shape}; set model.resolution to {SIZE}"
         )
     scores = np.empty((len(images), len(LETTER_SLOTS), len(LETTERS)), np.float32)
     for first in range(0, len(images), _CHUNK):
@@ -89,15 +82,10 @@ def letter_scores(images: np.ndarray) -> np.ndarray:
 def _chunk_scores(images: np.ndarray) -> np.ndarray:
     ink = _ink(images)
     frames = np.lib.stride_tricks.sliding_window_view(ink, _FRAME, axis=(1, 2))
-    patches = frames[
-        :, _TOPS[:, None], _LEFTS[:, None, :]
-    ]  # (n, slots, y steps, x steps, height, width)
-    patches = patches.reshape(
-        len(ink), len(LETTER_SLOTS), _PLACES, -1
-    )  # (n, slots, places, pixels)
-    written = _has_board(ink)[:, None] & (
-        patches[:, :, _PLACES // 2].sum(2) >= MIN_INK
-    )  # (n, slots)
+    patches = frames[:, _TOPS[:, None], _LEFTS[:, None, :]]  # (n, slots, y, x, height, width)
+    patches = patches.reshape(len(ink), len(LETTER_SLOTS), _PLACES, -1)  # (n, slots, places, px)
+    inked = patches[:, :, _PLACES // 2].sum(2) >= MIN_INK  # (n, slots)
+    written = _has_board(ink)[:, None] & inked
     patches -= patches.mean(3, keepdims=True)
     norms = np.linalg.norm(patches, axis=3, keepdims=True)
     correlations = patches @ _templates() / np.maximum(norms, 1e-6)  # (n, slots, places, letters)
@@ -105,35 +93,30 @@ def _chunk_scores(images: np.ndarray) -> np.ndarray:
 
 
 def _ink(images: np.ndarray) -> np.ndarray:
-    """Ink inside the board's edge, blurred; 0 outside: float32 (n, 64 + 2 pads, 64 + 2 pads)."""
+    """Return the blurred ink inside the board's edge, 0 outside: float32 (n, 64 + 2 x `SHIFT`,
+    64 + 2 x `SHIFT`)."""
     x0, y0, x1, y1 = BOARD
     inside = np.s_[:, y0 + 2 : y1 - 2, x0 + 1 : x1 - 1]
+    dark = (_WHITE - images[inside].mean(3, dtype=np.float32)) / (_WHITE - _BLACK)
     ink = np.zeros(images.shape[:3], np.float32)
-    ink[inside] = np.clip(
-        (_WHITE - images[inside].mean(3, dtype=np.float32)) / (_WHITE - _BLACK), 0, 1
-    )
-    return np.pad(_blurred(ink), ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
+    ink[inside] = np.clip(dark, 0, 1)
+    return np.pad(_blurred(ink), ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
 
 
 def _has_board(ink: np.ndarray) -> np.ndarray:
-    """Whether most of the board's columns are white somewhere above or below the letters: bool
-    (n,)."""
+    """Tell whether most of the board's columns are white above or below the letters: bool (n,)."""
     return (ink[:, _MARGINS, _WIDTH].min(1) <= MAX_PAPER).mean(1) >= _BOARD_SHARE
 
 
 @cache
 def _templates() -> np.ndarray:
-    """The letters in a slot's frame, blurred, less their mean, of unit norm: float32 (pixels,
-    26)."""
-    shapes = np.zeros((len(LETTERS), SIZE, SIZE), np.float32)
-    for shape, mask in zip(shapes, map(letter, LETTERS), strict=True):
-        height, width = mask.shape
-        top, left = SIZE // 2 - height // 2, SIZE // 2 - width // 2  # as `world._paste` centres it
-        shape[top : top + height, left : left + width] = mask
+    """Return the blurred letters in a slot's frame, less their mean, of unit norm.
+
+    float32 (pixels, 26)."""
+    shapes = _blurred(np.stack([framed(letter(character), SIZE) for character in LETTERS]))
     top, left = SIZE // 2 - _FRAME[0] // 2, SIZE // 2 - _FRAME[1] // 2
-    frames = _blurred(shapes)[:, top : top + _FRAME[0], left : left + _FRAME[1]].reshape(
-        len(LETTERS), -1
-    )
+    frames = shapes[:, top : top + _FRAME[0], left : left + _FRAME[1]]
+    frames = frames.reshape(len(LETTERS), -1)
     frames -= frames.mean(1, keepdims=True)
     return (frames / np.linalg.norm(frames, axis=1, keepdims=True)).T
 

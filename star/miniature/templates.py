@@ -11,27 +11,24 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from star.miniature.world import CLASSES, PALETTE, silhouette
+from star.miniature.world import CLASSES, PALETTE, framed, silhouette
 from star.prompts.geneval import COLORS
 
 SHAPES = len(CLASSES) + 9  # templates of a size at full resolution: classes, then blobs
 MARGIN = 4  # pixels from a full template's longest side to its frame
 RING = 2  # pixels around a template in which foreground counts against it
 COLOR_VALUES = np.array([PALETTE[name] for name in COLORS], np.float32)  # (10, 3)
-_MIN_CONTRAST = (
-    60.0  # RGB distance from the background below which a palette colour is no foreground
-)
+_MIN_CONTRAST = 60.0  # RGB distance of a palette colour from a background that it shows on
 _BLUR = 0.5  # pixels
 _DETAIL_BLUR = 2.5  # pixels
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Templates of one size: classes first, then (full resolution only) blobs; pixels are flattened
-    frames.
+    """Templates of one size: classes first, then (full resolution only) blobs.
 
-    ``details`` are the shapes' details inside their windows, less their mean there, of unit norm.
-    """
+    Pixels are flattened frames. ``details`` are the shapes' details inside their windows, less
+    their mean there, of unit norm."""
 
     frame: int  # side
     shapes: np.ndarray  # float32 (templates, frame * frame)
@@ -41,8 +38,8 @@ class Templates:
 
 
 def coverage(image: np.ndarray) -> np.ndarray:
-    """Foreground coverage of an image, sharpened and slightly blurred: float32 (height, width) in
-    [0, 1]."""
+    """Return an image's foreground coverage, sharpened and slightly blurred: float32 (height,
+    width) in [0, 1]."""
     pixels = image.astype(np.float32)
     rim = [edge.reshape(-1, 3) for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])]
     background = np.median(np.concatenate(rim), axis=0)
@@ -51,99 +48,85 @@ def coverage(image: np.ndarray) -> np.ndarray:
     lengths = np.square(rays).sum(1, keepdims=True)
     dots = rays @ (pixels - background).reshape(-1, 3).T  # (colours, pixels)
     share = np.clip(dots / lengths, 0, 1)
-    residual = share * (
-        share * lengths - 2 * dots
-    )  # squared distance to the ray, less a constant of the pixel
+    residual = share * (share * lengths - 2 * dots)  # squared distance to the ray, less a constant
     nearest = residual == residual.min(0)
     return _soften((share * nearest).max(0).reshape(image.shape[:2]))
 
 
-def _soften(share: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(
-        np.clip(2 * share - 0.5, 0, 1), _BLUR, mode="constant", truncate=3.0
-    )
-
-
-def _framed(mask: np.ndarray, side: int) -> np.ndarray:
-    """``mask`` centred as `world._paste` centres it, in a square of even side."""
-    height, width = mask.shape
-    top, left = side // 2 - height // 2, side // 2 - width // 2
-    frame = np.zeros((side, side), np.float32)
-    frame[top : top + height, left : left + width] = mask
-    return frame
-
-
-def _blobs(side: int, size: int) -> list[np.ndarray]:
-    """Shapes without a class: a disc, ellipses, boxes, everything."""
-    y, x = np.mgrid[:side, :side] - side / 2
-    radius, shapes = size / 2, [np.ones((side, side))]
-    for aspect, angles in ((1.0, (0,)), (0.6, (0, 45, 90, 135))):
-        for angle in np.deg2rad(angles):
-            u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-            shapes.append((1 - np.hypot(u / radius, v / (aspect * radius))) * radius * aspect + 0.5)
-    for width, height in ((1.0, 1.0), (1.0, 0.7), (0.7, 1.0)):
-        shapes.append(np.minimum(radius * width - np.abs(x), radius * height - np.abs(y)) + 0.5)
-    return [np.clip(shape, 0, 1).astype(np.float32) for shape in shapes]
-
-
 @cache
 def full_templates(size: int) -> Templates:
-    """Classes and blobs whose longest side is ``size`` pixels, at full resolution."""
+    """Return classes and blobs whose longest side is ``size`` pixels, at full resolution."""
     side = 2 * (size // 2 + MARGIN)
-    masks = [_framed(silhouette(name, size), side) for name in CLASSES] + _blobs(side, size)
+    masks = [framed(silhouette(name, size), side) for name in CLASSES] + _blobs(side, size)
     shapes = np.stack([_soften(mask) for mask in masks])
-    square = np.ones((3, 3), bool)
-    swollen = np.stack(
-        [ndimage.binary_dilation(mask > 0.5, square, iterations=RING) for mask in masks]
-    )
-    return _packed(side, shapes, (swollen | (shapes > 0.02)).astype(np.float32))
+    around = [ndimage.binary_dilation(mask > 0.5, np.ones((3, 3)), RING) for mask in masks]
+    return _packed(side, shapes, (np.stack(around) | (shapes > 0.02)).astype(np.float32))
 
 
 @cache
 def coarse_templates(size: int) -> Templates:
-    """Classes whose longest side is ``size`` pixels, at a quarter of the resolution, with windows
-    for coarse places."""
+    """Return classes whose longest side is ``size`` pixels, at a quarter of the resolution.
+
+    Their windows are for coarse places."""
     side = 4 * round((size + 6) / 4)
 
     def reduced(mask: np.ndarray) -> np.ndarray:
         return mask.reshape(side // 4, 4, side // 4, 4).mean((1, 3))
 
-    masks = [_soften(_framed(silhouette(name, size), side)) for name in CLASSES]
+    masks = [_soften(framed(silhouette(name, size), side)) for name in CLASSES]
+    shapes = np.stack([reduced(mask) for mask in masks])
     windows = [reduced(ndimage.binary_dilation(mask > 0.5, iterations=3)) for mask in masks]
-    return _packed(
-        side // 4, np.stack([reduced(mask) for mask in masks]), np.stack(windows).astype(np.float32)
-    )
-
-
-def _packed(frame: int, shapes: np.ndarray, windows: np.ndarray) -> Templates:
-    details = np.stack([detail_of(shape) for shape in shapes]).reshape(len(shapes), -1)
-    shapes, windows = (stack.reshape(len(stack), -1) for stack in (shapes, windows))
-    inside = windows > 0
-    details = inside * (
-        details - (inside * details).sum(1, keepdims=True) / inside.sum(1, keepdims=True)
-    )
-    details = (details / np.linalg.norm(details, axis=1, keepdims=True)).astype(np.float32)
-    return Templates(frame, shapes, windows, np.square(shapes).sum(1), details)
+    return _packed(side // 4, shapes, np.stack(windows).astype(np.float32))
 
 
 def detail_of(cover: np.ndarray) -> np.ndarray:
-    """What a blob of the same extent lacks: outline, holes and gaps."""
-    return cover - ndimage.gaussian_filter(
+    """Return what a blob of the same extent lacks: outline, holes and gaps."""
+    blob = ndimage.gaussian_filter(
         cover, _DETAIL_BLUR, mode="constant", truncate=2.0, axes=(-2, -1)
     )
+    return cover - blob
 
 
 def detail_correlation(detail: np.ndarray, templates: Templates, row: int) -> float:
-    """Pearson correlation of a patch's details (pixels,) with a template's, inside its window."""
+    """Return the Pearson correlation of a patch's details (pixels,) with a template's, inside its
+    window."""
     inside = detail[templates.windows[row] > 0]
     spread = np.linalg.norm(inside - inside.mean())
     return float(detail @ templates.details[row] / (spread + 1e-6))
 
 
 def soft_iou(patches: np.ndarray, templates: Templates, count: int | None = None) -> np.ndarray:
-    """Tanimoto coefficient inside the first ``count`` windows: (patches, count), 1 where the patch
-    is the template."""
+    """Return the Tanimoto coefficient inside the first ``count`` windows: (patches, count).
+
+    It is 1 where the patch is the template."""
     common = patches @ templates.shapes[:count].T
-    return common / (
-        templates.energies[:count] + np.square(patches) @ templates.windows[:count].T - common
-    )
+    seen = np.square(patches) @ templates.windows[:count].T
+    return common / (templates.energies[:count] + seen - common)
+
+
+def _soften(share: np.ndarray) -> np.ndarray:
+    sharp = np.clip(2 * share - 0.5, 0, 1)
+    return ndimage.gaussian_filter(sharp, _BLUR, mode="constant", truncate=3.0)
+
+
+def _blobs(side: int, size: int) -> list[np.ndarray]:
+    """Return shapes without a class: everything, a disc, ellipses, boxes."""
+    y, x = np.mgrid[:side, :side] - side / 2
+    radius, shapes = size / 2, [np.ones((side, side))]
+    for aspect, degrees in ((1.0, 0), (0.6, 0), (0.6, 45), (0.6, 90), (0.6, 135)):
+        angle = np.deg2rad(degrees)
+        u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+        shapes.append((1 - np.hypot(u / radius, v / (aspect * radius))) * radius * aspect + 0.5)
+    for width, height in ((1.0, 1.0), (1.0, 0.7), (0.7, 1.0)):
+        shapes.append(np.minimum(radius * width - np.abs(x), radius * height - np.abs(y)) + 0.5)
+    return [np.clip(shape, 0, 1).astype(np.float32) for shape in shapes]
+
+
+def _packed(frame: int, shapes: np.ndarray, windows: np.ndarray) -> Templates:
+    details = np.stack([detail_of(shape) for shape in shapes]).reshape(len(shapes), -1)
+    shapes, windows = (stack.reshape(len(stack), -1) for stack in (shapes, windows))
+    inside = windows > 0
+    means = (inside * details).sum(1, keepdims=True) / inside.sum(1, keepdims=True)
+    details = inside * (details - means)
+    details = (details / np.linalg.norm(details, axis=1, keepdims=True)).astype(np.float32)
+    return Templates(frame, shapes, windows, np.square(shapes).sum(1), details)

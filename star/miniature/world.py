@@ -6,8 +6,7 @@ parameters learns them in hours, where objects of any size anywhere stay blobs. 
 single glyphs of Font Awesome 6 Free Solid, which the PyPI package ``qtawesome`` carries; letters
 are Pillow's built-in font.
 
-Coordinates are pixels, x to the right, y down; an image is uint8 of shape (64, 64, 3).
-"""
+Coordinates are pixels, x to the right, y down; an image is uint8 of shape (64, 64, 3)."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -15,44 +14,17 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from star.prompts.geneval import COLORS, MINIATURE_CLASSES, RELATIONS
 
 SIZE = 64
 BACKGROUND = (160, 170, 180)
-PALETTE = {
-    "red": (215, 30, 35),
-    "orange": (250, 140, 20),
-    "yellow": (250, 230, 50),
-    "green": (35, 150, 55),
-    "blue": (35, 75, 220),
-    "purple": (125, 45, 175),
-    "pink": (250, 140, 190),
-    "brown": (120, 70, 30),
-    "black": (15, 15, 15),
-    "white": (250, 250, 250),
-}
-# GenEval class name -> code point in Font Awesome 6 Free Solid, of `MINIATURE_CLASSES`.
-GLYPHS = {
-    "airplane": 0xF072,
-    "apple": 0xF5D1,
-    "bird": 0xF4BA,
-    "car": 0xF5E4,
-    "carrot": 0xF787,
-    "cat": 0xF6BE,
-    "chair": 0xF6C0,
-    "clock": 0xF017,
-    "couch": 0xF4B8,
-    "cup": 0xF0F4,
-    "horse": 0xF6F0,
-    "person": 0xF183,
-    "pizza": 0xF818,
-    "truck": 0xF0D1,
-    "umbrella": 0xF0E9,
-    "wine glass": 0xF4E3,
-}
 CLASSES = MINIATURE_CLASSES
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PALETTE: dict[str, tuple[int, int, int]] = {k: tuple(v) for k, v in _TABLES["palette"].items()}
+GLYPHS: dict[str, int] = _TABLES["glyphs"]  # code points, in the order of `CLASSES`
 
 # Number of objects -> (centres, longest side, jitter), all in pixels.
 PLACES = {
@@ -90,24 +62,23 @@ class Scene:
 
 
 def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
-    """A scene that satisfies a GenEval metadata line, or ``{"text": WORD}`` for a sign.
+    """Draw a scene that satisfies a GenEval metadata line, or ``{"text": WORD}`` for a sign.
 
     What the line leaves open is drawn: colours of the ten uniformly (objects of one clause share
     it), the side on which either of two objects stands, the jitter.
 
     Raises:
         ValueError: a class outside `CLASSES`, more than four objects, or a word that does not fit
-    the sign."""
+            the sign.
+    """
     if "text" in metadata:
         _check_word(metadata["text"])
         return Scene(text=metadata["text"])
     include = metadata["include"]
-    names = [
-        (clause["class"], clause.get("color") or str(rng.choice(COLORS))) for clause in include
-    ]
-    objects = [
-        named for named, clause in zip(names, include, strict=True) for _ in range(clause["count"])
-    ]
+    objects = []
+    for clause in include:
+        color = clause.get("color") or str(rng.choice(COLORS))
+        objects += [(clause["class"], color)] * clause["count"]
     if len(objects) not in PLACES:
         raise ValueError(f"the miniature draws 1 to {max(PLACES)} objects, not {len(objects)}")
     centres, size, jitter = PLACES[len(objects)]
@@ -128,7 +99,7 @@ def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The image of a scene: uint8 (64, 64, 3)."""
+    """Render the image of a scene: uint8 (64, 64, 3)."""
     canvas = np.empty((SIZE, SIZE, 3), np.float32)
     canvas[:] = BACKGROUND
     for item in scene.objects:
@@ -140,18 +111,28 @@ def render(scene: Scene) -> np.ndarray:
 
 @cache
 def silhouette(name: str, size: int) -> np.ndarray:
-    """Coverage in [0, 1] of a class's glyph whose longest side is ``size`` pixels: float32 (height,
-    width)."""
+    """Return the coverage in [0, 1] of a class's glyph: float32 (height, width).
+
+    Its longest side is ``size`` pixels."""
     font = ImageFont.truetype(str(_icon_font()), 8 * size)
     return _shrink(_glyph_image(chr(GLYPHS[name]), font), size)
 
 
 @cache
 def letter(character: str) -> np.ndarray:
-    """Coverage in [0, 1] of a letter as signs show it: float32 (height, width)."""
+    """Return the coverage in [0, 1] of a letter as signs show it: float32 (height, width)."""
     font = ImageFont.load_default(8 * LETTER_HEIGHT)
     large = _glyph_image(character, font, stroke=5)
     return _shrink(large, max(1, round(max(large.size) / 8)))
+
+
+def framed(mask: np.ndarray, side: int) -> np.ndarray:
+    """Return a silhouette or letter as images centre it: float32 (side, side), ``side`` even."""
+    height, width = mask.shape
+    top, left = side // 2 - height // 2, side // 2 - width // 2
+    frame = np.zeros((side, side), np.float32)
+    frame[top : top + height, left : left + width] = mask
+    return frame
 
 
 def _glyph_image(
@@ -159,9 +140,8 @@ def _glyph_image(
 ) -> Image.Image:
     box = font.getbbox(character, stroke_width=stroke) if stroke else font.getbbox(character)
     large = Image.new("L", (int(box[2] - box[0]) + 8, int(box[3] - box[1]) + 8), 0)
-    ImageDraw.Draw(large).text(
-        (4 - box[0], 4 - box[1]), character, 255, font=font, stroke_width=stroke
-    )
+    corner = (4 - box[0], 4 - box[1])
+    ImageDraw.Draw(large).text(corner, character, 255, font=font, stroke_width=stroke)
     return large.crop(large.getbbox())
 
 
@@ -172,13 +152,9 @@ def _shrink(large: Image.Image, longest: int) -> np.ndarray:
 
 
 def _icon_font() -> Path:
-    spec = importlib.util.find_spec(
-        "qtawesome"
-    )  # located, never imported: importing it would want Qt
+    spec = importlib.util.find_spec("qtawesome")  # never imported: importing it would want Qt
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "the package qtawesome, which carries the icon font, is not installed"
-        )
+        raise FileNotFoundError("the icon font's package qtawesome is not installed; install it")
     return next((Path(spec.origin).parent / "fonts").glob("fontawesome6-solid-webfont-*.ttf"))
 
 
@@ -204,7 +180,6 @@ def _paint_sign(canvas: np.ndarray, text: str) -> None:
 
 def _check_word(text: str) -> None:
     low, high = WORD_LENGTHS
-    if not (low <= len(text) <= high and all(c in LETTERS for c in text)):
-        raise ValueError(
-            f"the miniature's sign takes {low} to {high} capital letters A-Z, not {text!r}"
-        )
+    if not (low <= len(text) <= high and all(character in LETTERS for character in text)):
+        takes = f"{low} to {high} capital letters A-Z"
+        raise ValueError(f"the miniature's sign takes {takes}, not {text!r}")

@@ -1,16 +1,17 @@
-"""How many: images, batches, optimizer steps, and sequences that go through the transformer.
-Closed form."""
+"""Numbers of images, batches, optimizer steps and sequences, in closed form and without torch."""
 
 from dataclasses import dataclass
 
-from star.config.params import TASKS, AllocationParams, Params
+from star.config.params import TASKS, AllocationParams, ModelParams, Params
 from star.training.batches import check_processes, window_start
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The arithmetic of one training. `accumulation`: rollout batches of a process between its
-    optimizer steps."""
+    """The arithmetic of one training.
+
+    accumulation: rollout batches of a process between its optimizer steps.
+    """
 
     processes: int
     groups: int
@@ -26,12 +27,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Passes:
-    """Sequences (one image's image and text tokens, of one guidance branch) through the
-    transformer.
+    """Sequences through the transformer: an image's image and text tokens, of one guidance branch.
 
-    Of one training, all processes together: rollout, with what a control's maps cost; update,
-    forward and backward; reference, forward without the adapter, for the KL. evaluation: of one
-    checkpoint on all benchmarks, without the few images more that its diversities take."""
+    Attributes:
+        rollout: of one training, all processes together, with what a control's maps cost.
+        update: forward and backward.
+        reference: forward without the adapter, for the KL.
+        evaluation: of one checkpoint on all benchmarks, but for the few images of its diversities.
+    """
 
     rollout: int
     update: int
@@ -40,12 +43,12 @@ class Passes:
 
 
 def count(params: Params, processes: int) -> Counts:
-    """The arithmetic of ``processes`` that train together.
+    """Count what ``processes`` do that train together.
 
     Raises:
         StarError: they cannot share the batches; names the numbers that can.
     """
-    check_processes(params, processes)
+    check_processes(params.train, params.rollout, processes)
     train, images = params.train, params.images_per_epoch
     batches = images // params.rollout.batch
     share = batches // train.updates_per_epoch
@@ -63,19 +66,27 @@ def count(params: Params, processes: int) -> Counts:
     )
 
 
-def branches(params: Params) -> int:
-    """Sequences an image: with guidance a conditional and an unconditional one."""
-    return 2 if params.model.guidance_scale > 1 else 1
+def branches(model: ModelParams) -> int:
+    """Return the sequences of an image: with guidance a conditional and an unconditional one."""
+    return 2 if model.guidance_scale > 1 else 1
 
 
 def shared(params: Params) -> int:
-    """Rollouts that are one up to the first stochastic step: those of a group in a batch, with
-    `same_latent`."""
+    """Return how many rollouts are one up to the first stochastic step.
+
+    With `same_latent` they are those of a group in a batch.
+    """
     return min(params.rollout.batch, params.train.group_size) if params.rollout.same_latent else 1
 
 
+def tested_images(params: Params) -> int:
+    """Return the images of one evaluation."""
+    counts = params.evaluate.images_per_prompt
+    return sum(getattr(params.prompts, task).test * counts[task] for task in TASKS)
+
+
 def count_passes(params: Params, allocation: AllocationParams) -> Passes:
-    """Of one method."""
+    """Count the sequences of a training by one method, and of an evaluation."""
     rollout, train = params.rollout, params.train
     images, distinct = params.images_per_epoch, params.images_per_epoch // shared(params)
     trained = rollout.window[1] - rollout.window[0]
@@ -84,18 +95,14 @@ def count_passes(params: Params, allocation: AllocationParams) -> Passes:
     for epoch in range(train.epochs):
         alike = window_start(rollout, epoch) + 1  # steps up to the first stochastic one
         drawn += alike * distinct + (rollout.steps - alike) * images
-    maps = (
-        2 * update * train.epochs if allocation.source == "guidance" and allocation.lam > 0 else 0
-    )
+    guided = allocation.source == "guidance" and allocation.uses_maps
     # Without a weight the KL is logged all the same, of the epoch's first batch and step.
     judged = update if train.kl_beta > 0 else rollout.batch // shared(params)
     reference = 0 if train.kl_form == "none" else judged
-    counts = params.evaluate.images_per_prompt
-    tested = sum(getattr(params.prompts, task).test * counts[task] for task in TASKS)
-    each = branches(params)
+    each = branches(params.model)
     return Passes(
-        rollout=each * drawn + maps,
+        rollout=each * drawn + (2 * update * train.epochs if guided else 0),
         update=each * update * train.epochs,
         reference=each * reference * train.epochs,
-        evaluation=each * tested * params.evaluate.steps,
+        evaluation=each * tested_images(params) * params.evaluate.steps,
     )

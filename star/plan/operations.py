@@ -1,121 +1,81 @@
-"""Floating-point operations: two for each multiply-add of matrix products, attention and
-convolutions.
+"""Floating-point operations as torch counts them: matrix products, attention and convolutions.
 
-Counted: the transformer (embedders, blocks, LoRA, head) and the VAE's decoder. Not counted:
-element-wise work, the reading of maps, text encoders (once a prompt), rewards, sample grids and
-saved states: a few per cent at most."""
+Counted are the transformer with its adapter and the VAE's decoder. Element-wise work, maps, text
+encoders, rewards, sample grids and saved states are not: a few per cent at most.
+"""
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
-from star.config.params import AllocationParams, Params
-from star.plan.counts import branches, count_passes
-from star.plan.shapes import TIME_FREQUENCIES, Pipeline, Transformer, Vae
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from star.config.params import AllocationParams, ModelParams, Params
+from star.method.attention import LOG_SUM_EXP_KERNELS, use_joint_processor
+from star.plan.counts import count_passes, tested_images
+from star.plan.models import Pipeline
+from star.plan.result import Operations
+
+
+BLOCK = re.compile(r"\.transformer_blocks\.\d+$")
 
 
 @dataclass(frozen=True)
-class Operations:
-    """Of one training, all processes together, and of the evaluation of one checkpoint."""
+class Costs:
+    """Operations of one sequence: without gradient, without the adapter, and of a training step.
 
-    rollout: int
-    update: int
-    evaluation: int
+    decoding: of one image.
+    """
+
+    forward: int
+    reference: int
+    training: int
+    decoding: int
 
 
-def count_operations(
-    params: Params, allocation: AllocationParams, pipeline: Pipeline, fused: bool
-) -> Operations:
-    """Of one method. ``fused``: whether attention's backward pass recomputes its scores."""
-    model, transformer = params.model, pipeline.transformer
-    tokens = (pipeline.image_tokens(model.resolution), pipeline.clip_tokens + model.t5_tokens)
+def count_costs(pipeline: Pipeline, model: ModelParams, fused: bool) -> Costs:
+    """Count what one sequence and one image take.
+
+    Args:
+        fused: whether attention keeps no scores; its backward pass computes them again.
+    """
+    transformer, config = pipeline.transformer, pipeline.transformer.config
+    kernel = LOG_SUM_EXP_KERNELS["cuda"]["flash"] if fused else _plain_attention
+    use_joint_processor(transformer, kernel)
+    latent = torch.zeros(1, *pipeline.latent(model.resolution), device="meta")
+    text = torch.zeros(1, pipeline.tokens(model)[1], config.joint_attention_dim, device="meta")
+    pooled = torch.zeros(1, config.pooled_projection_dim, device="meta")
+    with FlopCounterMode(display=False) as forward:
+        velocity = transformer(latent, text, pooled, torch.zeros(1, device="meta")).sample
+    with FlopCounterMode(display=False) as backward:
+        velocity.sum().backward()
+    with FlopCounterMode(display=False) as decoding, torch.no_grad():
+        pipeline.vae.decode(latent)
+    modules = {name: sum(counts.values()) for name, counts in forward.get_flop_counts().items()}
+    adapter = sum(count for name, count in modules.items() if ".lora_" in name)
+    blocks = sum(count for name, count in modules.items() if BLOCK.search(name))
+    once = forward.get_total_flops()
+    return Costs(
+        forward=once,
+        reference=once - adapter,
+        training=once + backward.get_total_flops() + blocks * model.gradient_checkpointing,
+        decoding=decoding.get_total_flops(),
+    )
+
+
+def _plain_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, None]:
+    """Attend as `star.method.attention.plain_attention`, whose autocast has no meta device."""
+    return (query @ key.transpose(2, 3)).softmax(-1) @ value, None
+
+
+def count_operations(params: Params, allocation: AllocationParams, costs: Costs) -> Operations:
+    """Return the operations of a training by one method, and of an evaluation."""
     passes = count_passes(params, allocation)
-    adapted = forward(transformer, *tokens, model.lora_rank)
-    step = adapted + backward(transformer, *tokens, model.lora_rank, fused)
-    if model.gradient_checkpointing:
-        step += sum(
-            block_forward(transformer, i, *tokens, model.lora_rank)
-            for i in range(transformer.depth)
-        )
-    image = decode(pipeline.vae, model.resolution)
-    tested = passes.evaluation // (params.evaluate.steps * branches(params))
+    drawn = params.images_per_epoch * params.train.epochs
     return Operations(
-        rollout=passes.rollout * adapted + params.images_per_epoch * params.train.epochs * image,
-        update=passes.update * step + passes.reference * forward(transformer, *tokens, 0),
-        evaluation=passes.evaluation * adapted + tested * image,
+        rollout=passes.rollout * costs.forward + drawn * costs.decoding,
+        update=passes.update * costs.training + passes.reference * costs.reference,
+        evaluation=passes.evaluation * costs.forward + tested_images(params) * costs.decoding,
     )
-
-
-def forward(t: Transformer, image: int, text: int, rank: int) -> int:
-    """One sequence of ``image`` and ``text`` tokens through the transformer; rank 0 is no
-    adapter."""
-    d, patch = t.width, t.patch**2 * t.channels
-    embedders = (
-        image * patch * d
-        + text * t.text_width * d
-        + (TIME_FREQUENCIES + t.pooled_width + 2 * d) * d
-    )
-    head = 2 * d * d + image * d * patch
-    return 2 * (embedders + head) + sum(
-        block_forward(t, i, image, text, rank) for i in range(t.depth)
-    )
-
-
-def block_forward(t: Transformer, index: int, image: int, text: int, rank: int) -> int:
-    d, last, dual = t.width, index == t.depth - 1, index in t.dual
-    modulation = d * d * (9 if dual else 6) + d * d * (2 if last else 6)
-    inner, outer = _linears(t, index, image, text)
-    adapter = 2 * rank * d * (3 * (image + text) + image + (0 if last else text))
-    return 2 * (modulation + inner + outer + adapter) + sum(_attention(t, index, image, text))
-
-
-def backward(t: Transformer, image: int, text: int, rank: int, fused: bool) -> int:
-    """Gradients of the adapter alone: each frozen product is met once, by its input's gradient,
-    where that has one.
-
-    The first block's inputs have none; modulation and embedders see no adapter at all. Attention
-    has two products for each of its own, and fused kernels compute the scores again."""
-    operations = 2 * image * t.width * t.patch**2 * t.channels
-    for index in range(t.depth):
-        inner, outer = _linears(t, index, image, text)
-        joint, dual = _attention(t, index, image, text)
-        adapter = (
-            2 * rank * t.width * (3 * (image + text) + image + (text if index < t.depth - 1 else 0))
-        )
-        if index == 0:
-            inner, dual = 0, 0
-            outer -= image * t.width**2 if 0 in t.dual else 0
-        unused = rank * t.width * 3 * (image + text) if index == 0 else 0
-        operations += (
-            2 * (inner + outer + 2 * adapter - unused) + (joint + dual) * (5 if fused else 4) // 2
-        )
-    return operations
-
-
-def _linears(t: Transformer, index: int, image: int, text: int) -> tuple[int, int]:
-    """Multiply-adds of frozen products: of queries, keys and values; of attention's outputs and the
-    MLPs."""
-    square, streamed = t.width**2, image + (text if index < t.depth - 1 else 0)
-    dual = index in t.dual
-    return square * 3 * (image + text + dual * image), square * (9 * streamed + dual * image)
-
-
-def _attention(t: Transformer, index: int, image: int, text: int) -> tuple[int, int]:
-    """Operations of scores and mixing: joint, image-only."""
-    return 4 * (image + text) ** 2 * t.width, 4 * image**2 * t.width if index in t.dual else 0
-
-
-def decode(vae: Vae, resolution: int) -> int:
-    """One image from its latent."""
-    latent = (resolution // vae.factor) ** 2  # positions
-    deep = vae.widths[-1]
-    products = latent * 9 * (vae.latent * deep + 4 * deep * deep)
-    products += latent * vae.latent**2 if vae.post_quant else 0
-    products += latent * 4 * deep * deep + 2 * latent**2 * deep if vae.attention else 0
-    for scale, resnets, upsampled in vae.decoder():
-        for resnet in resnets:
-            shortcut = resnet.inner * resnet.outer if resnet.inner != resnet.outer else 0
-            products += (
-                latent * scale**2 * (9 * (resnet.inner + resnet.outer) * resnet.outer + shortcut)
-            )
-        products += latent * (2 * scale) ** 2 * 9 * upsampled**2
-    products += resolution**2 * 9 * vae.widths[0] * 3
-    return 2 * products

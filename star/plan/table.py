@@ -3,8 +3,7 @@ GiB."""
 
 from collections.abc import Sequence
 
-from star.plan import Plan, TaskPlan
-from star.plan.memory import Memory
+from star.plan.result import Memory, Plan, TaskPlan
 
 GIB = 2**30
 COUNTED = "operations: two for each multiply-add of transformer and VAE decoder; not of text encoders and rewards"

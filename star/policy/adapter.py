@@ -24,63 +24,65 @@ def check_adapter(adapter: Path) -> None:
 
 
 def base_fingerprint(transformer: SD3Transformer2DModel) -> str:
-    """Tells a base from others by its configuration and the beginning of each weight, wherever it
-    lies; adapters do not count."""
+    """Return a digest of the configuration and the beginning of each weight; adapters do not count.
+
+    It is the same wherever the base lies.
+    """
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     weights = {
-        name: weight for name, weight in transformer.named_parameters() if ".lora_" not in name
+        name.replace(".base_layer", ""): weight
+        for name, weight in transformer.named_parameters()
+        if ".lora_" not in name
     }
-    beginnings = {
-        name.replace(".base_layer", ""): w.detach().flatten()[:64] for name, w in weights.items()
-    }
-    for name in sorted(beginnings):
-        digest.update(beginnings[name].float().cpu().numpy().tobytes())
+    for _, weight in sorted(weights.items()):
+        digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def check_base(adapter: Path, transformer: SD3Transformer2DModel, model: ModelParams) -> None:
-    """Refuse an adapter that says that it was trained on another base; one that says nothing
-    passes."""
+    """Refuse an adapter that says that it was trained on another base than ``transformer``."""
     file = adapter / BASE_FILE
-    if not file.exists():
+    if not file.exists():  # made elsewhere
         return
     try:
         base = json.loads(file.read_text(encoding="utf-8"))
         path, revision, known = base["path"], base["revision"], base["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StarError(
-            f"{file}: does not say what the adapter was trained on ({error!r}); delete it if you know"
+            f"{file}: does not say which base the adapter was trained on ({error!r}); delete the "
+            "file if you know that it was this one"
         ) from error
     if known != base_fingerprint(transformer):
         pinned = f" at {revision}" if revision else ""
         raise StarError(
-            f"{adapter}: trained on another base, {path}{pinned}, and not on {model.path}; set model.path and "
-            "model.revision to that base"
+            f"{adapter}: trained on another base, {path}{pinned}, and not on {model.path}; set "
+            "model.path and model.revision to that base"
         )
 
 
 def check_layers(adapter: Path, transformer: SD3Transformer2DModel) -> None:
-    """Refuse an adapter, loaded into ``transformer``, whose keys are not those of the layers that
-    it says it adapts.
+    """Refuse an adapter, loaded into ``transformer``, with keys other than its layers'.
 
-    diffusers passes over such keys with a warning; what is left of the adapter may be the base
-    model alone."""
+    diffusers passes over such keys with a warning. What is left of the adapter may be the base
+    model alone.
+    """
     file = adapter / ADAPTER_FILE
     with safe_open(file, framework="pt") as opened:
         found = set(opened.keys())
     configs = getattr(transformer, "peft_config", {}).values()
-    layers = [
-        n
-        for n, _ in transformer.named_modules()
-        if any(check_target_module_exists(c, n) for c in configs)
-    ]
-    wanted = {f"transformer.{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
+    wanted = {
+        f"transformer.{layer}.lora_{side}.weight"
+        for layer, _ in transformer.named_modules()
+        if any(check_target_module_exists(config, layer) for config in configs)
+        for side in "AB"
+    }
     unknown, missing = sorted(found - wanted), sorted(wanted - found)
     if unknown or missing:
         raise StarError(
-            f"{file}: {len(unknown)} keys belong to no layer of the transformer ({_some(unknown)}), and {len(missing)} "
-            f"are missing ({_some(missing)}); give the file as `star train` or diffusers' `save_lora_weights` wrote it"
+            f"{file}: {len(unknown)} keys belong to no layer of the transformer "
+            f"({_some(unknown)}), and {len(missing)} are missing ({_some(missing)}); give the file "
+            "as `star train` or diffusers' `save_lora_weights` wrote it"
         )
 
 

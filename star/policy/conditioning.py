@@ -1,8 +1,8 @@
-"""What the transformer reads of prompts, encoded once and kept: in memory, or on disk and the last
-ones in memory.
+"""Keeps what the transformer reads of prompts, so that each is encoded once.
 
-At SD3.5-M's size a prompt takes 1.7 MB and its largest encoder 9.5 GB: with a folder every prompt
-is encoded before the training starts, and the encoders leave the device."""
+At SD3.5-M's size a prompt takes 1.7 MB, and its largest encoder 9.5 GB. With a folder every prompt
+is encoded before the training starts, and the encoders leave the device.
+"""
 
 import hashlib
 import os
@@ -24,8 +24,7 @@ KEPT = 512  # prompts in memory beside a folder
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the transformer reads of a batch of prompts: embeds (batch, tokens, width), pooled
-    (batch, width)."""
+    """A batch of encoded prompts: embeds (batch, tokens, width), pooled (batch, width)."""
 
     embeds: Tensor
     pooled: Tensor
@@ -35,14 +34,14 @@ class Conditioning:
 
 
 class PromptStore:
-    """Conditioning by prompt.
+    """Conditioning by prompt: in memory, or in a folder and the last ones in memory.
 
     What a prompt becomes does not depend on when it is asked for, nor beside which others, so that
-    a resumed training sees the same: the encoders always get ``batch`` prompts, filled up with
+    a resumed training sees the same. The encoders always get ``batch`` prompts, filled up with
     empty ones, because the shape of a matrix product decides its last bits.
 
     Args:
-        encode: prompts to their conditioning, a batch of them.
+        encode: a batch of prompts to their conditioning.
         folder: of one model's prompts; None keeps all in memory.
         batch: prompts that ``encode`` takes.
     """
@@ -58,36 +57,31 @@ class PromptStore:
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
 
     def get(self, prompts: Sequence[str]) -> Conditioning:
-        """Of each prompt; what is nowhere yet is encoded.
+        """Return the conditioning of prompts; encode those that are nowhere yet.
 
         Raises:
             StarError: a file of the folder that cannot be read.
         """
-        new = [
-            prompt
-            for prompt in dict.fromkeys(prompts)
-            if prompt not in self._kept and not self._read(prompt)
-        ]
+        wanted = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        new = [prompt for prompt in wanted if not self._read(prompt)]
         for start in range(0, len(new), self._batch):
             self._add(new[start : start + self._batch])
         known = [self._kept[prompt] for prompt in prompts]
         while self.folder is not None and len(self._kept) > max(KEPT, len(prompts)):
             self._kept.popitem(last=False)
-        return Conditioning(
-            torch.stack([c.embeds for c in known]), torch.stack([c.pooled for c in known])
-        )
+        embeds = torch.stack([one.embeds for one in known])
+        return Conditioning(embeds, torch.stack([one.pooled for one in known]))
 
     def fill(self, prompts: Sequence[str]) -> None:
         """Encode to the folder what is not there yet."""
         new = [prompt for prompt in dict.fromkeys(prompts) if not self._file(prompt).exists()]
-        for start in Progress(
-            range(0, len(new), self._batch), desc="prompts", unit="batch", disable=not new
-        ):
+        starts = range(0, len(new), self._batch)
+        for start in Progress(starts, desc="prompts", unit="batch", disable=not new):
             self._add(new[start : start + self._batch])
             self._kept.clear()
 
     def keep(self, prompt: str, value: Conditioning) -> None:
-        """Have ``value``, without a batch dimension, for ``prompt``."""
+        """Store a prompt's conditioning, which is without a batch dimension."""
         self._kept[prompt] = value
         if self.folder is not None:
             self._write(prompt, value)
@@ -102,15 +96,13 @@ class PromptStore:
         return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.safetensors"
 
     def _write(self, prompt: str, value: Conditioning) -> None:
-        """Atomic, by a name of this process's own: others may write the same prompt."""
         path = self._file(prompt)
+        # A name of this process's own: others may write the same prompt.
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        tensors = {"embeds": value.embeds.contiguous(), "pooled": value.pooled.contiguous()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {"embeds": value.embeds.contiguous(), "pooled": value.pooled.contiguous()},
-                temporary,
-            )
+            save_file(tensors, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -119,14 +111,14 @@ class PromptStore:
             ) from error
 
     def _read(self, prompt: str) -> bool:
-        """Whether the folder has the prompt, which then is in memory."""
-        if self.folder is None or not self._file(prompt).exists():
+        """Read a prompt from the folder to memory; return whether it was there."""
+        if self.folder is None or not (file := self._file(prompt)).exists():
             return False
         try:
-            tensors = load_file(self._file(prompt), device=str(self._device))
+            tensors = load_file(file, device=str(self._device))
             self._kept[prompt] = Conditioning(tensors["embeds"], tensors["pooled"])
         except (SafetensorError, KeyError, OSError) as error:
             raise StarError(
-                f"{self._file(prompt)}: not a readable prompt embedding ({error}); delete it"
+                f"{file}: not a readable prompt embedding ({error}); delete it"
             ) from error
         return True

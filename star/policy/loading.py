@@ -1,8 +1,8 @@
-"""The directory of an SD3 pipeline: found or fetched, checked before its weights are read, opened
-whole or not at all.
+"""Finds and checks the directory of an SD3 pipeline, and opens it whole or not at all.
 
-No code from the hub, no pickle: the classes of the parts are ours to say, and weights are
-safetensors."""
+No code from the hub and no pickle: the classes of the parts are ours to say, weights are
+safetensors.
+"""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from star.system.pretrained import OPENING_ERRORS, cannot_open, check_loaded
 
 KEY = "model.path"
 INDEX = "model_index.json"
-PARTS = {
+MODELS = {
     "transformer": SD3Transformer2DModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModelWithProjection,
@@ -32,20 +32,20 @@ OTHERS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 def find_pipeline(model: ModelParams) -> Path:
-    """The directory of the pipeline that ``model`` names; of a hub id it is fetched, what describes
-    it first.
+    """Return the directory of the pipeline; a hub id is fetched, what describes it first.
 
     Raises:
         StarError: what `star.system.hub.model_folder` refuses; a directory that lacks a part or is
-    no SD3 pipeline."""
-    folder = model_folder(model.path, model.revision, KEY, DESCRIPTIONS)
-    _check_description(folder, f"{KEY} {model.path!r}")
-    weights = [f"{part}/{name}" for part in PARTS for name in WEIGHTS]
+            no SD3 pipeline.
+    """
+    where = f"{KEY} {model.path!r}"
+    _check_description(model_folder(model.path, model.revision, KEY, DESCRIPTIONS), where)
+    weights = [f"{part}/{name}" for part in MODELS for name in WEIGHTS]
     folder = model_folder(model.path, model.revision, KEY, [*DESCRIPTIONS, *weights])
-    for part in PARTS:
+    for part in MODELS:
         if not list((folder / part).glob("*.safetensors")):
             raise StarError(
-                f"{KEY} {model.path!r}: {part}/ has no .safetensors weights (pickled weights are not loaded)"
+                f"{where}: {part}/ has no .safetensors weights (pickled weights are not loaded)"
             )
     return folder
 
@@ -53,38 +53,37 @@ def find_pipeline(model: ModelParams) -> Path:
 def open_pipeline(
     folder: Path, model: ModelParams, text_dtype: torch.dtype
 ) -> StableDiffusion3Pipeline:
-    """The pipeline in a directory from `find_pipeline`: the text encoders in ``text_dtype``, the
-    rest in float32.
+    """Open a directory of `find_pipeline`; all but the text encoders are float32.
 
     Raises:
         StarError: a part that does not open, or not whole.
     """
     _hide_bars()
-    parts = {part: _open_part(folder, part, model.path, text_dtype) for part in PARTS}
+    parts = {part: _open_part(folder, part, model.path, text_dtype) for part in MODELS}
     return _assembled(folder, model.path, parts)
 
 
 def open_tokenizers(folder: Path, model: ModelParams) -> StableDiffusion3Pipeline:
-    """The pipeline without its models: tokenizers and scheduler, in a moment."""
+    """Open tokenizers and scheduler alone, in a moment."""
     _hide_bars()
-    return _assembled(folder, model.path, dict.fromkeys(PARTS))
+    return _assembled(folder, model.path, dict.fromkeys(MODELS))
 
 
 def _hide_bars() -> None:
-    """An error is one line on standard error; bars of a second's loading would stand before it."""
+    """Hide the bars of a second's loading: an error is one line on standard error."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
 
 
 def _open_part(folder: Path, part: str, path: str, text_dtype: torch.dtype) -> Any:
-    kind = PARTS[part]
-    # transformers would say only that some shape is wrong; `check_loaded` says which
-    more = {"ignore_mismatched_sizes": True} if part.startswith("text_encoder") else {}
+    kind, is_text = MODELS[part], part.startswith("text_encoder")
+    # transformers would say only that some shape is wrong; `check_loaded` says which.
+    more = {"ignore_mismatched_sizes": True} if is_text else {}
     try:
         opened, report = kind.from_pretrained(
             folder,
             subfolder=part,
-            dtype=text_dtype if part.startswith("text_encoder") else torch.float32,
+            dtype=text_dtype if is_text else torch.float32,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -104,38 +103,32 @@ def _assembled(folder: Path, path: str, parts: dict[str, Any]) -> StableDiffusio
 
 
 def _check_description(folder: Path, where: str) -> None:
-    """The index and every part that it names are there, and are an SD3 pipeline's."""
+    """Refuse an index that is no SD3 pipeline's, and parts that it names and that are not there."""
     if not (folder / INDEX).is_file():
         raise StarError(f"{where}: {INDEX} is missing; it is not a diffusers pipeline directory")
     index = _read(folder / INDEX, where)
     if index.get("_class_name") != StableDiffusion3Pipeline.__name__:
         raise StarError(f"{where}: a {index.get('_class_name')}, not a StableDiffusion3Pipeline")
-    for part in (*PARTS, *OTHERS):
-        if not isinstance(index.get(part), list) or len(index[part]) != 2 or index[part][0] is None:
-            raise StarError(
-                f"{where}: {INDEX} names no {part}; a pipeline with all three text encoders is needed"
-            )
-        if not all(isinstance(name, str) for name in index[part]):
-            raise StarError(
-                f"{where}: {INDEX}, {part}: {str(index[part]):.80} is not a library and a class; mend it"
-            )
+    for part in (*MODELS, *OTHERS):
+        match index.get(part):
+            case [str(library), str(name)]:
+                if part in MODELS:
+                    _check_class(name, MODELS[part].__name__, f"{where}: {INDEX}, {part}")
+            case other:
+                raise StarError(
+                    f"{where}: {INDEX} has no library and class for {part}, but {str(other):.80}; "
+                    "a pipeline with all three text encoders is needed"
+                )
+        if library not in ("diffusers", "transformers"):
+            raise StarError(f"{where}: {INDEX}, {part}: code of {library!r} is not run")
         if not (folder / part).is_dir():
-            raise StarError(
-                f"{where}: the part {part}/ is missing; copy the whole pipeline directory"
-            )
-    for part, kind in PARTS.items():
-        _check_class(index[part][1], kind.__name__, f"{where}: {INDEX}, {part}")
-    for part in (*PARTS, *OTHERS):
-        if index[part][0] not in ("diffusers", "transformers"):
-            raise StarError(f"{where}: {INDEX}, {part}: code of {index[part][0]!r} is not run")
-    transformer = _read(folder / "transformer" / "config.json", where)
-    _check_class(
-        transformer.get("_class_name"), "SD3Transformer2DModel", f"{where}: transformer/config.json"
-    )
-    scheduler = _read(folder / "scheduler" / "scheduler_config.json", where)
-    for name in (index["scheduler"][1], scheduler.get("_class_name")):
-        if not str(name).startswith("FlowMatch"):
-            raise StarError(f"{where}: the scheduler is a {name}; a flow matching model is needed")
+            raise StarError(f"{where}: the part {part}/ is missing; copy the whole directory")
+    transformer = _read(folder / "transformer/config.json", where).get("_class_name")
+    _check_class(transformer, "SD3Transformer2DModel", f"{where}: transformer/config.json")
+    scheduler = _read(folder / "scheduler/scheduler_config.json", where)
+    for kind in (index["scheduler"][1], scheduler.get("_class_name")):
+        if not str(kind).startswith("FlowMatch"):
+            raise StarError(f"{where}: the scheduler is a {kind}; a flow matching model is needed")
 
 
 def _check_class(found: object, wanted: str, where: str) -> None:
@@ -144,12 +137,11 @@ def _check_class(found: object, wanted: str, where: str) -> None:
 
 
 def _read(file: Path, where: str) -> dict:
+    name = f"{file.parent.name}/{file.name}"
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise StarError(
-            f"{where}: {file.parent.name}/{file.name} cannot be read ({error})"
-        ) from error
+        raise StarError(f"{where}: {name} cannot be read ({error})") from error
     if not isinstance(value, dict):
-        raise StarError(f"{where}: {file.parent.name}/{file.name} is no JSON object")
+        raise StarError(f"{where}: {name} is no JSON object")
     return value

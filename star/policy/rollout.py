@@ -1,5 +1,4 @@
-"""Sampling images: plain ODE sampling for evaluation, and rollouts whose stochastic steps are
-kept for training."""
+"""Samples images: by ODE steps for evaluation, as rollouts with stochastic steps for training."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from star.config.params import AllocationParams, RolloutParams
-from star.method import sde
 from star.method.allocation import relevance_maps
 from star.method.attention import CoreKeys, record_core_attention
 from star.method.objective import patch_mean
+from star.method.sde import SAMPLERS, Transition, ode_step
 from star.policy.conditioning import Conditioning
-from star.policy.sd3 import Schedule, SD3Policy
+from star.policy.sd3 import SD3Policy
 from star.system.errors import StarError
 
 
@@ -25,54 +24,21 @@ class NotFinite(StarError):
     """Latents of which no image can be made; the message names a prompt."""
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """The stochastic steps of a batch of rollouts. ``B`` rollouts, ``T`` trained steps, ``K``
-    clauses, ``P`` locations.
-
-    latents: float32 (T + 1, B, channels, height, width), exactly what the model consumed and drew.
-    means: float32 (T, B, channels, height, width), of the steps as they were drawn.
-    relevance: float32 (B, T, K, P), or None where the allocation needs no maps.
-    first: the schedule's step of the first trained one.
-    shared: rollouts side by side with one prompt and one initial noise. They are equal up to the
-        first stochastic step, so up to there the model runs once for all of them, in the rollout as
-        in the update.
-    """
-
-    conditioning: Conditioning
-    latents: Tensor
-    means: Tensor
-    relevance: Tensor | None
-    first: int
-    shared: int
-    images: np.ndarray  # uint8 (B, height, width, 3)
-
-    def transition(
-        self, policy: SD3Policy, row: int, schedule: Schedule, rollout: RolloutParams
-    ) -> sde.Transition:
-        """The current policy's Gaussian step from the latents of trained step ``row``."""
-        alike = self.shared if row == 0 else 1
-        return transition_at(
-            policy, self.latents[row], self.first + row, schedule, self.conditioning, rollout, alike
-        )
-
-
 @torch.no_grad()
 def sample_images(
     policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[int], steps: int
 ) -> np.ndarray:
-    """Deterministic images, uint8 (batch, height, width, 3): ODE steps from the noise of each
-    seed."""
+    """Return images by ODE steps from the noise of each seed, uint8 (batch, height, width, 3)."""
     schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
     x = policy.noise(seeds)
     for t in range(steps):
         velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
-        x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
+        x = ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
     return decoded(policy, x, prompts)
 
 
 def decoded(policy: SD3Policy, x: Tensor, prompts: Sequence[str]) -> np.ndarray:
-    """The images of finished latents, as `SD3Policy.decode`.
+    """Return the images of finished latents, as `SD3Policy.decode`.
 
     Raises:
         NotFinite: a latent that would decode to a black image and be scored as one.
@@ -80,8 +46,9 @@ def decoded(policy: SD3Policy, x: Tensor, prompts: Sequence[str]) -> np.ndarray:
     bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
         raise NotFinite(
-            f"{len(bad)} of {len(x)} images are not finite, the first of the prompt {prompts[bad[0]]!r}; "
-            f'model.precision is {policy.model.precision}: bf16 and "no" have a wider range than fp16'
+            f"{len(bad)} of {len(x)} images are not finite, the first of the prompt "
+            f"{prompts[bad[0]]!r}; model.precision is {policy.model.precision}: "
+            'bf16 and "no" have a wider range than fp16'
         )
     return policy.decode(x)
 
@@ -95,105 +62,21 @@ def trace_relevance(
     core: CoreKeys,
     allocation: AllocationParams,
 ) -> tuple[Tensor, np.ndarray]:
-    """Relevance maps at every ODE step, float32 (batch, steps, K, locations), and the images: for
-    looking at."""
+    """Return relevance maps at every ODE step, float32 (batch, steps, K, P), and the images."""
     schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
     x, masses = policy.noise(seeds), []
     for t in range(steps):
         with watched(policy, x, schedule.timesteps[t], conditioning, core, allocation) as seen:
             velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
         masses.append(seen())
-        x = sde.ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
+        x = ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
     return relevance_of(masses, core, allocation), decoded(policy, x, prompts)
 
 
 def relevance_of(masses: Sequence[Tensor], core: CoreKeys, allocation: AllocationParams) -> Tensor:
-    """Relevance maps (B, T, K, P) of the masses of T steps, each (B, P, C)."""
+    """Return the relevance maps (B, T, K, P) of the masses of T steps, each (B, P, C)."""
     mass, how = torch.stack(list(masses), dim=1), allocation
     return relevance_maps(mass, core.weight, how.normalise_tokens, how.temporal, how.smoothing)
-
-
-def transition_at(
-    policy: SD3Policy,
-    x: Tensor,
-    t: int,
-    schedule: Schedule,
-    conditioning: Conditioning,
-    rollout: RolloutParams,
-    alike: int,
-) -> sde.Transition:
-    """The policy's Gaussian step from ``x`` at step ``t``: the one function that rollout and update
-    share.
-
-    Runs of ``alike`` neighbours in ``x`` are equal, and go through the model as one.
-    """
-    velocity = policy.velocity(x[::alike], schedule.timesteps[t], conditioning[::alike])
-    velocity, sigmas = velocity.repeat_interleave(alike, dim=0), schedule.sigmas
-    return sde.SAMPLERS[rollout.sampler](
-        x, velocity, sigmas[t], sigmas[t + 1], rollout.noise_level, sigmas[1]
-    )
-
-
-@torch.no_grad()
-def roll_out(
-    policy: SD3Policy,
-    prompts: Sequence[str],
-    start_seeds: Sequence[int],
-    step_seeds: Sequence[int],
-    rollout: RolloutParams,
-    first: int,
-    core: CoreKeys | None,
-    allocation: AllocationParams,
-) -> Trajectory:
-    """Sample one batch of rollouts.
-
-    Args:
-        start_seeds: seed of each rollout's initial noise; equal seeds share it.
-        step_seeds: seed of each rollout's noise injections, distinct.
-        first: the first stochastic step; the window keeps the length it has in ``rollout``.
-        core: core tokens of each prompt; None where the allocation needs no maps.
-    """
-    schedule, conditioning = policy.schedule(rollout.steps), policy.encode(prompts)
-    end = first + rollout.window[1] - rollout.window[0]
-    generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
-    shared = _shared(prompts, start_seeds)
-    x = policy.noise(start_seeds)
-    latents, means, masses = [], [], []
-    for t in range(rollout.steps):
-        alike = shared if t <= first else 1
-        if not first <= t < end:
-            velocity = policy.velocity(x[::alike], schedule.timesteps[t], conditioning[::alike])
-            x = sde.ode_step(
-                x,
-                velocity.repeat_interleave(alike, dim=0),
-                schedule.sigmas[t],
-                schedule.sigmas[t + 1],
-            )
-            continue
-        if core is None:
-            transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
-        else:
-            seen_by = (x[::alike], schedule.timesteps[t], conditioning[::alike], core[::alike])
-            with watched(policy, *seen_by, allocation) as seen:
-                transition = transition_at(policy, x, t, schedule, conditioning, rollout, alike)
-            masses.append(seen().repeat_interleave(alike, dim=0))
-        latents.append(x)
-        means.append(transition.mean)
-        noise = torch.stack([torch.randn(policy.latent_shape, generator=g) for g in generators]).to(
-            x.device
-        )
-        x = sde.sample_transition(transition, noise)
-        if t == end - 1:
-            latents.append(x)
-    return Trajectory(
-        conditioning,
-        torch.stack(latents),
-        torch.stack(means),
-        None if core is None else relevance_of(masses, core, allocation),
-        first,
-        shared,
-        decoded(policy, x, prompts),
-    )
 
 
 @contextmanager
@@ -205,12 +88,12 @@ def watched(
     core: CoreKeys,
     allocation: AllocationParams,
 ) -> Iterator[Callable[[], Tensor]]:
-    """Watch one forward pass; what is yielded gives the mass on each core token afterwards: float32
-    (batch, locations, core tokens).
+    """Watch one forward pass; the yielded function then returns the mass, float32 (B, P, C).
 
-    The source ``guidance`` looks at the model's outputs and not at its attention: ``|v_cond -
-    v_uncond|^2`` stands in the place of every token's mass, at the price of two forward passes
-    more; every clause has the same map then."""
+    The source ``guidance`` looks at the model's outputs, not at its attention: ``|v_cond -
+    v_uncond|^2`` stands in for every token's mass, so every clause has the same map. It costs two
+    more forward passes.
+    """
     if allocation.source == "guidance":
         difference = policy.guidance_direction(x, timestep, conditioning)
         direction = patch_mean(difference.square(), policy.patch)
@@ -220,6 +103,112 @@ def watched(
         yield lambda: recorder.mass
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """The stochastic steps of a batch: ``B`` rollouts, ``T`` trained steps, ``K`` clauses.
+
+    latents: float32 (T + 1, B, channels, height, width), exactly what the model consumed and drew.
+    means: float32 (T, B, channels, height, width), of the steps as they were drawn.
+    relevance: float32 (B, T, K, P), P locations; None where the allocation needs no maps.
+    first: the schedule's step of the first trained one.
+    shared: neighbours with one prompt and one initial noise. They are equal up to the first
+        stochastic step, so up to there the model runs once for all of them.
+    images: uint8 (B, height, width, 3).
+    """
+
+    conditioning: Conditioning
+    latents: Tensor
+    means: Tensor
+    relevance: Tensor | None
+    first: int
+    shared: int
+    images: np.ndarray
+
+
+class Roller:
+    """Draws rollouts of a policy, and takes their stochastic steps again in the update."""
+
+    def __init__(self, policy: SD3Policy, settings: RolloutParams) -> None:
+        self.policy, self.settings = policy, settings
+        self.schedule = policy.schedule(settings.steps)
+        self.sampler = SAMPLERS[settings.sampler](self.schedule.sigmas, settings.noise_level)
+
+    def transition(self, x: Tensor, t: int, conditioning: Conditioning, alike: int) -> Transition:
+        """Return the policy's step ``t`` from ``x``: the one function of rollout and update.
+
+        Runs of ``alike`` neighbours in ``x`` are equal, and go through the model as one.
+        """
+        return self.sampler.transition(x, self._velocity(x, t, conditioning, alike), t)
+
+    def again(self, trajectory: Trajectory, row: int) -> Transition:
+        """Return the current policy's step from the latents of trained step ``row``."""
+        alike = trajectory.shared if row == 0 else 1
+        t = trajectory.first + row
+        return self.transition(trajectory.latents[row], t, trajectory.conditioning, alike)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        start_seeds: Sequence[int],
+        step_seeds: Sequence[int],
+        first: int,
+        core: CoreKeys | None,
+        allocation: AllocationParams,
+    ) -> Trajectory:
+        """Draw one batch of rollouts.
+
+        Args:
+            start_seeds: seed of each rollout's initial noise; equal seeds share it.
+            step_seeds: seed of each rollout's later noise, distinct.
+            first: the first stochastic step; the window keeps its length.
+            core: core tokens of each prompt; None where the allocation needs no maps.
+        """
+        policy, sigmas = self.policy, self.schedule.sigmas
+        conditioning = policy.encode(prompts)
+        end = first + self.settings.window[1] - self.settings.window[0]
+        generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
+        shared = _shared(prompts, start_seeds)
+        x = policy.noise(start_seeds)
+        latents, means, masses = [], [], []
+        for t in range(self.settings.steps):
+            alike = shared if t <= first else 1
+            if not first <= t < end:
+                velocity = self._velocity(x, t, conditioning, alike)
+                x = ode_step(x, velocity, sigmas[t], sigmas[t + 1])
+                continue
+            if core is None:
+                transition = self.transition(x, t, conditioning, alike)
+            else:
+                one = slice(None, None, alike)
+                seen_by = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
+                with watched(policy, *seen_by, allocation) as seen:
+                    transition = self.transition(x, t, conditioning, alike)
+                masses.append(seen().repeat_interleave(alike, dim=0))
+            latents.append(x)
+            means.append(transition.mean)
+            noise = [torch.randn(policy.latent_shape, generator=g) for g in generators]
+            x = transition.sample(torch.stack(noise).to(x.device))
+            if t == end - 1:
+                latents.append(x)
+        return Trajectory(
+            conditioning=conditioning,
+            latents=torch.stack(latents),
+            means=torch.stack(means),
+            relevance=None if core is None else relevance_of(masses, core, allocation),
+            first=first,
+            shared=shared,
+            images=decoded(policy, x, prompts),
+        )
+
+    def _velocity(self, x: Tensor, t: int, conditioning: Conditioning, alike: int) -> Tensor:
+        velocity = self.policy.velocity(
+            x[::alike], self.schedule.timesteps[t], conditioning[::alike]
+        )
+        return velocity.repeat_interleave(alike, dim=0)
+
+
 def _shared(prompts: Sequence[str], start_seeds: Sequence[int]) -> int:
-    """The largest length that cuts the batch into runs with one prompt and one initial noise."""
-    return math.gcd(*(len(list(run)) for _, run in groupby(zip(prompts, start_seeds, strict=True))))
+    """Return the largest length that cuts the batch into runs of one prompt and one noise."""
+    runs = groupby(zip(prompts, start_seeds, strict=True))
+    return math.gcd(*(len(list(run)) for _, run in runs))

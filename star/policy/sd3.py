@@ -5,11 +5,11 @@ sigmas, and every (sigma, timestep) pair is passed explicitly, never looked up."
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from star.config.params import ModelParams, fingerprint
-from star.method.attention import choose_kernel, use_joint_processor
+from star.method.attention import Kernel, choose_kernel, use_joint_processor
 from star.method.precision import AUTOCAST_DTYPES, autocast, resolve_precision, set_tf32
 from star.policy.adapter import ADAPTER_FILE, BASE_FILE, base_fingerprint, check_base, check_layers
 from star.policy.conditioning import Conditioning, PromptStore
@@ -31,20 +31,10 @@ from star.system.memory import memory_for
 from star.system.pretrained import OPENING_ERRORS
 
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
-LORA_TARGETS = [
-    f"attn.{layer}"
-    for layer in (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
-]
+_LAYERS = "to_q to_k to_v to_out.0 add_q_proj add_k_proj add_v_proj to_add_out"
+LORA_TARGETS = [f"attn.{layer}" for layer in _LAYERS.split()]
 ENCODED = 16  # prompts that the text encoders take at a time
+Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
@@ -56,86 +46,71 @@ class Schedule:
 
 
 class SD3Policy:
-    """A `StableDiffusion3Pipeline` with the operations that rollout, update and evaluation
-    share."""
+    """A `StableDiffusion3Pipeline` with what rollout, update and evaluation share."""
 
     def __init__(self, pipe: StableDiffusion3Pipeline, model: ModelParams) -> None:
         self.pipe, self.model = pipe, model
         self.transformer = pipe.transformer
-        dtype = AUTOCAST_DTYPES.get(model.precision, self.transformer.dtype)
-        tokens = math.prod(side // self.patch for side in self.latent_shape[1:]) + sum(
-            self.text_lengths
-        )
-        head_dim = self.transformer.config.attention_head_dim
-        self.attention_kernel, kernel = choose_kernel(self.device, dtype, tokens, head_dim)
+        self.encoders = pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3
+        self.tokenizers: Tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
+        # Lengths of the CLIP and of the T5 part of the text sequence.
+        self.text_lengths = pipe.tokenizer.model_max_length, model.t5_tokens
+        self.attention_kernel, kernel = self._choose_kernel()
         use_joint_processor(self.transformer, kernel)
-        for part in (
-            pipe.transformer,
-            pipe.vae,
-            pipe.text_encoder,
-            pipe.text_encoder_2,
-            pipe.text_encoder_3,
-        ):
+        for part in (pipe.transformer, pipe.vae, *self.encoders):
             part.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
         if model.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if model.vae_slicing:
             pipe.vae.enable_slicing()
-        folder = (
-            Path(model.prompt_cache) / encoder_key(model, self.device.type)
-            if model.prompt_cache
-            else None
-        )
+        folder = None
+        if model.prompt_cache:
+            folder = Path(model.prompt_cache) / encoder_key(model, self.device.type)
         self.prompts = PromptStore(self._encode, folder, self.device, ENCODED)
+
+    def _choose_kernel(self) -> tuple[str, Kernel]:
+        dtype = AUTOCAST_DTYPES.get(self.model.precision, self.transformer.dtype)
+        _, height, width = self.latent_shape
+        tokens = (height // self.patch) * (width // self.patch) + sum(self.text_lengths)
+        head_dim = self.transformer.config.attention_head_dim
+        return choose_kernel(self.device, dtype, tokens, head_dim)
 
     @property
     def device(self) -> torch.device:
-        return next(
-            self.transformer.parameters()
-        ).device  # `transformer.device` looks for hooks in every module
-
-    @property
-    def tokenizers(
-        self,
-    ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
-        """CLIP, second CLIP and T5."""
-        return self.pipe.tokenizer, self.pipe.tokenizer_2, self.pipe.tokenizer_3
-
-    @property
-    def text_lengths(self) -> tuple[int, int]:
-        """Positions of the CLIP and of the T5 part of the text sequence."""
-        return self.pipe.tokenizer.model_max_length, self.model.t5_tokens
+        # `transformer.device` would look for hooks in every module.
+        return next(self.transformer.parameters()).device
 
     # -- text --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of prompts; each distinct prompt is encoded once and kept."""
+        """Return the conditioning of prompts; each distinct one is encoded once and kept."""
         return self.prompts.get(prompts)
 
     def prepare_prompts(self, prompts: Sequence[str]) -> None:
-        """Encode all prompts, and the empty one of the guidance, to `ModelParams.prompt_cache`;
-        then the text encoders leave the device. Without a cache folder nothing happens: prompts are
-        encoded as they come."""
+        """Encode all prompts to `ModelParams.prompt_cache`, then move the text encoders to the CPU.
+
+        The empty prompt of the guidance is encoded, too. Without a cache nothing happens.
+        """
         if self.prompts.folder is None:
             return
         self.prompts.fill([*prompts, ""])
-        for encoder in self._encoders():
+        for encoder in self.encoders:
             encoder.to("cpu")
-
-    def _encoders(self) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
-        return self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.text_encoder_3
 
     @memory_for("prompt encoding")
     def _encode(self, prompts: list[str]) -> Conditioning:
-        for encoder in self._encoders():  # they may have left
+        for encoder in self.encoders:  # they may have left
             encoder.to(self.device)
-        settings = {
-            "do_classifier_free_guidance": False,
-            "max_sequence_length": self.model.t5_tokens,
-        }
-        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, None, None, self.device, **settings)
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.model.t5_tokens,
+        )
         return Conditioning(embeds, pooled)
 
     # -- denoising ---------------------------------------------------------------------------------
@@ -146,28 +121,27 @@ class SD3Policy:
         return Schedule(scheduler.sigmas.tolist(), scheduler.timesteps.tolist())
 
     def velocity(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
-        """Predicted ``e - x_0``, float32, like ``x``; with guidance the batch is [unconditional,
-        conditional]."""
+        """Return the predicted ``e - x_0``, float32, like ``x``.
+
+        With guidance the transformer's batch is [unconditional, conditional].
+        """
         if self.model.guidance_scale <= 1:
             return self._predict(x, timestep, conditioning)
         empty = self._empty(conditioning)
-        both = Conditioning(
-            torch.cat([empty.embeds, conditioning.embeds]),
-            torch.cat([empty.pooled, conditioning.pooled]),
-        )
+        embeds = torch.cat([empty.embeds, conditioning.embeds])
+        both = Conditioning(embeds, torch.cat([empty.pooled, conditioning.pooled]))
         unconditional, conditional = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
         return unconditional + self.model.guidance_scale * (conditional - unconditional)
 
     def guidance_direction(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
-        """What the prompt changes: conditional minus unconditional velocity, like ``x``."""
+        """Return conditional minus unconditional velocity, like ``x``."""
         conditional = self._predict(x, timestep, conditioning)
         return conditional - self._predict(x, timestep, self._empty(conditioning))
 
     def _empty(self, like: Conditioning) -> Conditioning:
         empty = self.encode([""])
-        return Conditioning(
-            empty.embeds.expand_as(like.embeds), empty.pooled.expand_as(like.pooled)
-        )
+        pooled = empty.pooled.expand_as(like.pooled)
+        return Conditioning(empty.embeds.expand_as(like.embeds), pooled)
 
     def _predict(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
         with self.autocast():
@@ -194,21 +168,17 @@ class SD3Policy:
         return self.transformer.config.patch_size
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Standard normal latents, each from its own seed, drawn on the CPU so that every device
-        agrees."""
-        drawn = [
-            torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed))
-            for seed in seeds
-        ]
+        """Draw standard normal latents, each from its own seed; all devices agree."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
         return torch.stack(drawn).to(self.device)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> np.ndarray:
-        """Images uint8 (batch, height, width, 3) of finished latents; the VAE runs in float32."""
+        """Return the images of finished latents, uint8 (batch, height, width, 3)."""
         vae = self.pipe.vae
-        images = vae.decode(
-            x / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False
-        )[0]
+        x = x / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(x, return_dict=False)[0]
         images = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # (batch, height, width, 3)
         return (images.float().cpu().numpy() * 255).round().astype(np.uint8)
 
@@ -228,8 +198,10 @@ class SD3Policy:
         return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
 
     def compile(self) -> None:
-        """Compile the transformer's blocks, one graph for all, if the parameters ask for it; after
-        the adapter."""
+        """Compile the blocks, if the parameters ask for it; they share one graph.
+
+        Call it after the adapter is added.
+        """
         if self.model.compile != "no":
             for block in self.transformer.transformer_blocks:
                 block.compile(backend=self.model.compile)
@@ -239,7 +211,7 @@ class SD3Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The base model: the adapter is switched off inside."""
+        """Switch the adapter off inside: the base model."""
         self.transformer.disable_adapters()
         try:
             yield
@@ -247,8 +219,7 @@ class SD3Policy:
             self.transformer.enable_adapters()
 
     def save_adapter(self, folder: Path) -> None:
-        """Write diffusers LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` accepts,
-        alpha included.
+        """Write LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` takes, with alpha.
 
         The same adapter gives the same bytes.
         """
@@ -267,29 +238,24 @@ class SD3Policy:
 
 @memory_for("opening")
 def load_policy(model: ModelParams, device: torch.device, adapter: Path | None = None) -> SD3Policy:
-    """Open the pipeline that ``model`` names (safetensors only), with a trained adapter if one is
-    given.
+    """Open the pipeline that ``model`` names, with a trained adapter if one is given.
 
-    On a GPU the transformer and the VAE stay float32 (master weights, float32 decoding) and the
-    text encoders take the autocast type. The policy's own ``model`` has what `auto` stands for on
-    the device.
+    On a GPU the transformer and the VAE stay float32 (master weights, float32 decoding); the text
+    encoders take the autocast type. The policy's ``model`` says what `auto` became on the device.
 
     Raises:
         StarError: what `star.policy.loading` refuses of the model; an adapter that is unreadable,
             of another base or of other layers.
     """
     folder = find_pipeline(model)
-    model = dataclasses.replace(model, precision=resolve_precision(model.precision, device))
+    precision: Any = resolve_precision(model.precision, device)
+    model = dataclasses.replace(model, precision=precision)
     set_tf32(model.tf32)
-    small = (
-        AUTOCAST_DTYPES.get(model.precision, torch.float32)
-        if device.type == "cuda"
-        else torch.float32
-    )
-    pipe = open_pipeline(folder, model, small)
-    if folder != Path(
-        model.path
-    ):  # a hub id: what it stands for today is its commit, by which the cache has named it
+    text_dtype = torch.float32
+    if device.type == "cuda":
+        text_dtype = AUTOCAST_DTYPES.get(model.precision, torch.float32)
+    pipe = open_pipeline(folder, model, text_dtype)
+    if folder != Path(model.path):  # a hub id; the hub's cache names the folder by the commit
         model = dataclasses.replace(model, revision=folder.name)
     if adapter is not None:
         check_base(adapter, pipe.transformer, model)
@@ -302,13 +268,9 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
 
 
 def encoder_key(model: ModelParams, device: str) -> str:
-    """Changes with all that decides what prompts become: the model, its revision and files,
-    lengths, precision and the kind of device."""
-    files = sorted(Path(model.path).glob("t*encoder*/*")) + sorted(
-        Path(model.path).glob("tokenizer*/*")
-    )
-    listed = [
-        (file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in files
-    ]
+    """Return a key that changes with all that decides what the text encoders make of a prompt."""
+    folder = Path(model.path)
+    files = [*sorted(folder.glob("t*encoder*/*")), *sorted(folder.glob("tokenizer*/*"))]
+    stats = [(file, file.stat()) for file in files]
+    listed = [(f.parent.name, f.name, stat.st_size, stat.st_mtime_ns) for f, stat in stats]
     return fingerprint(model.path, model.revision, model.t5_tokens, model.precision, device, listed)

@@ -7,7 +7,6 @@ image's own in one fact; a *worse image* is a corruption of the better one. Imag
 
 import copy
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +14,9 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import map_coordinates
 
 from star.miniature import world
-from star.pretraining.generator import TAG_WEIGHTS, sample_sign
-from star.prompts.geneval import (
-    COLORS,
-    COUNT_WORDS,
-    RELATIONS,
-    plural,
-    sample_metadata,
-    with_article,
-)
+from star.pretraining.data import Sample, sample_mixture
+from star.prompts.geneval import COLORS, COUNT_WORDS, RELATIONS, caption
+from star.prompts.ocr import MINIATURE_TEMPLATES
 
 # Tag -> the facts of its captions that can be made wrong.
 WRONG_KINDS = {
@@ -48,20 +41,8 @@ ATTRIBUTE_SIZES = (
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An image's facts: GenEval metadata (tag ``sign`` for a word), scene, and the clean
-    image."""
-
-    tag: str
-    metadata: dict
-    scene: world.Scene
-    image: np.ndarray
-
-
-@dataclass(frozen=True)
 class PairBatch:
-    """``size`` images with right and wrong captions, and a worse version of the first half of
-    them.
+    """``size`` images with right and wrong captions, and worse versions of the first half of them.
 
     Attributes:
         better: uint8 (size, 64, 64, 3).
@@ -78,48 +59,33 @@ class PairBatch:
     attributes: np.ndarray
 
 
-def sample(tag: str, rng: np.random.Generator) -> Sample:
-    """One image of a tag of `WRONG_KINDS` with its facts."""
-    metadata = sample_sign(rng) if tag == "sign" else sample_metadata(tag, world.CLASSES, rng)
-    scene = world.sample_scene(metadata, rng)
-    return Sample(tag, metadata, scene, world.render(scene))
-
-
 def sample_pairs(size: int, wrong: int, mild_share: float, rng: np.random.Generator) -> PairBatch:
-    """A training batch; a share of the better images is itself mildly corrupted, so that degrees
-    count."""
-    names, weights = list(TAG_WEIGHTS), np.array(list(TAG_WEIGHTS.values()))
-    samples = [sample(tag, rng) for tag in rng.choice(names, size=size, p=weights / weights.sum())]
+    """Draw a training batch.
+
+    A share of the better images is itself mildly corrupted, so that degrees count."""
+    samples = sample_mixture(size, rng)
     better: list[np.ndarray] = []
     worse: list[np.ndarray] = []
     for item, other in zip(samples, samples[1:] + samples[:1], strict=True):
         image = item.image
         if rng.random() < mild_share:
-            image = corrupt(
-                image, str(rng.choice(CORRUPTIONS)), rng.uniform(0, 0.5), rng, other.image
-            )
+            kind = str(rng.choice(CORRUPTIONS))
+            image = corrupt(image, kind, rng.uniform(0, 0.5), rng, other.image)
         better.append(image)
         if len(worse) < size // 2:
-            worse.append(
-                corrupt(image, str(rng.choice(CORRUPTIONS)), rng.uniform(0, 1), rng, other.image)
-            )
+            kind = str(rng.choice(CORRUPTIONS))
+            worse.append(corrupt(image, kind, rng.uniform(0, 1), rng, other.image))
     return PairBatch(
         better=np.stack(better),
         worse=np.stack(worse),
-        captions=[item.metadata["prompt"] for item in samples],
-        wrong=[
-            [
-                wrong_caption(item, str(kind), rng)
-                for kind in rng.choice(WRONG_KINDS[item.tag], size=wrong)
-            ]
-            for item in samples
-        ],
+        captions=[item.prompt for item in samples],
+        wrong=[_wrong_captions(item, wrong, rng) for item in samples],
         attributes=np.array([scene_attributes(item.scene) for item in samples]),
     )
 
 
 def scene_attributes(scene: world.Scene) -> list[int]:
-    """Indices into `ATTRIBUTE_SIZES`; places in reading order."""
+    """Return indices into `ATTRIBUTE_SIZES`; places are in reading order."""
     if scene.text is not None:
         letters = [world.LETTERS.index(character) for character in scene.text]
         return [0, *[IGNORED] * 8, *letters, *[len(world.LETTERS)] * (5 - len(letters))]
@@ -134,31 +100,21 @@ def scene_attributes(scene: world.Scene) -> list[int]:
 # ---------------------------------------------------------------- captions
 
 
-def caption(metadata: dict) -> str:
-    """The prompt of a GenEval metadata line, or of ``{"text": WORD}``."""
+def caption_of(metadata: dict) -> str:
+    """Return the prompt of a GenEval metadata line, or of ``{"text": WORD}``."""
     if "text" in metadata:
-        return f'a sign that says "{metadata["text"]}"'
-    include = metadata["include"]
-    nouns = [
-        f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
-        for clause in include
-    ]
-    if metadata["tag"] == "counting":
-        content = f"{COUNT_WORDS[include[0]['count']]} {plural(nouns[0])}"
-    elif metadata["tag"] == "position":
-        content = f"{with_article(nouns[1])} {include[1]['position'][0]} {with_article(nouns[0])}"
-    else:
-        content = " and ".join(map(with_article, nouns))
-    return f"a photo of {content}"
+        return MINIATURE_TEMPLATES[0].format(metadata["text"])
+    return caption(metadata["tag"], metadata["include"])
 
 
 def wrong_caption(item: Sample, kind: str, rng: np.random.Generator) -> str:
-    """The caption of an image with one fact made wrong; ``kind`` is one of
-    ``WRONG_KINDS[item.tag]``."""
+    """Return the caption of an image with one fact made wrong.
+
+    ``kind`` is one of ``WRONG_KINDS[item.tag]``."""
     wrong = copy.deepcopy(item.metadata)
     if kind in ("letter", "length"):
         wrong["text"] = _misspelled(wrong["text"], kind, rng)
-        return caption(wrong)
+        return caption_of(wrong)
     include = wrong["include"]
     clause = include[rng.integers(len(include))]
     if kind == "class":
@@ -166,9 +122,8 @@ def wrong_caption(item: Sample, kind: str, rng: np.random.Generator) -> str:
     elif kind == "color":
         clause["color"] = _other(COLORS, [c["color"] for c in include], rng)
     elif kind == "count":
-        clause["count"] = int(
-            rng.choice([count for count in COUNT_WORDS if count != clause["count"]])
-        )
+        others = [count for count in COUNT_WORDS if count != clause["count"]]
+        clause["count"] = int(rng.choice(others))
     elif kind == "relation":
         include[1]["position"][0] = _other(RELATIONS, include[1]["position"][:1], rng)
     elif kind in ("swapped_objects", "swapped_colors"):
@@ -176,7 +131,12 @@ def wrong_caption(item: Sample, kind: str, rng: np.random.Generator) -> str:
         include[0][key], include[1][key] = include[1][key], include[0][key]
     else:
         raise ValueError(f"no wrong caption of kind {kind!r}")
-    return caption(wrong)
+    return caption_of(wrong)
+
+
+def _wrong_captions(item: Sample, count: int, rng: np.random.Generator) -> list[str]:
+    kinds = rng.choice(WRONG_KINDS[item.tag], size=count)
+    return [wrong_caption(item, str(kind), rng) for kind in kinds]
 
 
 def _other(values: tuple[str, ...], taken: list[str], rng: np.random.Generator) -> str:
@@ -199,7 +159,7 @@ def _misspelled(word: str, kind: str, rng: np.random.Generator) -> str:
 def corrupt(
     image: np.ndarray, kind: str, severity: float, rng: np.random.Generator, other: np.ndarray
 ) -> np.ndarray:
-    """A worse image of the same size.
+    """Return a worse image of the same size.
 
     Args:
         image: uint8 (64, 64, 3).
@@ -208,38 +168,37 @@ def corrupt(
         rng: source of randomness, advanced.
         other: a second image, which ``ghost`` lays over the first.
     """
-    if kind == "ghost":
-        worse = image + (0.15 + 0.3 * severity) * (other.astype(np.float32) - image)
-    else:
-        worse = _EFFECTS[kind](image, severity, rng)
+    background = np.asarray(world.BACKGROUND, np.float32)
+    match kind:
+        case "noise":
+            worse = image + rng.normal(0, 8 + 40 * severity, image.shape)
+        case "blur":
+            worse = _blurred(image, 0.6 + 2 * severity)
+        case "bleed":  # colours leak from the objects into their surroundings
+            worse = image + (0.2 + 0.5 * severity) * (_blurred(image, 4) - background)
+        case "faded":
+            worse = image + (0.15 + 0.55 * severity) * (background - image)
+        case "erased":
+            worse = _erased(image, severity, rng)
+        case "jpeg":
+            worse = _jpeg(image, round(35 - 30 * severity))
+        case "ghost":
+            worse = image + (0.15 + 0.3 * severity) * (other.astype(np.float32) - image)
+        case "warp":
+            worse = _warp(image, severity, rng)
+        case "soft":
+            worse = _soft(image, severity, rng)
+        case _:
+            raise ValueError(f"no corruption of kind {kind!r}; known: {', '.join(CORRUPTIONS)}")
     return np.clip(worse + 0.5, 0, 255).astype(np.uint8)
-
-
-def _noise(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    return image + rng.normal(0, 8 + 40 * severity, image.shape)
 
 
 def _blurred(image: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)), np.float32)
 
 
-def _blur(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    return _blurred(image, 0.6 + 2 * severity)
-
-
-def _bleed(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Colours leak from the objects into their surroundings."""
-    halo = _blurred(image, 4) - np.asarray(world.BACKGROUND, np.float32)
-    return image + (0.2 + 0.5 * severity) * halo
-
-
-def _faded(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    return image + (0.15 + 0.55 * severity) * (np.asarray(world.BACKGROUND, np.float32) - image)
-
-
 def _erased(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Parts of the objects are missing: one to three rectangles of background, centred on
-    foreground."""
+    """Lay one to three rectangles of background on the objects."""
     worse = image.copy()
     rows, columns = np.nonzero(np.abs(image.astype(np.int16) - world.BACKGROUND).sum(axis=2) > 60)
     for _ in range(int(rng.integers(1, 4)) if len(rows) else 0):
@@ -250,43 +209,32 @@ def _erased(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.
     return worse
 
 
-def _jpeg(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
+def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=round(35 - 30 * severity))
+    Image.fromarray(image).save(stream, "JPEG", quality=quality)
     return np.asarray(Image.open(stream), np.float32)
 
 
 def _warp(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random displacement of up to some 2 to 6 pixels: malformed outlines."""
+    """Move pixels smoothly by up to some 2 to 6 pixels: malformed outlines."""
     coarse = rng.uniform(-1, 1, (2, 6, 6)).astype(np.float32) * (2 + 4 * severity)
-    fields = [
-        np.asarray(Image.fromarray(c).resize((world.SIZE,) * 2, Image.Resampling.BICUBIC))
-        for c in coarse
-    ]
-    places = np.mgrid[: world.SIZE, : world.SIZE] + np.stack(fields)
+    fields = np.stack([_resized(field) for field in coarse])
+    places = np.mgrid[: world.SIZE, : world.SIZE] + fields
     channels = [
-        map_coordinates(image[..., c].astype(np.float32), places, order=1, mode="nearest")
-        for c in range(3)
+        map_coordinates(channel, places, order=1, mode="nearest")
+        for channel in np.moveaxis(image.astype(np.float32), 2, 0)
     ]
     return np.stack(channels, axis=2)
 
 
 def _soft(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Softness and low-frequency stains, as a weak autoencoder leaves them."""
+    """Soften and stain in low frequencies, as a weak autoencoder does."""
     small = round(40 - 22 * severity)
     reduced = Image.fromarray(image).resize((small, small), Image.Resampling.BOX)
     stains = rng.normal(0, 4 + 8 * severity, (8, 8, 3))
-    upsampled = np.asarray(reduced.resize((world.SIZE,) * 2, Image.Resampling.BICUBIC), np.float32)
-    return upsampled + np.kron(stains, np.ones((8, 8, 1)))
+    return _resized(np.asarray(reduced)).astype(np.float32) + np.kron(stains, np.ones((8, 8, 1)))
 
 
-_EFFECTS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
-    "noise": _noise,
-    "blur": _blur,
-    "bleed": _bleed,
-    "faded": _faded,
-    "erased": _erased,
-    "jpeg": _jpeg,
-    "warp": _warp,
-    "soft": _soft,
-}
+def _resized(image: np.ndarray) -> np.ndarray:
+    sides = (world.SIZE, world.SIZE)
+    return np.asarray(Image.fromarray(image).resize(sides, Image.Resampling.BICUBIC))

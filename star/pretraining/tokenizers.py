@@ -20,7 +20,7 @@ T5_LENGTH = 16
 
 
 def world_words() -> list[str]:
-    """Every lower-case word that a prompt of the world can hold, sorted."""
+    """Return every lower-case word that a prompt of the world can hold, sorted."""
     phrases = [*CLASSES, *map(plural, CLASSES), *COLORS, *RELATIONS, *COUNT_WORDS.values()]
     phrases += ["a photo of an and", "a sign that says"]
     return sorted({word for phrase in phrases for word in phrase.split()})
@@ -33,18 +33,17 @@ def save_clip_tokenizer(folder: Path) -> None:
     merges = _byte_pair_merges(words)
     characters = [chr(code) for code in range(33, 127)]
     pieces = characters + [c + "</w>" for c in characters] + ["".join(pair) for pair in merges]
-    pieces = list(dict.fromkeys(pieces)) + ["<|startoftext|>", "<|endoftext|>"]
+    pieces = list(dict.fromkeys([*pieces, "<|startoftext|>", "<|endoftext|>"]))
     vocab = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
     tokenizer.save_pretrained(folder)
 
 
 def _byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Merges that make each word one token: the most frequent pair first, ties in alphabetical
-    order.
+    """Return merges that make each word one token: the most frequent pair first.
 
-    The trainer of the `tokenizers` library breaks ties by hash order, which differs from process to
-    process."""
+    Ties go by the alphabet. The trainer of the `tokenizers` library breaks them by hash order,
+    which differs from process to process."""
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
@@ -70,10 +69,7 @@ def save_t5_tokenizer(folder: Path) -> None:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(f"▁{word}", -2.0) for word in world_words()]
     characters = string.ascii_letters + string.digits + string.punctuation
-    pieces += (
-        [("▁", -4.0)]
-        + [(c, -8.0) for c in characters]
-        + [("▁" + c, -9.0) for c in characters if c != "a"]
-    )
+    pieces += [("▁", -4.0), *((character, -8.0) for character in characters)]
+    pieces += [(f"▁{character}", -9.0) for character in characters if character != "a"]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_LENGTH)
     tokenizer.save_pretrained(folder)

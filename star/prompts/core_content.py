@@ -1,17 +1,21 @@
 """Core content of a prompt (Method, D1): spans of characters with a kind."""
 
+import dataclasses
 import re
+from collections.abc import Iterable
 from functools import cache
 
 from star.prompts.carriers import carrier_of
-from star.prompts.ocr import quoted_span
+from star.prompts.ocr import QUOTE_IT, quoted_span
 from star.prompts.phrases import content_words, subject_phrases, words
 from star.prompts.records import CoreSpan, PromptRecord
 from star.system.errors import StarError
 
+_compiled = cache(re.compile)  # a world has few different phrases, a set many prompts
+
 
 def extract_core(record: PromptRecord) -> tuple[CoreSpan, ...]:
-    """Core spans of a prompt: ordered, disjoint, at least one (Method, D1).
+    """Return the core spans of a prompt: ordered, disjoint, at least one (Method, D1).
 
     GenEval's forms give object, count, color and relation exactly, with the clause they belong to;
     a prompt that departs from its metadata's form is read as a free one. A text prompt gives the
@@ -24,47 +28,40 @@ def extract_core(record: PromptRecord) -> tuple[CoreSpan, ...]:
     prompt = record.prompt
     if record.task == "ocr" or "text" in record.metadata:
         return _writing_spans(record)
-    if "include" in record.metadata:
-        spans = _form_spans(prompt, record.metadata["include"])
-        if spans:
-            return spans
+    if spans := _form_spans(prompt, record.metadata.get("include", [])):
+        return spans
     if not words(prompt):
         raise StarError(f"prompt {record.id}: {prompt!r} has no word; remove it")
-    subjects = tuple(CoreSpan(start, end, "subject") for start, end in subject_phrases(prompt))
-    return subjects or tuple(
-        CoreSpan(start, end, "content") for start, end in content_words(prompt)
-    )
+    subjects = subject_phrases(prompt)
+    kind, found = ("subject", subjects) if subjects else ("content", content_words(prompt))
+    return tuple(CoreSpan(start, end, kind) for start, end in found)
+
+
+def with_core(records: Iterable[PromptRecord]) -> list[PromptRecord]:
+    """Return the records with their core spans (`extract_core`)."""
+    return [dataclasses.replace(record, core=extract_core(record)) for record in records]
 
 
 def _form_spans(prompt: str, include: list[dict]) -> tuple[CoreSpan, ...]:
-    """The spans of the prompt that GenEval's grammar writes for these clauses; none if the prompt
-    is another."""
+    """Return the spans of the prompt that GenEval's grammar writes for these clauses.
+
+    None is there if the prompt is another. A clause that is placed comes before the one that it is
+    placed by."""
     phrases = [(_phrase(clause), index) for index, clause in enumerate(include)]
-    relation = include[-1].get("position", [""])[0]
-    if (
-        len(include) == 2 and relation
-    ):  # the clause that is placed comes first, the one it is placed by second
-        between, order = (rf"\s+(?P<relation>{_spaced(relation)})\s+", 1), phrases[::-1]
-    else:
-        between, order = (r"\s+and\s+", 0), phrases
-    pieces = [(r"\s*an?\s+photo\s+of\s+", 0), order[0]]
-    for phrase in order[1:]:
-        pieces += [between, phrase]
+    joint = (r"\s+and\s+", 0)
+    relation = include[-1].get("position", [""])[0] if len(include) == 2 else ""
+    if relation:
+        joint = (rf"\s+(?P<relation>{_spaced(relation)})\s+", 1)
+        phrases.reverse()
+    joined = [piece for phrase in phrases for piece in (joint, phrase)][1:]
     spans, position = [], 0
-    for pattern, clause in [*pieces, (r"\.?\s*$", 0)]:
-        match = _compiled(pattern).match(prompt, position)
+    for pattern, clause in [(r"\s*an?\s+photo\s+of\s+", 0), *joined, (r"\.?\s*$", 0)]:
+        match = _compiled(pattern, re.IGNORECASE).match(prompt, position)
         if match is None:
             return ()
         spans += [CoreSpan(*match.span(kind), kind, clause) for kind in match.groupdict()]
         position = match.end()
     return tuple(spans)
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compiling would take most of the time of a large set, and a world has few different
-    phrases."""
-    return re.compile(pattern, re.IGNORECASE)
 
 
 def _phrase(clause: dict) -> str:
@@ -82,9 +79,7 @@ def _spaced(phrase: str) -> str:
 def _writing_spans(record: PromptRecord) -> tuple[CoreSpan, ...]:
     quoted = quoted_span(record.prompt)
     if quoted is None:
-        raise StarError(
-            f'prompt {record.id}: no quoted span; write the word to be drawn as "WORD" in double quotes'
-        )
+        raise StarError(f"prompt {record.id}: {QUOTE_IT}")
     carrier = carrier_of(record.prompt, quoted)
-    spans = [CoreSpan(*quoted, "text")] + ([CoreSpan(*carrier, "carrier")] if carrier else [])
+    spans = [CoreSpan(*quoted, "text"), *([CoreSpan(*carrier, "carrier")] if carrier else [])]
     return tuple(sorted(spans, key=lambda span: span.start))

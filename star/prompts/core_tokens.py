@@ -6,7 +6,7 @@ and after them those of T5."""
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,35 +18,56 @@ from star.system.errors import StarError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
 REPORTED = 10  # prompts named in a report
 EVERY_ENCODER: Mapping[str, float] = {"clip": 1.0, "t5": 1.0}
 
+_Ranges = list[tuple[int, int]]  # characters of each token, start and end
+
 
 @dataclass(frozen=True)
 class CoreTokens:
-    """Weights of the text sequence's positions, and the spans that they do not cover in full.
+    """What the text encoders see of a prompt's core content.
 
-    ``weights`` is float32 (clip_length + t5_length,), zero for what is no core token; ``dropped``
-    holds each weighted span of which some character has no token in a part that counts: cut by its
-    length, or unknown to it. ``unseen`` has these characters, word by word, for each part
-    (``clip``, ``t5``) that counts. ``others``, bool like ``weights``: the positions of all other
-    words in these parts."""
+    Attributes:
+        weights: float32 (clip_length + t5_length,), zero for what is no core token.
+        others: bool, same shape; positions of all other words in the parts that count.
+        unseen: characters of the core that no token of a part has, word by word. A part is
+            ``clip`` or ``t5``; only those that count are here. They are cut off, or unknown to it.
+    """
 
     weights: np.ndarray
     others: np.ndarray
-    dropped: tuple[CoreSpan, ...]
     unseen: Mapping[str, tuple[str, ...]]
 
 
-def core_token_weights(
+def require_core_tokens(
     record: PromptRecord,
-    tokenizers: "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]",
+    tokenizers: "Tokenizers",
     lengths: tuple[int, int],
     kind_weights: Mapping[str, float],
     encoder_weights: Mapping[str, float] = EVERY_ENCODER,
 ) -> CoreTokens:
-    """Weight of every position of SD3's text sequence as a key of the joint attention.
+    """Return what `find_core_tokens` does, and refuse a prompt without any core token.
+
+    Raises:
+        StarError: as `find_core_tokens`; or no position has a weight above zero.
+    """
+    tokens = find_core_tokens(record, tokenizers, lengths, kind_weights, encoder_weights)
+    if not tokens.weights.any():
+        raise StarError(nothing_seen([record], lengths, kind_weights))
+    return tokens
+
+
+def find_core_tokens(
+    record: PromptRecord,
+    tokenizers: "Tokenizers",
+    lengths: tuple[int, int],
+    kind_weights: Mapping[str, float],
+    encoder_weights: Mapping[str, float] = EVERY_ENCODER,
+) -> CoreTokens:
+    """Weigh every position of SD3's text sequence as a key of the joint attention.
 
     A position has the largest weight of the spans that its token overlaps, in either tokenizer for
     a CLIP position. Start, end, padding and other special tokens never count.
@@ -59,142 +80,99 @@ def core_token_weights(
         encoder_weights: factors of the ``clip`` and the ``t5`` part; zero leaves the part out.
 
     Raises:
-        StarError: no core yet, or no position with a weight above zero.
-    """
-    tokens = core_tokens(record, tokenizers, lengths, kind_weights, encoder_weights)
-    if not tokens.weights.any():
-        raise StarError(nothing_seen([record], lengths, kind_weights))
-    return tokens
-
-
-def core_tokens(
-    record: PromptRecord,
-    tokenizers: "tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]",
-    lengths: tuple[int, int],
-    kind_weights: Mapping[str, float],
-    encoder_weights: Mapping[str, float] = EVERY_ENCODER,
-) -> CoreTokens:
-    """As `core_token_weights`, which explains the arguments, for prompts that may have no position
-    left.
-
-    Raises:
-        StarError: no core yet, or none that counts.
+        StarError: no core yet, or none of a kind that counts.
     """
     if record.core is None:
         raise StarError(f"prompt {record.id}: no core spans; run `star core` on its file first")
-    spans = [span for span in record.core if kind_weights.get(span.kind, 0.0) > 0]
+    spans = _counting(record, kind_weights)
     if not spans:
         kinds = ", ".join(sorted({span.kind for span in record.core}))
-        raise StarError(
-            f"prompt {record.id}: core.weights leaves out all it has ({kinds}); give one a weight above 0"
-        )
-    clip_length, t5_length = lengths
+        left_out = f"core.weights leaves out all it has ({kinds})"
+        raise StarError(f"prompt {record.id}: {left_out}; give one a weight above 0")
     clip, clip2, t5 = (
         _token_ranges(tokenizer, record.prompt, length)
-        for tokenizer, length in zip(tokenizers, (clip_length, clip_length, t5_length), strict=True)
+        for tokenizer, length in zip(tokenizers, (lengths[0], *lengths), strict=True)
     )
-    clip_weights = np.maximum(_weigh(clip, spans, kind_weights), _weigh(clip2, spans, kind_weights))
-    t5_weights = _weigh(t5, spans, kind_weights)
-    weights = np.concatenate(
-        [encoder_weights["clip"] * clip_weights, encoder_weights["t5"] * t5_weights]
-    )
-    words = np.concatenate(
-        [
-            encoder_weights["clip"] * (_worded(clip) | _worded(clip2)) * (clip_weights == 0),
-            encoder_weights["t5"] * _worded(t5) * (t5_weights == 0),
-        ]
-    )
-    parts = {
-        name: _covered(ranges)
-        for name, ranges in (("clip", clip + clip2), ("t5", t5))
-        if encoder_weights[name] > 0
-    }
-    dropped = (
-        span
-        for span in spans
-        if not all(_inked(record.prompt, span) <= part for part in parts.values())
-    )
-    unseen = {
-        name: tuple(_unseen_words(record.prompt, spans, part)) for name, part in parts.items()
-    }
-    return CoreTokens(weights, words > 0, tuple(dropped), unseen)
+    weights, others, unseen = [], [], {}
+    for name, parts in (("clip", (clip, clip2)), ("t5", (t5,))):
+        found = np.maximum.reduce([_weigh(ranges, spans, kind_weights) for ranges in parts])
+        worded = np.logical_or.reduce([[end > start for start, end in each] for each in parts])
+        weights.append(encoder_weights[name] * found)
+        others.append((encoder_weights[name] > 0) & worded & (found == 0))
+        if encoder_weights[name] > 0:
+            unseen[name] = tuple(_unseen_words(record.prompt, spans, parts))
+    return CoreTokens(np.concatenate(weights), np.concatenate(others), unseen)
 
 
 def nothing_seen(
     records: Sequence[PromptRecord], lengths: tuple[int, int], kind_weights: Mapping[str, float]
 ) -> str:
-    """The error for prompts without a core token: their ids and what was to be found."""
+    """Return the error for prompts without a core token: their ids and what was to be found."""
     first = records[0]
-    counting = [span for span in first.core or () if kind_weights.get(span.kind, 0.0) > 0]
-    content = ", ".join(repr(first.prompt[span.start : span.end]) for span in counting)
+    spans = _counting(first, kind_weights)
+    content = ", ".join(repr(first.prompt[span.start : span.end]) for span in spans)
     others = list(dict.fromkeys(record.id for record in records[1:] if record.id != first.id))
-    also = (
-        f" (so do {', '.join(others[:REPORTED])}{' and more' if len(others) > REPORTED else ''})"
-        if others
-        else ""
-    )
+    more = " and more" if len(others) > REPORTED else ""
+    also = f" (so do {', '.join(others[:REPORTED])}{more})" if others else ""
     return (
-        f"prompt {first.id}: no core content ({content}) within {lengths[0]} CLIP and {lengths[1]} T5 tokens{also}; "
-        "shorten or remove the prompt, or raise model.t5_tokens"
+        f"prompt {first.id}: no core content ({content}) within {lengths[0]} CLIP and "
+        f"{lengths[1]} T5 tokens{also}; shorten or remove the prompt, or raise model.t5_tokens"
     )
 
 
 def clause_records(record: PromptRecord) -> list[PromptRecord]:
-    """The record once for each clause that its reward tells apart, each with the core spans of that
-    clause alone.
+    """Return the record once for each clause that its reward tells apart, with that clause's core.
 
     A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn,
-    with what carries the text; for other tasks, and for a prompt whose core does not tell the
+    with what carries the text. For other tasks, and for a prompt whose core does not tell the
     clauses apart, the core is the whole one. In the order of
     `star.rewards.base.RewardResult.shares`."""
     core = record.core or ()
+    parts = [core]
     if record.task == "geneval":
         parts = [
             tuple(span for span in core if span.clause in (None, index))
             for index, _ in enumerate(record.metadata["include"])
         ]
     elif record.task == "ocr":
-        letters = [
-            CoreSpan(index, index + 1, "text")
-            for span in core
-            if span.kind == "text"
-            for index in range(span.start, span.end)
-            if not record.prompt[index].isspace()
-        ]
+        texts = [span for span in core if span.kind == "text"]
+        places = (place for span in texts for place in range(span.start, span.end))
         carriers = tuple(span for span in core if span.kind != "text")
-        parts = [(letter, *carriers) for letter in letters]
-    else:
-        parts = [core]
+        parts = [
+            (CoreSpan(place, place + 1, "text"), *carriers)
+            for place in places
+            if not record.prompt[place].isspace()
+        ]
     return [dataclasses.replace(record, core=part or core) for part in parts]
 
 
 def scattered(weights: np.ndarray, words: np.ndarray, seed: int) -> np.ndarray:
-    """Weights moved from the core tokens to other words of the prompt, drawn at random: a control
-    without content.
+    """Move weights from the core tokens to other words, drawn at random: a control without content.
 
     As many as there are core tokens; where the prompt has fewer, each gets the weights of several.
+    A prompt that is nothing but core gets none, and a flat map.
 
     Args:
         weights: float32 (K, text tokens).
-        words: bool (text tokens), positions that may be drawn: `CoreTokens.others`.
+        words: bool (text tokens,), positions that may be drawn: `CoreTokens.others`.
     """
     core, rest = np.flatnonzero(weights.sum(0)), np.flatnonzero(words)
     moved = np.zeros_like(weights)
-    if not len(rest):
-        return moved  # of a prompt that is nothing but core, whose map is flat then
-    order = np.random.default_rng(seed).permutation(rest)
-    np.add.at(moved.T, np.resize(order, len(core)), weights[:, core].T)
+    if len(rest):
+        order = np.random.default_rng(seed).permutation(rest)
+        np.add.at(moved.T, np.resize(order, len(core)), weights[:, core].T)
     return moved
 
 
-def _token_ranges(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int
-) -> list[tuple[int, int]]:
-    """Characters of each of ``length`` tokens as the pipeline encodes the prompt; an empty range
-    for special tokens.
+def _counting(record: PromptRecord, kind_weights: Mapping[str, float]) -> list[CoreSpan]:
+    return [span for span in record.core or () if kind_weights.get(span.kind, 0.0) > 0]
 
-    Some versions count the blank before a word to its token, some do not; no span begins or ends
-    there, so both do."""
+
+def _token_ranges(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int) -> _Ranges:
+    """Return the characters of each of ``length`` tokens as the pipeline encodes the prompt.
+
+    The range of a special token is empty. Some versions count the blank before a word to its token,
+    some do not; no span begins or ends there, so both do."""
     encoding = tokenizer(
         prompt,
         padding="max_length",
@@ -203,52 +181,31 @@ def _token_ranges(
         return_offsets_mapping=True,
     )
     special = set(tokenizer.all_special_ids)
+    pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     return [
         (0, 0) if token in special or not prompt[start:end].strip() else (start, end)
-        for token, (start, end) in zip(
-            encoding["input_ids"], encoding["offset_mapping"], strict=True
-        )
+        for token, (start, end) in pairs
     ]
 
 
 def _weigh(
-    ranges: Sequence[tuple[int, int]], spans: Sequence[CoreSpan], kind_weights: Mapping[str, float]
+    ranges: _Ranges, spans: Sequence[CoreSpan], kind_weights: Mapping[str, float]
 ) -> np.ndarray:
-    """The largest weight of the spans that each token overlaps: float32 (tokens,)."""
-    return np.array(
-        [
-            max(
-                (
-                    kind_weights[span.kind]
-                    for span in spans
-                    if start < span.end and span.start < end
-                ),
-                default=0.0,
-            )
-            for start, end in ranges
-        ],
-        np.float32,
-    )
+    """Return the largest weight of the spans that each token overlaps: float32 (tokens,)."""
+    weights = np.zeros(len(ranges), np.float32)
+    for index, (start, end) in enumerate(ranges):
+        over = (span for span in spans if start < span.end and span.start < end)
+        weights[index] = max((kind_weights[span.kind] for span in over), default=0.0)
+    return weights
 
 
-def _worded(ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Which tokens are of a word: bool (tokens,); not the beginning, end and padding, which draw
-    attention anyway."""
-    return np.array([end > start for start, end in ranges])
-
-
-def _covered(ranges: Iterable[tuple[int, int]]) -> set[int]:
-    return {index for start, end in ranges for index in range(start, end)}
-
-
-def _unseen_words(prompt: str, spans: Iterable[CoreSpan], covered: set[int]) -> Iterator[str]:
-    """The characters of the spans that no token covers, those of a word together."""
+def _unseen_words(
+    prompt: str, spans: Sequence[CoreSpan], parts: Sequence[_Ranges]
+) -> Iterator[str]:
+    """Return the characters of the spans that no token covers, those of a word together."""
+    seen = {place for ranges in parts for start, end in ranges for place in range(start, end)}
     for span in spans:
         for word in re.finditer(r"\S+", prompt[span.start : span.end]):
             places = range(span.start + word.start(), span.start + word.end())
-            if unseen := "".join(prompt[place] for place in places if place not in covered):
+            if unseen := "".join(prompt[place] for place in places if place not in seen):
                 yield unseen
-
-
-def _inked(prompt: str, span: CoreSpan) -> set[int]:
-    return {index for index in range(span.start, span.end) if not prompt[index].isspace()}

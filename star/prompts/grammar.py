@@ -1,5 +1,5 @@
-"""Drawing prompt sets from a grammar: test set first, then a training mixture that never holds a
-test prompt."""
+"""Drawing prompt sets from a grammar: the test set first, then a training mixture that never holds
+a test prompt."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -25,7 +25,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of prompts: how many different ones there are, how to draw one, its weight in the
+    """One form of prompts.
+
+    ``size`` is how many different ones there are, ``train_weight`` the form's weight in the
     training mixture."""
 
     name: str
@@ -35,11 +37,10 @@ class Form:
 
 
 def identity(prompt: Prompt) -> frozenset[str]:
-    """What makes two prompts the same: the text up to case, spaces and final stop, or GenEval's
-    include clauses.
+    """Return what makes two prompts the same, which is any one of these strings.
 
-    The clauses matter because files spell plurals in more than one way ("two couchs", "two
-    couches")."""
+    They are the text up to case, spaces and final stop, and GenEval's include clauses: files spell
+    plurals in more than one way ("two couchs", "two couches")."""
     keys = {" ".join(prompt.text.casefold().split()).rstrip(".")}
     if "include" in prompt.metadata:
         keys.add(json.dumps(prompt.metadata["include"], sort_keys=True))
@@ -47,22 +48,17 @@ def identity(prompt: Prompt) -> frozenset[str]:
 
 
 def identities(prompts: Collection[Prompt]) -> set[str]:
-    """The union of the prompts' `identity`: what a training set must not touch."""
+    """Return all that a training set must not touch."""
     return set().union(*map(identity, prompts))
 
 
 def draw_test(forms: Sequence[Form], count: int, rng: np.random.Generator) -> list[Prompt]:
-    """``count`` prompts, the forms in turn, so that every prefix is balanced.
+    """Draw ``count`` prompts, the forms in turn, so that every prefix is balanced.
 
     No prompt appears twice before its form is used up: `TEST_SHARE` of a form that is also trained
     on, else all of it."""
-    return [
-        prompt
-        for column in zip(
-            *(_draw_distinct(form, -(-count // len(forms)), rng) for form in forms), strict=True
-        )
-        for prompt in column
-    ][:count]
+    columns = [_draw_distinct(form, -(-count // len(forms)), rng) for form in forms]
+    return [prompt for row in zip(*columns, strict=True) for prompt in row][:count]
 
 
 def draw_train(
@@ -72,17 +68,14 @@ def draw_train(
     rng: np.random.Generator,
     task: str,
 ) -> list[Prompt]:
-    """``count`` prompts of the mixture of ``train_weight``; a prompt may repeat, none has an
-    identity in ``excluded``.
+    """Draw ``count`` prompts of the forms' mixture; a prompt may repeat, none is ``excluded``.
 
     Raises:
         StarError: the excluded prompts leave (next to) nothing of a form.
     """
     weights = np.array([form.train_weight for form in forms])
-    return [
-        _draw_outside(forms[index], excluded, rng, task)
-        for index in rng.choice(len(forms), size=count, p=weights / weights.sum())
-    ]
+    chosen = rng.choice(len(forms), size=count, p=weights / weights.sum())
+    return [_draw_outside(forms[index], excluded, rng, task) for index in chosen]
 
 
 def _draw_outside(
@@ -93,8 +86,8 @@ def _draw_outside(
         if identity(prompt).isdisjoint(excluded):
             return prompt
     raise StarError(
-        f"prompts.{task}.test_file: holds every {form.name} prompt of the grammar, which leaves none for training; "
-        f"shorten it or give prompts.{task}.train_file"
+        f"prompts.{task}.test_file: holds every {form.name} prompt of the grammar and leaves none "
+        f"for training; shorten it or give prompts.{task}.train_file"
     )
 
 

@@ -7,22 +7,15 @@ import numpy as np
 
 from star.prompts.grammar import Prompt
 from star.prompts.records import read_lines
-from star.prompts.words import WORDS
+from star.prompts.words import WORDS, read_list
 from star.system.errors import StarError
 
-# The miniature's world draws one kind of sign; the others are in the manner of the published set.
-MINIATURE_TEMPLATES = ('a sign that says "{}"',)
-TEMPLATES = (
-    *MINIATURE_TEMPLATES,
-    'a poster with the title "{}" in bold letters',
-    'a storefront with the word "{}" written on it',
-    'a white mug with the text "{}" on a wooden table',
-    'a photo of a chalkboard that reads "{}"',
-    'a neon sign in a dark street reading "{}"',
-)
-_DOUBLE = re.compile(
-    r'"([^"]*)"|“([^”]{0,300})”'
-)  # without a limit, many “ alone would take quadratic time
+TEMPLATES = read_list("sign_templates.txt")  # in the manner of the published set
+MINIATURE_TEMPLATES = TEMPLATES[:1]  # the miniature's world draws one kind of sign
+QUOTE_IT = 'no quoted span; write the word to be drawn as "WORD" in double quotes'
+
+# Without a limit of length, many “ alone would take quadratic time.
+_DOUBLE = re.compile(r'"([^"]*)"|“([^”]{0,300})”')
 # Read where there is no double quotation, or where one lies inside: „low“, «angle», »reversed«,
 # 「corner」, ”same”.
 _OTHER = re.compile(
@@ -37,11 +30,10 @@ _SINGLE = re.compile(
 
 
 def quoted_span(prompt: str) -> tuple[int, int] | None:
-    """Characters inside the first quotation, outer blanks left out; None if it holds no word or
-    there is none.
+    """Return the characters inside the first quotation, without outer blanks.
 
     Double quotes (straight or curly) come first, as in the published set; then other pairs, then
-    single quotes."""
+    single quotes. None if there is no quotation, or no word in it."""
     match, other = _DOUBLE.search(prompt), _OTHER.search(prompt)
     if other and (match is None or other.start() < match.start() < other.end()):
         match = other
@@ -62,7 +54,7 @@ def draw_signs(
     taken: frozenset[str],
     rng: np.random.Generator,
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Different prompts for test and training, whose words are disjoint.
+    """Draw different prompts for test and training, whose words are disjoint.
 
     Args:
         test, train: how many of each.
@@ -76,33 +68,27 @@ def draw_signs(
     words = [WORDS[index] for index in rng.permutation(len(WORDS)) if WORDS[index] not in taken]
     test_least, train_least = -(-test // len(templates)), -(-train // len(templates))
     if test_least + train_least > len(words):
-        key, other = ("train", test_least) if test_least < len(words) else ("test", train_least)
-        asked, most = (
-            {"train": train, "test": test}[key],
-            max(0, len(words) - other) * len(templates),
-        )
-        raise StarError(
-            f"prompts.ocr.{key}: {asked} prompts asked for, the word list gives at most {most}; lower it"
-        )
+        fits = test_least < len(words)
+        key, asked, other = ("train", train, test_least) if fits else ("test", test, train_least)
+        most = max(0, len(words) - other) * len(templates)
+        known = f"{asked} prompts asked for, the word list gives at most {most}"
+        raise StarError(f"prompts.ocr.{key}: {known}; lower it")
     split = max(test_least, min(test, len(words) - train_least))
     return _fill(words[:split], test, templates), _fill(words[split:], train, templates)
 
 
 def _fill(words: list[str], count: int, templates: tuple[str, ...]) -> list[Prompt]:
-    """Every word once before any comes twice; each time a word comes it stands in its next
-    template."""
+    """Return prompts with every word once before any comes twice, then in its next template."""
     prompts = []
     for index in range(count):
         turn, place = divmod(index, len(words))
-        word = words[place]
-        prompts.append(
-            Prompt(templates[(place + turn) % len(templates)].format(word), {"text": word})
-        )
+        template = templates[(place + turn) % len(templates)]
+        prompts.append(Prompt(template.format(words[place]), {"text": words[place]}))
     return prompts
 
 
 def read_ocr_file(path: str) -> list[Prompt]:
-    """Prompts of a text file in the published form: one a line, with a quoted span.
+    """Read a text file in the published form: one prompt a line, each with a quoted span.
 
     Raises:
         StarError: unreadable file, or a line without a quoted span, by file and line.
@@ -111,8 +97,6 @@ def read_ocr_file(path: str) -> list[Prompt]:
     for number, line in read_lines(path):
         span = quoted_span(line)
         if span is None:
-            raise StarError(
-                f'{path}:{number}: no quoted span; write the word to be drawn as "WORD" in double quotes'
-            )
-        prompts.append(Prompt(line, {"text": line[span[0] : span[1]]}))
+            raise StarError(f"{path}:{number}: {QUOTE_IT}")
+        prompts.append(Prompt(line, {"text": line[slice(*span)]}))
     return prompts

@@ -2,127 +2,140 @@
 or fetched."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from star.config.params import TASKS, Params, PromptSetParams, PromptSource
+from star.config.params import TASKS, PromptSetParams, PromptSource, PromptsParams
 from star.prompts.geneval import (
     COCO_CLASSES,
     MINIATURE_CLASSES,
     TAGS,
     TRAIN_TAG_WEIGHTS,
     check_metadata,
+    grammar_size,
+    sample_metadata,
 )
 from star.prompts.grammar import Form, Prompt, draw_test, draw_train, identities, identity
 from star.prompts.ocr import MINIATURE_TEMPLATES, TEMPLATES, draw_signs, read_ocr_file
-from star.prompts.preference import caption_form, caption_forms, read_preference_file
 from star.prompts.published import fetched_file
 from star.prompts.records import PromptRecord, parse_object, read_lines
+from star.prompts.words import WORDS
 from star.system.errors import StarError
 
 # World -> object classes and sign sentences.
 WORLDS = {"miniature": (MINIATURE_CLASSES, MINIATURE_TEMPLATES), "coco": (COCO_CLASSES, TEMPLATES)}
 
 
-def prepare(task: str, params: Params) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """Train and test prompts of a task, determined by ``params.seed`` and ``params.prompts`` alone.
+def prepare(
+    task: str, prompts: PromptsParams, seed: int
+) -> tuple[list[PromptRecord], list[PromptRecord]]:
+    """Return the training and the test prompts of a task.
 
     The test set is drawn first. No training prompt equals a test prompt, taken from the test file
     or left there (`star.prompts.grammar.identity`).
 
     Args:
         task: one of `star.config.params.TASKS`.
-        params: all parameters.
-
-    Returns:
-        Training records, test records.
+        prompts, seed: the two sections of the parameters that decide it.
 
     Raises:
         StarError: a malformed file (file and line), one that cannot be fetched (see
             `star.prompts.published`), or more prompts asked for than there are (key and maximum).
     """
-    sets: PromptSetParams = getattr(params.prompts, task)
-    classes, templates = WORLDS[params.prompts.world]
-    seeds = np.random.SeedSequence([params.seed, TASKS.index(task)]).spawn(2)
+    sets: PromptSetParams = getattr(prompts, task)
+    classes, templates = WORLDS[prompts.world]
+    seeds = np.random.SeedSequence([seed, TASKS.index(task)]).spawn(2)
     test_rng, train_rng = map(np.random.default_rng, seeds)
-    read = _reader(task, classes)
-    held_out = read(_path(sets.test_file, f"prompts.{task}.test_file")) if sets.test_file else []
-    test = (
-        _take(held_out, _distinct_first(held_out, test_rng), sets.test, f"prompts.{task}.test")
-        if held_out
-        else []
-    )
+
+    def read(key: str) -> list[Prompt]:
+        file: str | PromptSource = getattr(sets, key)
+        path = file if isinstance(file, str) else str(fetched_file(file, f"prompts.{task}.{key}"))
+        return _read_file(task, path, classes)
+
+    held_out = read("test_file") if sets.test_file else []
+    test = _take_distinct(held_out, test_rng, sets.test, task) if held_out else []
+    train_count = 0 if sets.train_file else sets.train
     if task == "ocr":
-        train, drawn = _draw_ocr(sets, templates, held_out, test_rng)
+        taken = frozenset(prompt.metadata["text"].upper() for prompt in held_out)
+        test_count = 0 if held_out else sets.test
+        drawn, train = draw_signs(test_count, train_count, templates, taken, test_rng)
         test = test or drawn
     else:
-        forms = _geneval_forms(classes) if task == "geneval" else caption_forms(classes, templates)
+        forms = _forms(task, classes, templates)
         test = test or draw_test(forms, sets.test, test_rng)
-        excluded = identities(held_out or test)
-        train = [] if sets.train_file else draw_train(forms, sets.train, excluded, train_rng, task)
+        train = draw_train(forms, train_count, identities(held_out or test), train_rng, task)
     if sets.train_file:
         excluded = identities(held_out or test)
-        given = read(_path(sets.train_file, f"prompts.{task}.train_file"))
-        kept = [prompt for prompt in given if identity(prompt).isdisjoint(excluded)]
-        train = _take(kept, train_rng.permutation(len(kept)), sets.train, f"prompts.{task}.train")
+        given = [prompt for prompt in read("train_file") if identity(prompt).isdisjoint(excluded)]
+        train = _take(given, train_rng.permutation(len(given)), sets.train, task, "train")
     return _records(task, "train", train), _records(task, "test", test)
 
 
-def _path(file: str | PromptSource, key: str) -> str:
-    return file if isinstance(file, str) else str(fetched_file(file, key))
+def _forms(task: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Form, ...]:
+    """Return GenEval's forms with the published mixture; for preference all alike, and signs."""
+
+    def caption_form(tag: str, train_weight: float) -> Form:
+        def draw(rng: np.random.Generator) -> Prompt:
+            metadata = sample_metadata(tag, classes, rng)
+            return Prompt(metadata["prompt"], metadata)
+
+        return Form(tag, grammar_size(tag, len(classes)), draw, train_weight)
+
+    def draw_sign(rng: np.random.Generator) -> Prompt:
+        word = WORDS[rng.integers(len(WORDS))]
+        return Prompt(templates[rng.integers(len(templates))].format(word), {"text": word})
+
+    if task == "geneval":
+        return tuple(caption_form(tag, TRAIN_TAG_WEIGHTS.get(tag, 0.0)) for tag in TAGS)
+    signs = Form("sign", len(WORDS) * len(templates), draw_sign, 1.0)
+    return (*(caption_form(tag, 1.0) for tag in TAGS), signs)
 
 
-def _draw_ocr(
-    sets: PromptSetParams,
-    templates: tuple[str, ...],
-    held_out: list[Prompt],
-    rng: np.random.Generator,
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and test signs for whatever does not come from a file."""
-    taken = frozenset(prompt.metadata["text"].upper() for prompt in held_out)
-    train_count = 0 if sets.train_file else sets.train
-    test, train = draw_signs(0 if held_out else sets.test, train_count, templates, taken, rng)
-    return train, test
-
-
-def _geneval_forms(classes: tuple[str, ...]) -> tuple[Form, ...]:
-    return tuple(caption_form(tag, classes, TRAIN_TAG_WEIGHTS.get(tag, 0.0)) for tag in TAGS)
-
-
-def _reader(task: str, classes: tuple[str, ...]) -> Callable[[str], list[Prompt]]:
-    def read_geneval_file(path: str) -> list[Prompt]:
+def _read_file(task: str, path: str, classes: tuple[str, ...]) -> list[Prompt]:
+    if task == "geneval":
         prompts = []
         for number, text in read_lines(path):
             line = parse_object(text, f"{path}:{number}")
             check_metadata(line, classes, f"{path}:{number}")
             prompts.append(Prompt(line["prompt"], line))
         return prompts
-
-    return {"geneval": read_geneval_file, "ocr": read_ocr_file, "preference": read_preference_file}[
-        task
-    ]
+    return read_ocr_file(path) if task == "ocr" else _read_preference_file(path)
 
 
-def _take(prompts: Sequence[Prompt], order: Iterable[int], count: int, key: str) -> list[Prompt]:
-    """The first ``count`` prompts of a file by ``order``, in the file's own order."""
+def _read_preference_file(path: str) -> list[Prompt]:
+    """Read one prompt a line; lines without any word, which some captions are, are left out."""
+    lines = [line for _, line in read_lines(path)]
+    prompts = [Prompt(line, {}) for line in lines if any(map(str.isalnum, line))]
+    if not prompts:
+        raise StarError(f"{path}: no line has a word; it needs one prompt a line")
+    if len(prompts) < len(lines):
+        print(f"{path}: {len(lines) - len(prompts)} lines without a word left out")
+    return prompts
+
+
+def _take(
+    prompts: Sequence[Prompt], order: Iterable[int], count: int, task: str, split: str
+) -> list[Prompt]:
+    """Return the first ``count`` prompts of a file by ``order``, in the file's own order."""
     if count > len(prompts):
-        left = " that are not in the test set" if key.endswith("train") else ""
-        raise StarError(
-            f"{key}: {count} prompts asked for, the file gives at most {len(prompts)}{left}; lower {key}"
-        )
+        key, left = f"prompts.{task}.{split}", " outside the test set" if split == "train" else ""
+        most = f"the file gives at most {len(prompts)}{left}"
+        raise StarError(f"{key}: {count} prompts asked for, {most}; lower {key}")
     return [prompts[index] for index in sorted(list(order)[:count])]
 
 
-def _distinct_first(prompts: Sequence[Prompt], rng: np.random.Generator) -> list[int]:
-    """A random order of a file in which no prompt comes again before all have come (some test sets
-    repeat theirs)."""
+def _take_distinct(
+    prompts: Sequence[Prompt], rng: np.random.Generator, count: int, task: str
+) -> list[Prompt]:
+    """Return test prompts of a file, none again before all have come: some sets repeat theirs."""
     seen: Counter[str] = Counter()
     turns = []
     for prompt in prompts:
         turns.append(seen[prompt.text])
         seen[prompt.text] += 1
-    return sorted(rng.permutation(len(prompts)), key=turns.__getitem__)
+    order = sorted(rng.permutation(len(prompts)), key=turns.__getitem__)
+    return _take(prompts, order, count, task, "test")
 
 
 def _records(task: str, split: str, prompts: Sequence[Prompt]) -> list[PromptRecord]:

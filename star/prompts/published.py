@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from star.config.params import PromptSource
-from star.system.errors import StarError
+from star.system.errors import StarError, writing
 from star.system.progress import Progress
 
 FETCHED = Path("data/prompts/fetched")
@@ -29,14 +29,14 @@ MOST_BYTES = 200_000_000
 TIMEOUT = 30.0  # seconds without an answer, or without the next bytes
 PAUSES = (1.0, 2.0, 4.0)  # seconds before each further try
 _PIECE_BYTES = 1 << 16
+_TROUBLE = (OSError, http.client.HTTPException)  # no connection, an error status, a timeout
 
 
 def fetched_file(source: PromptSource, key: str) -> Path:
-    """The file of a source, its checksum verified; fetched unless it is there.
+    """Return the file of a source, its checksum verified; fetch it unless it is there.
 
     Args:
-        source: URL (the schema lets https pass, and http on the loopback) and 64 hexadecimal digits
-            or None.
+        source: URL (https, or http on the loopback) and 64 hexadecimal digits or None.
         key: dotted key of params.yaml that names the source, for messages.
 
     Raises:
@@ -47,45 +47,38 @@ def fetched_file(source: PromptSource, key: str) -> Path:
     path = FETCHED / (source.sha256 or "<its SHA-256>")
     if path.is_file():
         if (found := _digest(path.read_bytes())) != source.sha256:
-            raise StarError(
-                f"{path}: its SHA-256 is {found}, not the one it is named by; remove the file"
-            )
+            another = f"its SHA-256 is {found}, not the one it is named by"
+            raise StarError(f"{path}: {another}; remove the file")
         return path
     try:
         body = _fetch(source.url)
     except StarError:
         raise
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-    ) as error:  # ValueError: a malformed host, of a redirect too
+    except (*_TROUBLE, ValueError) as error:  # ValueError: a malformed host, of a redirect too
+        pin = "" if source.sha256 else f", with that SHA-256 as {key}.sha256 in params.yaml"
         raise StarError(
-            f"{key}: {source.url} cannot be fetched ({_reason(error)}); get it elsewhere and place it as "
-            f"{path.absolute()}"
-            + ("" if source.sha256 else f", with that SHA-256 as {key}.sha256 in params.yaml")
+            f"{key}: {source.url} cannot be fetched ({_reason(error)}); get it elsewhere and "
+            f"place it as {path.absolute()}{pin}"
         ) from error
     found = _digest(body)
+    if source.sha256 not in (None, found):
+        another = f"has the SHA-256 {found}, params.yaml says {source.sha256}"
+        raise StarError(f"{key}: {source.url} {another}; nothing was kept")
+    _keep(body, FETCHED / found)
     if source.sha256 is None:
-        _keep(body, FETCHED / found)
-        raise StarError(
-            f"{key}: not pinned; look at {FETCHED / found} and put into params.yaml: sha256: {found}"
-        )
-    if found != source.sha256:
-        raise StarError(
-            f"{key}: {source.url} has the SHA-256 {found}, params.yaml says {source.sha256}; nothing was kept"
-        )
-    _keep(body, path)
+        look = f"look at {FETCHED / found} and put into params.yaml: sha256: {found}"
+        raise StarError(f"{key}: not pinned; {look}")
     return path
 
 
 def _fetch(url: str) -> bytes:
-    """The body behind a URL; tried again after `PAUSES`, but not where the server says that the
-    request is wrong."""
+    """Return the body behind a URL, with tries after `PAUSES`.
+
+    A request that the server calls wrong is not tried again."""
     for pause in PAUSES:
         try:
             return _download(url)
-        except (OSError, http.client.HTTPException) as error:
+        except _TROUBLE as error:
             if isinstance(error, HTTPError) and error.code < 500:
                 raise
             tqdm.write(f"{url}: {_reason(error)}; once more in {pause:g} s")
@@ -94,26 +87,20 @@ def _fetch(url: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    """One try, with a progress bar.
-
-    Raises:
-        OSError, http.client.HTTPException: no connection, an error status, a timeout, a body that
-        ends too early. StarError: a refused redirect, a body of more than `MOST_BYTES`.
-    """
+    """Return the body of one try, with a progress bar; `_TROUBLE` if it ends too early."""
     request = urllib.request.Request(url, headers={"User-Agent": "star"})
+    opener = urllib.request.build_opener(_Redirects())
     body = bytearray()
-    with urllib.request.build_opener(_Redirects()).open(request, timeout=TIMEOUT) as response:
+    with opener.open(request, timeout=TIMEOUT) as response:
         size = response.length  # None where the server does not say
-        with Progress(
-            total=size, desc=Path(urlsplit(url).path).name, unit="B", unit_scale=True, mininterval=1
-        ) as bar:
+        name = Path(urlsplit(url).path).name
+        with Progress(total=size, desc=name, unit="B", unit_scale=True, mininterval=1) as bar:
             while piece := response.read(_PIECE_BYTES):
                 body += piece
                 bar.update(len(piece))
                 if max(len(body), size or 0) > MOST_BYTES:
-                    raise StarError(
-                        f"{url}: more than {MOST_BYTES:,} bytes, which is no prompt set"
-                    )
+                    most = f"more than {MOST_BYTES:,} bytes, which is no prompt set"
+                    raise StarError(f"{url}: {most}")
     if size is not None and len(body) < size:
         raise ConnectionError(f"ended after {len(body)} of {size} bytes")
     return bytes(body)
@@ -138,12 +125,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = (
-        f"HTTP {error.code} {error.reason}"
-        if isinstance(error, HTTPError)
-        else str(getattr(error, "reason", error))
-    )
+    """Return what went wrong, in one line."""
+    text = str(getattr(error, "reason", error))
+    if isinstance(error, HTTPError):
+        text = f"HTTP {error.code} {text}"
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -154,9 +139,7 @@ def _digest(body: bytes) -> str:
 def _keep(body: bytes, path: Path) -> None:
     """Write a file whole or not at all; two tasks with the same source may do so at once."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(body)
         os.replace(temporary, path)
-    except OSError as error:
-        raise StarError(f"{path}: cannot be written ({error.strerror})") from error

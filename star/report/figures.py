@@ -1,13 +1,13 @@
-"""The report's charts, made of a run: learning curves, training statistics, GenEval tags, seconds
-per phase."""
+"""Panels of charts: learning curves, training statistics, GenEval tags, seconds per phase."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from star.report.comparison import METRICS, tag_scores
-from star.report.run import Run, Training
-from star.report.svg import Bar, Line, Segment, bar_chart, legend, line_chart, stacked_bars
+from star.report.comparison import metrics_of, tag_scores
+from star.report.run import Run
+from star.report.svg import Bar, Line, Segment, bar_chart, line_chart, stacked_bars
 
 SMOOTHING = 5  # epochs of the running mean in learning curves
 # Log key -> what is drawn; the ratio also gets a band from its least to its greatest value.
@@ -23,149 +23,143 @@ IMAGES_AXIS = "training images seen"
 
 @dataclass(frozen=True)
 class Panel:
-    """A heading over some charts (SVG) that share a legend (HTML)."""
+    """A heading over some charts (SVG) that share a legend of labels and colours."""
 
     title: str
-    legend: str
+    legend: tuple[tuple[str, int], ...]
     charts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TrainingLog:
+    """The log of one training, one dict an epoch, and how charts show it."""
+
+    task: str
+    label: str
+    color: int
+    rows: tuple[dict, ...]
+
+    def column(self, key: str) -> list[float]:
+        """Return the values of a key; NaN where it is not a number."""
+        values = [row.get(key) for row in self.rows]
+        return [float(value) if isinstance(value, int | float) else math.nan for value in values]
+
+    def line(self, key: str) -> Line:
+        """Return a statistic by images seen."""
+        band = {}
+        if key == "ratio_mean":
+            band = {"low": self.column("ratio_min"), "high": self.column("ratio_max")}
+        return Line(self.label, self.color, self.column("images"), self.column(key), **band)
+
+    def reward(self) -> Line:
+        """Return the mean reward: each epoch faint behind a running mean, once there are enough."""
+        images, reward = self.column("images"), self.column("reward_mean")
+        if len(reward) < 2 * SMOOTHING:
+            return Line(self.label, self.color, images, reward)
+        return Line(self.label, self.color, images, running_mean(reward, SMOOTHING), faint=reward)
+
+
 def method_colors(run: Run) -> dict[str, int]:
-    """A colour index for each method, the same in every chart; base is 0."""
+    """Return a colour for each method, the same in every chart; base is 0."""
     methods = dict.fromkeys(training.method for training in run.trainings)
-    return {method: index for index, method in enumerate(methods, 1)}
+    return {method: color for color, method in enumerate(methods, 1)}
 
 
-def learning_curves(run: Run, names: Mapping[str, str]) -> list[Panel]:
-    """Mean training reward by images seen, one panel a task; ``names`` are the tasks'."""
-    panels = []
-    for task, trainings in _logged(run).items():
-        lines = [reward_curve(t.method, method_colors(run)[t.method], t.log) for t in trainings]
-        chart = line_chart(lines, f"{names[task]}: reward", IMAGES_AXIS, "mean reward")
-        panels.append(_panel(run, names[task], trainings, [chart]))
-    return panels
+def logs_of(run: Run) -> list[TrainingLog]:
+    """Return the logs of a run's trainings, those that have one."""
+    colors = method_colors(run)
+    return [TrainingLog(t.task, t.method, colors[t.method], t.log) for t in run.trainings if t.log]
 
 
-def training_statistics(run: Run, names: Mapping[str, str]) -> list[Panel]:
-    """Small multiples of what the optimiser did, one panel a task; a statistic that was never
-    logged has no chart."""
-    panels = []
-    for task, trainings in _logged(run).items():
+def learning_curves(logs: Sequence[TrainingLog], names: Mapping[str, str]) -> list[Panel]:
+    """Draw the mean training reward by images seen, one panel a task of ``names``."""
+
+    def draw(own: Sequence[TrainingLog], name: str) -> list[str]:
+        lines = [log.reward() for log in own]
+        return [line_chart(lines, f"{name}: reward", IMAGES_AXIS, "mean reward")]
+
+    return _panels(logs, names, draw)
+
+
+def training_statistics(logs: Sequence[TrainingLog], names: Mapping[str, str]) -> list[Panel]:
+    """Draw what the optimiser did, one panel a task; what was never logged has no chart."""
+
+    def draw(own: Sequence[TrainingLog], name: str) -> list[str]:
         charts = []
         for key, label in STATISTICS.items():
-            lines = [_statistic(t, key, method_colors(run)[t.method]) for t in trainings]
-            drawn = [line for line in lines if any(map(math.isfinite, line.y))]
-            charts.append(
-                line_chart(drawn, f"{names[task]}: {label}", IMAGES_AXIS, label, height=200)
-            )
-        panels.append(_panel(run, names[task], trainings, charts))
-    return panels
+            lines = [line for log in own if any(map(math.isfinite, (line := log.line(key)).y))]
+            charts.append(line_chart(lines, f"{name}: {label}", IMAGES_AXIS, label, height=200))
+        return charts
+
+    return _panels(logs, names, draw)
 
 
 def tag_panel(run: Run, resamples: int, seed: int) -> Panel | None:
-    """GenEval scores per tag, base against what was trained on GenEval (against everything, if
-    nothing was)."""
+    """Draw GenEval scores by tag of base and what was trained on GenEval, else of everything."""
     if "geneval" not in run.base.benchmarks:
         return None
-    own = [checkpoint for checkpoint in run.trained if checkpoint.task == "geneval"]
-    shown = [(c.name, c, k) for k, c in enumerate([run.base, *run.trained])]
+    colors, own = method_colors(run), [c for c in run.trained if c.task == "geneval"]
+    shown = [(c.name, k, c) for k, c in enumerate(run.checkpoints)]
     if own:
-        shown = [
-            ("base", run.base, 0),
-            *((c.method or c.name, c, method_colors(run)[c.method or ""]) for c in own),
-        ]
+        methods = ((c.method or c.name, colors[c.method or ""], c) for c in own)
+        shown = [("base", 0, run.base), *methods]
     charts = []
-    for metric in METRICS:
-        if metric.task == "geneval":
-            scores = [
-                (label, color, tag_scores(c, metric, resamples, seed)) for label, c, color in shown
-            ]
-            rows = [
-                (tag, [Bar(label, color, s[tag]) for label, color, s in scores])
-                for tag in scores[0][2]
-            ]
-            charts.append(bar_chart(rows, f"{metric.label} by tag", metric.key))
-    return Panel(
-        "Strict: share right. Soft: partial credit.",
-        legend([(label, color) for label, _, color in shown]),
-        tuple(charts),
-    )
+    for metric in (metric for metric in metrics_of(None) if metric.task == "geneval"):
+        scores = [(*entry[:2], tag_scores(entry[2], metric, resamples, seed)) for entry in shown]
+        tags = scores[0][2]
+        rows = [(tag, [Bar(label, color, s[tag]) for label, color, s in scores]) for tag in tags]
+        charts.append(bar_chart(rows, f"{metric.label} by tag", metric.key))
+    legend = tuple((label, color) for label, color, _ in shown)
+    return Panel("Strict: share right. Soft: partial credit.", legend, tuple(charts))
 
 
 def seconds_panels(run: Run) -> list[Panel]:
-    """Seconds per phase, summed over a training's epochs, and of each evaluation."""
-    training = [(t.name, _sum_phases(t.log)) for t in run.trainings if t.log]
-    panels = [
-        _seconds("Training", training),
-        _seconds("Evaluation", [(c.name, c.seconds) for c in run.checkpoints]),
-    ]
+    """Draw the seconds per phase, summed over a training's epochs, and of each evaluation."""
+    training = [(t.name, _phases(t.log)) for t in run.trainings if t.log]
+    evaluation = [(c.name, c.seconds) for c in run.checkpoints]
+    panels = [_seconds("Training", training), _seconds("Evaluation", evaluation)]
     return [panel for panel in panels if panel is not None]
 
 
-def reward_curve(label: str, color: int, log: Sequence[dict]) -> Line:
-    """Mean reward of a training by images seen: each epoch faint behind a running mean, once there
-    are enough."""
-    images, reward = _column(log, "images"), _column(log, "reward_mean")
-    if len(reward) < 2 * SMOOTHING:
-        return Line(label, color, images, reward)
-    return Line(label, color, images, running_mean(reward, SMOOTHING), faint=reward)
-
-
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and up to ``window - 1`` values before it; a NaN makes its windows NaN."""
+    """Average each value with up to ``window - 1`` before it; a NaN makes its windows NaN."""
     return [
         sum(values[max(0, k - window + 1) : k + 1]) / min(window, k + 1) for k in range(len(values))
     ]
 
 
-def _logged(run: Run) -> dict[str, list[Training]]:
-    tasks = dict.fromkeys(training.task for training in run.trainings if training.log)
-    return {task: [t for t in run.trainings if t.task == task and t.log] for task in tasks}
+def _panels(
+    logs: Sequence[TrainingLog],
+    names: Mapping[str, str],
+    draw: Callable[[Sequence[TrainingLog], str], list[str]],
+) -> list[Panel]:
+    """Return one panel a task that has charts; an empty chart is none."""
+    panels = []
+    for task, name in names.items():
+        own = [log for log in logs if log.task == task]
+        if charts := tuple(chart for chart in draw(own, name) if chart):
+            panels.append(Panel(name, tuple((log.label, log.color) for log in own), charts))
+    return panels
 
 
-def _panel(run: Run, title: str, trainings: Sequence[Training], charts: Sequence[str]) -> Panel:
-    entries = [(training.method, method_colors(run)[training.method]) for training in trainings]
-    return Panel(title, legend(entries), tuple(chart for chart in charts if chart))
-
-
-def _column(log: Sequence[dict], key: str) -> list[float]:
-    values = [row.get(key) for row in log]
-    return [float(value) if isinstance(value, int | float) else math.nan for value in values]
-
-
-def _statistic(training: Training, key: str, color: int) -> Line:
-    low, high = ("ratio_min", "ratio_max") if key == "ratio_mean" else ("", "")
-    band = {"low": _column(training.log, low), "high": _column(training.log, high)} if low else {}
-    return Line(
-        training.method, color, _column(training.log, "images"), _column(training.log, key), **band
-    )
-
-
-def _sum_phases(log: Sequence[dict]) -> dict[str, float]:
-    totals: dict[str, float] = {}
+def _phases(log: Sequence[dict]) -> dict[str, float]:
+    totals: dict[str, float] = defaultdict(float)
     for row in log:
         for phase, seconds in (row.get("seconds") or {}).items():
-            totals[phase] = totals.get(phase, 0.0) + float(seconds)
+            totals[phase] += float(seconds)
     return totals
 
 
-def _seconds(title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> Panel | None:
+def _seconds(title: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> Panel | None:
     names = dict.fromkeys(phase for _, seconds in rows for phase in seconds)
-    phases = {
-        phase: color for color, phase in enumerate(names, 3)
-    }  # colours that two methods do not have
+    phases = tuple((phase, color) for color, phase in enumerate(names, 3))  # no method's colours
     longest = max((sum(seconds.values()) for _, seconds in rows), default=0.0)
     unit, divisor = ("min", 60.0) if longest > 300 else ("s", 1.0)
-    bars = [
-        (
-            name,
-            [
-                Segment(phase, color, seconds[phase] / divisor)
-                for phase, color in phases.items()
-                if phase in seconds
-            ],
-        )
-        for name, seconds in rows
-    ]
+
+    def parts(seconds: Mapping[str, float]) -> list[Segment]:
+        shown = [(phase, color) for phase, color in phases if phase in seconds]
+        return [Segment(phase, color, seconds[phase] / divisor) for phase, color in shown]
+
+    bars = [(name, parts(seconds)) for name, seconds in rows]
     chart = stacked_bars(bars, f"{title}: time per phase", unit)
-    return Panel(title, legend(list(phases.items())), (chart,)) if chart else None
+    return Panel(title, phases, (chart,)) if chart else None

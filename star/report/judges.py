@@ -1,71 +1,48 @@
-"""What may be said of the judges and of the model, which are the parameters' and not always the
-miniature's."""
+"""What may be said of the judges and the model: the parameters', not always the miniature's."""
 
 from dataclasses import dataclass
 
-from star.config.params import Params
+from star.config.params import RewardsParams
 
-PICKSCORE_ID, SD35_MEDIUM_ID = (
-    "yuvalkirstain/PickScore_v1",
-    "stabilityai/stable-diffusion-3.5-medium",
-)
+PICKSCORE, SD35_MEDIUM = "yuvalkirstain/PickScore_v1", "stabilityai/stable-diffusion-3.5-medium"
 STAND_IN, MINIATURE = "miniature-preference", "miniature"  # ends of paths
 
 
 @dataclass(frozen=True)
 class PreferenceJudge:
-    """name: in the middle of a line; label, unit: of its column; published: the paper's PickScore
-    beside it."""
+    """How a page names the preference model, and the paper's PickScore beside it."""
 
-    name: str
-    label: str
+    name: str  # in the middle of a line
+    label: str  # of its column
     unit: str
     published: str
 
 
 def preference_judge(path: str | None) -> PreferenceJudge:
-    """Of ``rewards.preference.path``; None where it is not known."""
-    if path == PICKSCORE_ID:
+    """Name the judge at ``rewards.preference.path``; None where that is not known."""
+    if path == PICKSCORE:
         return PreferenceJudge("PickScore", "PickScore", "logit of PickScore", "23.60")
     if path is not None and is_stand_in(path):
-        label, unit = "Synthetic preference stand-in", "logit of the stand-in model"
+        label, published = "Synthetic preference stand-in", "PickScore 23.60 (another scale)"
         return PreferenceJudge(
-            "preference stand-in", label, unit, "PickScore 23.60 (another scale)"
+            "preference stand-in", label, "logit of the stand-in model", published
         )
     label = "Preference" if path is None else f"Preference by {path}"
-    return PreferenceJudge(
-        "preference", label, "logit of the model", "PickScore 23.60 (another model)"
-    )
+    published = "PickScore 23.60 (another model)"
+    return PreferenceJudge("preference", label, "logit of the model", published)
 
 
 def is_stand_in(path: str) -> bool:
+    """Say whether the preference model at ``path`` is the miniature's."""
     return path.rstrip("/").endswith(STAND_IN)
 
 
 def task_names(path: str | None) -> dict[str, str]:
-    """A name for each task, the preference one by its judge's path."""
+    """Return a name for each task, the preference one by its judge's path."""
     return {"geneval": "GenEval", "ocr": "OCR", "preference": preference_judge(path).name}
 
 
-def is_miniature(params: Params) -> bool:
-    """Whether model and judges are all the miniature's own."""
-    own = params.model.path.rstrip("/").endswith(MINIATURE) and is_stand_in(
-        params.rewards.preference.path
-    )
-    return own and params.rewards.geneval.detector == "exact"
-
-
-def published_note(params: Params) -> str:
-    """How the paper's row stands to the rows above it, where they are not the miniature's."""
-    path, exact = params.rewards.preference.path, params.rewards.geneval.detector == "exact"
-    model = (
-        "this model"
-        if params.model.path == SD35_MEDIUM_ID
-        else f"SD3.5-M and not of {params.model.path}"
-    )
-    detector = "the exact detector of drawn scenes" if exact else params.rewards.geneval.path
-    other = "" if path == PICKSCORE_ID else ", which is not PickScore"
-    return (
-        f"is of {model}, by a training, prompts and code of its own, of which only the abstract was known here. The "
-        f"rows above are judged by {detector}, which is not GenEval's own code, by PP-OCR and by {path}{other}."
-    )
+def is_miniature(model_path: str, rewards: RewardsParams) -> bool:
+    """Say whether model and judges are all the miniature's own."""
+    own = model_path.rstrip("/").endswith(MINIATURE) and is_stand_in(rewards.preference.path)
+    return own and rewards.geneval.detector == "exact"

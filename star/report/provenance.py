@@ -1,33 +1,23 @@
-"""Where a report comes from: commit, parameters, package versions, machine."""
+"""Where a page comes from: commit, parameters, package versions, machine."""
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import subprocess
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from star.config.params import Params, fingerprint
 
 PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "peft",
-    "numpy",
-    "scipy",
-    "pillow",
-    "rapidocr-onnxruntime",
-    "qtawesome",
-    "snakemake",
-    "dvc",
-    "wandb",
-)
+    "torch diffusers transformers accelerate peft numpy scipy pillow rapidocr-onnxruntime "
+    "qtawesome snakemake dvc wandb"
+).split()
 
 
 def provenance(params: Params, params_path: Path) -> list[tuple[str, str]]:
-    """Facts as (name, value) pairs, in the order in which they are shown."""
+    """Return facts as (name, value) pairs, in the order in which they are shown."""
     digest = hashlib.sha256(params_path.read_bytes()).hexdigest()[:16]
     return [
         ("Git commit", git_commit(params_path.resolve().parent)),
@@ -35,10 +25,7 @@ def provenance(params: Params, params_path: Path) -> list[tuple[str, str]]:
         ("Parameter fingerprint", fingerprint(params)),
         ("Seed", str(params.seed)),
         ("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
-        (
-            "Packages",
-            ", ".join(f"{name} {version}" for name, version in package_versions().items()),
-        ),
+        ("Packages", package_versions()),
         ("System", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         ("Processor", f"{cpu_model()}, {os.cpu_count()} cores"),
         ("Memory", memory()),
@@ -46,7 +33,7 @@ def provenance(params: Params, params_path: Path) -> list[tuple[str, str]]:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit checked out at a folder, and whether tracked files differ from it."""
+    """Return the commit checked out at a folder, and whether tracked files differ from it."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -55,29 +42,26 @@ def git_commit(folder: Path) -> str:
     return f"{commit}{' with uncommitted changes' if changed else ''}"
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of those of `PACKAGES` that are installed."""
-    versions = {}
+def package_versions() -> str:
+    """Return names and versions of those of `PACKAGES` that are installed, in one line."""
+    found = []
     for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def cpu_model() -> str:
-    """Name of the processor, as Linux gives it; elsewhere what Python knows."""
-    try:
+    """Return the processor's name as Linux gives it; elsewhere what Python knows."""
+    lines: list[str] = []
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
 
 
 def memory() -> str:
-    """Physical memory in GiB."""
+    """Return the physical memory in GiB."""
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
     except (OSError, ValueError):
@@ -86,6 +70,5 @@ def memory() -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=10
-    ).stdout.strip()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+    return done.stdout.strip()

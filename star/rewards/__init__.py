@@ -1,1 +1,1 @@
-"""Rewards of the three tasks, in training and in evaluation."""
+"""Rewards of the three tasks behind one interface; `star.rewards.base` shows how to add one."""

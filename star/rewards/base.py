@@ -1,8 +1,18 @@
-"""What a reward is: images and prompt records in, one score an image out, later or at once.
+"""The interface of a reward: images and their prompt records in, one score an image out.
 
-A reward that fails raises `RewardError` with the record's id; a failure never becomes a score.
-`submit` returns a future, so that CPU work overlaps the next rollout; an in-process reward returns
-an already `finished` one."""
+A new reward is one class, for example in ``star/rewards/brightness.py``:
+
+    class BrightnessReward(Reward):
+        name = "brightness"
+
+        def submit(self, images, records):
+            check_batch(self.name, images, records)
+            scores = images.mean((1, 2, 3), np.float32) / 255
+            return finished(RewardResult(scores, [{"score": float(score)} for score in scores]))
+
+and one entry in `star.rewards.factory.build_reward`. A reward that fails raises `RewardError` with
+the record's id: a failure never becomes a score. `submit` returns a future, so that a reward with
+processes of its own works during the next rollout; any other returns a `finished` one."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -14,6 +24,8 @@ import numpy as np
 from star.prompts.records import PromptRecord
 from star.system.errors import StarError
 
+_GRACE = 20.0  # seconds; a reward that watches its own time can say where it hangs
+
 
 class RewardError(StarError):
     """A reward could not be computed; the message names the record's id."""
@@ -21,19 +33,12 @@ class RewardError(StarError):
 
 @dataclass(frozen=True)
 class RewardResult:
-    """Scores of n images.
+    """Scores of n images; ``shares`` is None where the reward knows no clauses."""
 
-    Attributes:
-        scores: float32 (n,), in the range that the reward documents.
-        details: one JSON-able dict an image: what evaluation and report show (detections, text
-            read, ...).
-        shares: what each clause of the prompt contributes to the score, one float32 (clauses,) a
-            image that adds up to it, in the order of `star.prompts.core_tokens.clause_records`;
-            None where the reward knows no clauses.
-    """
-
-    scores: np.ndarray
-    details: list[dict]
+    scores: np.ndarray  # float32 (n,), in the range that the reward documents
+    details: list[dict]  # JSON-able, one an image, for evaluation and report
+    # Of each image float32 (clauses,): what each clause of the prompt adds to the score, which is
+    # their sum, in the order of `star.prompts.core_tokens.clause_records`.
     shares: list[np.ndarray] | None = None
 
 
@@ -43,27 +48,19 @@ class Reward(Protocol):
     name: str
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
-        """Start scoring.
-
-        Args:
-            images: uint8 (n, height, width, 3).
-            records: n records, image i belongs to record i.
+        """Start scoring images uint8 (n, height, width, 3), which must not change meanwhile.
 
         Raises:
-            RewardError: here or from the future's ``result()``; the message names the record's id.
-        """
+            RewardError: here or from the future's ``result()``."""
         ...
 
     def close(self) -> None:
-        """Give back processes and memory; idempotent."""
-        ...
-
-
-_GRACE = 20.0  # seconds
+        """Give back processes and memory; a second call does nothing."""
+        return None  # most rewards hold neither
 
 
 def finished(result: RewardResult) -> "Future[RewardResult]":
-    """A future that already holds ``result``."""
+    """Return a future that already holds ``result``."""
     future: Future[RewardResult] = Future()
     future.set_result(result)
     return future
@@ -72,38 +69,24 @@ def finished(result: RewardResult) -> "Future[RewardResult]":
 def scores_of(
     pending: "Future[RewardResult]", records: Sequence[PromptRecord], timeout: float
 ) -> RewardResult:
-    """The result of a batch, waited for.
-
-    Args:
-        timeout: seconds; a reward that watches itself has a little more, because it can say where
-            it hangs.
+    """Wait for the result of a batch, ``timeout`` seconds and a little more.
 
     Raises:
-        RewardError: no result in time, or the reward's own.
-    """
+        RewardError: no result in time, or the reward's own."""
     try:
         return pending.result(timeout + _GRACE)
     except TimeoutError as error:
         raise RewardError(
-            f"{records[0].id} and {len(records) - 1} more: no scores after {timeout:g} s; is a reward's worker stuck? "
-            "rewards.timeout allows more"
+            f"{records[0].id} and {len(records) - 1} more: no scores after {timeout:g} s; "
+            "is a reward's worker stuck? rewards.timeout allows more"
         ) from error
 
 
 def check_batch(name: str, images: np.ndarray, records: Sequence[PromptRecord]) -> None:
-    """Refuse images and records that cannot belong together.
-
-    Raises:
-        RewardError: ``images`` is not uint8 (n, height, width, 3) with one record an image; names
-    the first record."""
-    if (
-        images.ndim != 4
-        or images.shape[-1] != 3
-        or images.dtype != np.uint8
-        or len(images) != len(records)
-    ):
-        first = records[0].id if records else "no record"
+    """Refuse images that are not uint8 (n, height, width, 3), or not one for each record."""
+    shape = images.shape
+    if images.dtype != np.uint8 or len(shape) != 4 or shape[::3] != (len(records), 3):
         raise RewardError(
-            f"{first}: reward {name}: wants uint8 (n, height, width, 3) images with one record each, got "
-            f"{images.dtype} {images.shape} and {len(records)} records"
+            f"{records[0].id if records else 'no record'}: reward {name}: needs uint8 images "
+            f"(n, height, width, 3), one a record, got {images.dtype} {shape} for {len(records)}"
         )

@@ -1,4 +1,4 @@
-"""What a detector is: the interface that the miniature's exact detector and a neural one share."""
+"""The interface of a detector, which the miniature's exact one and a neural one share."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -8,24 +8,19 @@ import numpy as np
 
 from star.system.errors import StarError
 
+Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels, y down, far edges exclusive
+Colored = Sequence[Collection[str]] | None  # of each image the classes that need colours; None: all
+
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in an image.
+    """One object found in an image."""
 
-    Attributes:
-        name: GenEval class name.
-        score: confidence in [0, 1].
-        box: (x0, y0, x1, y1) in pixels, x to the right, y down, the far edges exclusive.
-        mask: bool (height, width) of the whole image.
-        color: GenEval colour name, or None where it cannot be told or was not asked for.
-    """
-
-    name: str
-    score: float
-    box: tuple[float, float, float, float]
-    mask: np.ndarray
-    color: str | None
+    name: str  # of GenEval's classes
+    score: float  # confidence in [0, 1]
+    box: Box
+    mask: np.ndarray  # bool (height, width) of the whole image
+    color: str | None  # of GenEval's ten; None where it is not clear or was not asked for
 
 
 class DetectionError(StarError):
@@ -37,25 +32,19 @@ class DetectionError(StarError):
 
 
 class Detector(Protocol):
-    """Finds objects; the benchmark's thresholds come later, but what can pass none of them may be
-    left out.
-
-    ``classes`` names every class that it can report.
-    """
+    """Finds objects of the ``classes``; it may leave out what passes no threshold of GenEval."""
 
     classes: tuple[str, ...]
 
-    def detect(
-        self, images: np.ndarray, colored: Sequence[Collection[str]] | None = None
-    ) -> list[list[Detection]]:
-        """Detections of each image, best first.
-
-        Args:
-            images: uint8 (n, height, width, 3).
-            colored: of each image the classes whose colours are asked for (None: all); others may
-                be left out.
+    def detect(self, images: np.ndarray, colored: Colored = None) -> list[list[Detection]]:
+        """Return the detections of each image uint8 (n, height, width, 3), best first.
 
         Raises:
-            DetectionError: an image could not be judged; a failure never becomes an empty list.
-        """
+            DetectionError: an image could not be judged; a failure never becomes an empty list."""
         ...
+
+
+def mask_box(mask: np.ndarray) -> Box:
+    """Return the box around a mask (height, width) that is not empty."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

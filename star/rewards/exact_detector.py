@@ -1,41 +1,25 @@
-"""The miniature's exact detector: template matching against the glyphs that `star.miniature.world`
-draws.
+"""The miniature's exact detector: templates of its glyphs, matched with a 64x64 image.
 
-How it works, in pixels of a 64x64 image:
+1. *Coverage*: how much of a pixel is foreground, of any colour (`star.miniature.templates`), so
+   touching objects need no segmentation.
+2. *Proposals*: every place, every class, a few sizes, at a quarter of the resolution.
+3. *Refinement*: place and size to one pixel at full resolution, by the soft IoU. Its window is the
+   template swollen by `templates.RING` pixels, so a neighbour further away costs nothing.
+4. *Score* = quality x posterior, as Mask2Former's is mask quality x class probability. Quality is
+   ``sigmoid((r - 0.55) / 0.04)``; ``r`` correlates the details (outline, holes, gaps) of image and
+   template. The posterior is a softmax of ``IoU / 0.015`` over classes and shapes without a class.
 
-1. *Coverage.* The background is the median of the frame's rim. A pixel's colour minus the
-   background is projected on the ray towards each palette colour; the length along the nearest ray
-   is its coverage in [0, 1], so a soft edge of any colour counts alike, and touching objects need
-   no segmentation. Coverage is sharpened about 1/2 and slightly blurred, and so are the templates:
-   a shape that is off by a fraction of a pixel still matches.
-2. *Proposals.* Every place, every class, a few sizes, at a quarter of the resolution. 3.
-*Refinement.* Place and size to one pixel at full resolution, by the soft IoU (Tanimoto coefficient)
-   ``I = <A, T> / (|T|^2 + |A|^2_W - <A, T>)``; the window ``W`` is the template swollen by
-   `templates.RING` pixels, so a neighbour further away costs nothing.
-4. *Score* = quality x posterior, the form of Mask2Former's (mask quality x class probability).
-   Quality is ``sigmoid((r - 0.55) / 0.04)``, where ``r`` correlates the details of image and
-   template (outline, holes, gaps: each less its Gaussian blur) inside the window: 0.5 at r = 0.55,
-   0.9 at 0.64. The posterior is a softmax of ``I / 0.015`` over classes and shapes without a class
-   (disc, ellipses, boxes). One place gets one name, the best: an ambiguous shape is never two
-   objects.
+A wobbly, noisy or slightly blurred silhouette keeps a score over 0.9; more distortion lowers it
+smoothly. Blobs, halves and mush score under 0.3 in 98, 92 and 85 % of trials. An object under
+another, or cut by the edge by more than a few pixels, is usually missed. A background that is not
+flat counts as foreground and hides what stands on it."""
 
-How it fails on malformed images. A wobbly, noisy or slightly blurred silhouette that a person
-names at once keeps a score over 0.9; further distortion lowers the score smoothly: at a wobble of 1
-pixel rms about half of the two-object images keep both objects over 0.9, nine in ten over 0.3.
-Blobs, halves of glyphs and glyphs blurred to mush (sigma an eighth of the size) score under 0.3 in
-98, 92 and 85 % of trials; what remains is a canopy without its stick (still an umbrella), a truck's
-lower half (a car), a round blob with a notch (an apple). A clock without hands is a disc, so it is
-nothing. An object under another, or cut by the image's edge by more than a few pixels, is usually
-missed. A background that is not flat is read as foreground and hides what stands on it. Colour is
-the palette's entry nearest to the interior's median, and None when that is far from all ten or when
-too little of the interior agrees: a two-coloured cat is a cat of no colour."""
-
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
 from star.miniature.templates import (
@@ -51,33 +35,33 @@ from star.miniature.templates import (
 )
 from star.miniature.world import CLASSES, SIZE
 from star.prompts.geneval import COLORS
-from star.rewards.detection import Detection
+from star.rewards.detection import Colored, Detection, mask_box
 from star.system.errors import StarError
 
 MIN_SCORE = 0.05
 DETAIL_HALF, DETAIL_SLOPE = 0.55, 0.04  # of the correlation of details
 POSTERIOR_SCALE = 0.015  # of the soft IoU
-COLOR_REACH = 70.0  # RGB distance beyond which a colour is none of the ten; the palette's closest pair is 95 apart
+COLOR_REACH = 70.0  # RGB distance to the nearest of the ten; their closest pair is 95 apart
 COLOR_SHARE = 0.6  # of the interior pixels that must agree on the colour
 
 _CHUNK = 64  # images searched at once
-_DIGITS = 5  # that count where matches are ordered, equals by place: further ones depend on the batch's size
+_DIGITS = 5  # by which matches are ordered, equals by place; further ones depend on the batch
 _PAD = 10  # background pixels added on each side
 _HOPELESS_IOU = 0.55  # after the first refinement: the score could not reach MIN_SCORE
 _COARSE_SIZES = (20, 23, 27, 31, 36)
 _COARSE_IOU = 0.5
+_COARSE_MASS = 0.22  # of its square, at least, is covered by every glyph
 _MAX_PROPOSALS = 12  # an image
 _SHIFTS = np.array([(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
 
 
 class _Pose(NamedTuple):
-    """Where a template stands: image, centre and longest side in padded pixels; a row of the
-    arrays of poses."""
+    """Where a template stands, in padded pixels; a row of the arrays of poses (m, 4)."""
 
     image: int
-    y: int
+    y: int  # of the centre
     x: int
-    size: int
+    size: int  # longest side
 
 
 @dataclass(frozen=True)
@@ -88,98 +72,86 @@ class _Match:
     label: int
     pose: _Pose
 
+    def explains(self, proposal: _Pose) -> bool:
+        """Whether this is a sure match that stands where the proposal's centre is."""
+        away = max(abs(self.pose.y - proposal.y), abs(self.pose.x - proposal.x))
+        return self.score > 0.7 and away < 0.35 * self.pose.size
+
 
 class ExactDetector:
-    """Detector of the miniature's sixteen silhouettes; implements
-    `star.rewards.detection.Detector`."""
+    """Detector of the miniature's sixteen glyphs; implements `star.rewards.detection.Detector`."""
 
     classes: tuple[str, ...] = CLASSES
 
-    def detect(
-        self, images: np.ndarray, colored: Sequence[Collection[str]] | None = None
-    ) -> list[list[Detection]]:
-        """Detections of each image with a score of at least `MIN_SCORE`, best first.
-
-        Args:
-            images: uint8 (n, 64, 64, 3).
-            colored: makes no difference here: every object has its colour.
+    def detect(self, images: np.ndarray, colored: Colored = None) -> list[list[Detection]]:
+        """Return detections in images uint8 (n, 64, 64, 3) that score at least `MIN_SCORE`.
 
         Raises:
-            StarError: images of another size or type.
-        """
+            StarError: images of another size or type."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIZE, SIZE, 3):
             raise StarError(
-                f"rewards.geneval.detector: `exact` reads uint8 images of {SIZE}x{SIZE} pixels, got {images.dtype} "
-                f"{images.shape}; set model.resolution to {SIZE}"
+                f"rewards.geneval.detector: `exact` reads uint8 images of {SIZE}x{SIZE} pixels, "
+                f"got {images.dtype} {images.shape}; set model.resolution to {SIZE}"
             )
         chunks = (images[first : first + _CHUNK] for first in range(0, len(images), _CHUNK))
         return [detections for chunk in chunks for detections in _detect(chunk)]
 
 
 def _detect(images: np.ndarray) -> list[list[Detection]]:
-    padded = np.pad(
-        np.stack([coverage(image) for image in images]), ((0, 0), (_PAD, _PAD), (_PAD, _PAD))
-    )
-    return [_detections(*found) for found in zip(images, padded, _search(padded), strict=True)]
-
-
-# ---------------------------------------------------------------- search, in all images (n, side,
-
-
-def _search(padded: np.ndarray) -> list[list[_Match]]:
-    """Each image's matches, in rounds; a round refines the next proposal of every image that
-    has one left."""
+    covers = np.stack([coverage(image) for image in images])
+    padded = np.pad(covers, ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))  # (n, side, side)
     details = detail_of(padded)
     waiting = _propose(padded)
     matches: list[list[_Match]] = [[] for _ in padded]
+    # Each round refines the next open proposal of every image.
     while turn := [pose for pose in map(_next_proposal, waiting, matches) if pose]:
         for match in _refine(padded, details, np.array(turn)):
             matches[match.pose.image].append(match)
-    return matches
+    return [_detections(*found) for found in zip(images, padded, matches, strict=True)]
 
 
 def _next_proposal(waiting: list[_Pose], matches: list[_Match]) -> _Pose | None:
-    """Takes proposals off ``waiting`` up to the first that no sure match explains, and returns
-    that."""
+    """Take proposals off ``waiting`` up to the first that no match explains; return that one."""
     while waiting:
         proposal = waiting.pop(0)
-        if not any(_explains(match, proposal) for match in matches):
+        if not any(match.explains(proposal) for match in matches):
             return proposal
     return None
 
 
-def _explains(match: _Match, proposal: _Pose) -> bool:
-    """Whether a sure match already stands where the proposal's centre is."""
-    pose, reach = match.pose, 0.35 * match.pose.size
-    return (
-        match.score > 0.7 and abs(pose.y - proposal.y) < reach and abs(pose.x - proposal.x) < reach
-    )
-
-
 def _propose(padded: np.ndarray) -> list[list[_Pose]]:
-    """Each image's local maxima of the coarse match over places and sizes, best first."""
+    """Return each image's best coarse poses that are not near a better one, best first."""
     smooth = _means(_means(padded)[:, ::2, ::2])  # of 4x4 pixels, every 2 pixels
-    poses, peaks = zip(*(_coarse_peaks(smooth, size) for size in _COARSE_SIZES), strict=True)
-    return _local_maxima(np.concatenate(poses), np.concatenate(peaks), len(padded))
+    found, peaks = zip(*(_coarse_peaks(smooth, size) for size in _COARSE_SIZES), strict=True)
+    poses, iou = np.concatenate(found), np.concatenate(peaks)
+    poses = poses[np.lexsort((-iou.round(_DIGITS), poses[:, 0]))]
+    proposals: list[list[_Pose]] = [[] for _ in padded]
+    for _ in range(_MAX_PROPOSALS):  # each time one from every image
+        _, first, owner = np.unique(poses[:, 0], return_index=True, return_inverse=True)
+        for row in poses[first].tolist():
+            proposals[row[0]].append(_Pose(*row))
+        best = poses[first][owner]
+        near = np.hypot(*(poses - best)[:, 1:3].T) < 0.25 * np.minimum(poses[:, 3], best[:, 3])
+        alike = np.abs(np.log(poses[:, 3] / best[:, 3])) < 0.2
+        poses = poses[~(near & alike)]
+    return proposals
 
 
 def _means(fields: np.ndarray) -> np.ndarray:
-    """Means of 2x2 pixels, every pixel: (n, side - 1, side - 1)."""
+    """Return the means of 2x2 pixels, every pixel: (n, side - 1, side - 1)."""
     return (fields[:, :-1, :-1] + fields[:, 1:, :-1] + fields[:, :-1, 1:] + fields[:, 1:, 1:]) / 4
 
 
 def _coarse_peaks(smooth: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (m, 4) of one size that match better than the places next to them, and their soft
-    IoU."""
+    """Return poses (m, 4) of one size that match better than the places around, and their IoU."""
     templates = coarse_templates(size)
     side = templates.frame
-    views = _frames(smooth, 2 * side - 1)[..., ::2, ::2]
+    frames = sliding_window_view(smooth, (2 * side - 1,) * 2, (1, 2))  # (n, y, x, side, side)
+    views = frames[..., ::2, ::2]
     starts, count = range(0, 2 * side, 2), views.shape[1]
     columns = np.sum([smooth[:, start : start + count] for start in starts], 0)
-    mass = np.sum(
-        [columns[..., start : start + count] for start in starts], 0
-    )  # as views.sum((3, 4)), but faster
-    places = np.nonzero(mass > 0.22 * (size / 4) ** 2)  # no glyph covers less of its square
+    mass = np.sum([columns[..., start : start + count] for start in starts], 0)  # of each view
+    places = np.nonzero(mass > _COARSE_MASS * (size / 4) ** 2)
     field = np.zeros(views.shape[:3], np.float32)
     field[places] = soft_iou(views[places].reshape(-1, side * side), templates).max(1)
     peaks = (field == ndimage.maximum_filter(field, (1, 3, 3))) & (field > _COARSE_IOU)
@@ -188,50 +160,31 @@ def _coarse_peaks(smooth: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray
     return poses, field[peaks]
 
 
-def _local_maxima(poses: np.ndarray, iou: np.ndarray, images: int) -> list[list[_Pose]]:
-    """Each image's best poses that are not near a better one; every step takes one from every
-    image."""
-    poses = poses[np.lexsort((-iou.round(_DIGITS), poses[:, 0]))]
-    proposals: list[list[_Pose]] = [[] for _ in range(images)]
-    for _ in range(_MAX_PROPOSALS):
-        _, first, owner = np.unique(poses[:, 0], return_index=True, return_inverse=True)
-        for row in poses[first].tolist():
-            proposals[row[0]].append(_Pose(*row))
-        best = poses[first][owner]
-        close = np.hypot(*(poses - best)[:, 1:3].T) < 0.25 * np.minimum(poses[:, 3], best[:, 3])
-        poses = poses[~(close & (np.abs(np.log(poses[:, 3] / best[:, 3])) < 0.2))]
-    return proposals
-
-
 def _refine(padded: np.ndarray, details: np.ndarray, poses: np.ndarray) -> list[_Match]:
-    """Place and size at full resolution, in steps of 2 and then 1 pixel, then the score; drops what
-    does not fit."""
+    """Refine in steps of 2 and then 1 pixel, then score; drop what does not fit."""
     iou, poses = _best_poses(padded, poses, 2, len(CLASSES))
     hopeful = iou.max(1) >= _HOPELESS_IOU
     iou, poses = _best_poses(padded, poses[hopeful, iou[hopeful].argmax(1)], 1, SHAPES)
     rows, labels = np.arange(len(iou)), iou[:, : len(CLASSES)].argmax(1)
     posteriors = 1 / np.exp((iou - iou[rows, labels, None]) / POSTERIOR_SCALE).sum(1)
-    found = zip(poses[rows, labels].tolist(), labels.tolist(), posteriors.tolist(), strict=True)
-    matches = [_match(details, _Pose(*pose), label, posterior) for pose, label, posterior in found]
+    matches = []
+    found = (poses[rows, labels].tolist(), labels.tolist(), posteriors.tolist())
+    for row, label, posterior in zip(*found, strict=True):
+        pose = _Pose(*row)
+        templates = full_templates(pose.size)
+        patch = _frame_at(details[pose.image], pose, templates.frame)
+        agreement = detail_correlation(patch.ravel(), templates, label)
+        quality = 1 / (1 + exp((DETAIL_HALF - agreement) / DETAIL_SLOPE))
+        matches.append(_Match(round(quality * posterior, _DIGITS), label, pose))
     return [match for match in matches if match.score >= MIN_SCORE]
-
-
-def _match(details: np.ndarray, pose: _Pose, label: int, posterior: float) -> _Match:
-    templates = full_templates(pose.size)
-    patch = _frame_at(details[pose.image], pose, templates.frame)
-    agreement = detail_correlation(patch.ravel(), templates, label)
-    quality = 1 / (1 + exp((DETAIL_HALF - agreement) / DETAIL_SLOPE))
-    return _Match(round(quality * posterior, _DIGITS), label, pose)
 
 
 def _best_poses(
     padded: np.ndarray, poses: np.ndarray, step: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best of the 27 poses within ``step`` of each pose (m, 4), for each of the first ``count``
-    templates.
+    """Find the best of the 27 poses within ``step`` of each pose (m, 4).
 
-    Returns the soft IoU (m, count) and the poses (m, count, 4).
-    """
+    Returns the soft IoU (m, count) of the first ``count`` templates and the poses (m, count, 4)."""
     sizes = poses[:, 3:] + step * np.array([0, -1, 1])  # (m, 3)
     halves = sizes[..., None] // 2 + MARGIN  # of the frames
     centres = np.clip(poses[:, None, 1:3], halves + step, padded.shape[1] - halves - step)
@@ -243,20 +196,11 @@ def _best_poses(
     for size in np.unique(sizes):  # all images together
         templates, group = full_templates(int(size)), sizes == size
         (y, x), image = np.moveaxis(corners[group], 2, 0), tried[group, :, 0]
-        patches = _frames(padded, templates.frame)[image, y, x].reshape(-1, templates.frame**2)
+        frames = sliding_window_view(padded, (templates.frame,) * 2, (1, 2))
+        patches = frames[image, y, x].reshape(-1, templates.frame**2)
         iou[group] = soft_iou(patches, templates, count).reshape(-1, 9, count)
     flat = iou.reshape(-1, 27, count)
     return flat.max(1), tried.reshape(-1, 27, 4)[np.arange(len(poses))[:, None], flat.argmax(1)]
-
-
-def _frames(fields: np.ndarray, side: int) -> np.ndarray:
-    """Views of all frames in contiguous fields (n, height, width), by image and corner: (n, y, x,
-    side, side)."""
-    count, height, width = fields.shape
-    strides = fields.strides + fields.strides[1:]  # cheaper than `sliding_window_view`
-    return np.ndarray(
-        (count, height - side + 1, width - side + 1, side, side), fields.dtype, fields, 0, strides
-    )
 
 
 def _frame_at(field: np.ndarray, pose: _Pose, side: int) -> np.ndarray:
@@ -264,26 +208,26 @@ def _frame_at(field: np.ndarray, pose: _Pose, side: int) -> np.ndarray:
     return field[pose.y - half : pose.y + half, pose.x - half : pose.x + half]
 
 
-# ---------------------------------------------------------------- from match to detection
-
-
 def _detections(image: np.ndarray, padded: np.ndarray, matches: list[_Match]) -> list[Detection]:
-    """An image's matches, best first, without those that stand on a better one."""
+    """Return an image's matches, best first, without those that stand on a better one."""
     taken = np.zeros(padded.shape, bool)
+    cover = padded[_PAD:-_PAD, _PAD:-_PAD]
     detections = []
-    for match in sorted(matches, key=lambda m: (-m.score, m.pose)):
-        mask = _object_mask(padded, match)
-        if not mask.any() or (mask & taken).sum() > 0.3 * mask.sum():
+    for match in sorted(matches, key=lambda match: (-match.score, match.pose)):
+        whole = _object_mask(padded, match)
+        if not whole.any() or (whole & taken).sum() > 0.3 * whole.sum():
             continue
-        taken |= mask
-        inside = mask[_PAD:-_PAD, _PAD:-_PAD]
-        if inside.any():
-            detections.append(_detection(image, padded[_PAD:-_PAD, _PAD:-_PAD], match, inside))
+        taken |= whole
+        mask = whole[_PAD:-_PAD, _PAD:-_PAD]
+        if mask.any():
+            color = color_name(image[mask & _interior(cover, mask)])
+            name = CLASSES[match.label]
+            detections.append(Detection(name, match.score, mask_box(mask), mask, color))
     return detections
 
 
 def _object_mask(padded: np.ndarray, match: _Match) -> np.ndarray:
-    """The foreground inside the match's window: bool, padded."""
+    """Return the foreground inside the match's window: bool, padded."""
     templates = full_templates(match.pose.size)
     side = templates.frame
     mask = np.zeros(padded.shape, bool)
@@ -292,21 +236,15 @@ def _object_mask(padded: np.ndarray, match: _Match) -> np.ndarray:
     return mask
 
 
-def _detection(image: np.ndarray, cover: np.ndarray, match: _Match, mask: np.ndarray) -> Detection:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    inside, pixels = cover[mask], image[mask]
-    core = np.partition(inside, -max(1, len(inside) // 3))[
-        -max(1, len(inside) // 3)
-    ]  # thin glyphs have no full pixel
-    return Detection(
-        CLASSES[match.label], match.score, box, mask, color_name(pixels[inside >= min(0.98, core)])
-    )
+def _interior(cover: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Say which pixels are full, or at least among the fullest third: thin glyphs have none."""
+    inside = cover[mask]
+    third = max(1, len(inside) // 3)
+    return cover >= min(0.98, np.partition(inside, -third)[-third])
 
 
 def color_name(pixels: np.ndarray) -> str | None:
-    """The palette's name for interior pixels (n, 3) with n >= 1, or None where there is no clear
-    one."""
+    """Return the palette's name for interior pixels (n, 3), n >= 1; None where none is clear."""
     # Squared distance, less a constant of the pixel: (n, colours).
     distances = np.square(COLOR_VALUES).sum(1) - 2 * pixels.astype(np.float32) @ COLOR_VALUES.T
     median = np.linalg.norm(np.median(pixels, axis=0) - COLOR_VALUES, axis=1)

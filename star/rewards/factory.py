@@ -1,4 +1,4 @@
-"""The reward of a task, ready to use."""
+"""The rewards by task: the one place where a reward is registered."""
 
 from collections.abc import Collection
 
@@ -6,17 +6,18 @@ from star.config.params import GenevalParams, RewardsParams
 from star.rewards.base import Reward
 from star.rewards.detection import Detector
 from star.rewards.guarded import GuardedReward
-from star.system.errors import StarError
 
 
 def build_reward(task: str, params: RewardsParams) -> Reward:
-    """The reward of one of the three tasks; models and worker processes start here."""
+    """Open the reward of a task; one that works in this process is guarded.
+
+    Raises:
+        StarError: a model that cannot be opened."""
     if task == "geneval":
         from star.rewards.geneval import GenevalReward
 
-        return GuardedReward(
-            GenevalReward(build_detector(params.geneval), params.geneval), params.timeout
-        )
+        detector = build_detector(params.geneval)
+        return GuardedReward(GenevalReward(detector, params.geneval), params.timeout)
     if task == "ocr":
         from star.rewards.ocr import OcrReward
 
@@ -29,37 +30,29 @@ def build_reward(task: str, params: RewardsParams) -> Reward:
 
 
 def find_models(tasks: Collection[str], params: RewardsParams) -> None:
-    """Have on this machine, and known for what they are, all models that judge the tasks: no
-    surprise hours later.
+    """Fetch and check the models of the tasks without their weights: no surprise hours later.
 
     Raises:
-        StarError: a model that is not to be had or is of another kind; weights are read only when
-    it is opened."""
+        StarError: a model that is not to be had or is of another kind."""
     if "geneval" in tasks and params.geneval.detector == "mask2former":
         from star.rewards import mask2former
 
         mask2former.find_models(params.geneval)
     if "preference" in tasks:
-        from star.rewards import preference
         from star.rewards.clip import find_clip
+        from star.rewards.preference import KEY
 
-        find_clip(params.preference.path, params.preference.revision, preference.KEY)
+        find_clip(params.preference.path, params.preference.revision, KEY)
 
 
 def build_detector(params: GenevalParams) -> Detector:
-    """The detector that ``rewards.geneval.detector`` names; its models are opened here.
-
-    Raises:
-        StarError: unknown name, or a model that cannot be opened.
-    """
+    """Open the detector that ``rewards.geneval.detector`` names; raises as `build_reward`."""
     if params.detector == "exact":
-        from star.rewards.exact_detector import ExactDetector  # only the miniature needs its glyphs
+        from star.rewards.exact_detector import ExactDetector
 
         return ExactDetector()
     if params.detector == "mask2former":
         from star.rewards.mask2former import Mask2FormerDetector
 
         return Mask2FormerDetector(params)
-    raise StarError(
-        f"rewards.geneval.detector: no detector {params.detector!r}; use exact or mask2former"
-    )
+    raise ValueError(f"no detector {params.detector!r}")

@@ -1,5 +1,4 @@
-"""The study's numbers: every method against the two references, task by task, and the answer for
-the aim."""
+"""The study's numbers: every method against the two references by task; the answer for the aim."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from star.config.consistency import STUDY_REFERENCES
-from star.config.params import Params, StudyRun
+from star.config.params import StudyParams, StudyRun
 from star.evaluation.statistics import Interval
 from star.study.curves import LOGGED, Curve, load_curves, watched
 from star.study.intervals import crossing_ratio, t_interval
@@ -21,19 +20,19 @@ AIM_RATIO = 0.7  # at most this share of flow_grpo's images
 
 @dataclass(frozen=True)
 class BestRate:
-    """A method at each rate over the same seeds; `graded` and `to_flow_grpo` are at `rate`, the
-    best by the mean."""
+    """A method at each rate over the same seeds; `rate` is the best by the mean."""
 
     rate: float
     means: dict[float, float]  # rate -> mean graded score, rates increasing
-    graded: Interval
+    graded: Interval  # at `rate`
     to_flow_grpo: Interval | None  # flow_grpo at its own best
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method on one task; everything but `best` is at the shared rate. Differences are paired
-    by seed; a method has none to itself."""
+    """One method on one task; everything but `best` is at the shared rate.
+
+    Differences are paired by seed; a method has none to itself."""
 
     name: str
     control: str  # the same with its maps in the wrong places
@@ -90,7 +89,6 @@ class TaskResult:
     task: str
     held_out: int
     images: np.ndarray  # (looks,)
-    epochs: tuple[int, ...]
     base_graded: float
     base_exact: float
     base_spread: float  # greatest difference of base's graded score between runs
@@ -116,127 +114,119 @@ class Study:
         return sum(curve.seconds for curve in self.curves.values()) / 3600
 
 
-def load_study(params: Params, folder: Path) -> Study:
-    """Read and compare the runs; `StarError` for files that are missing or wrong."""
-    curves = load_curves(params, folder)
-    return Study(curves, tuple(compare_task(params, task, curves) for task in params.study.tasks))
+def load_study(
+    study: StudyParams, images_per_epoch: int, resamples: int, seed: int, folder: Path
+) -> Study:
+    """Read and compare the runs; `StarError` for files that are missing or wrong.
+
+    Args:
+        resamples, seed: of the bootstrap over training seeds.
+    """
+    curves = load_curves(study, images_per_epoch, folder)
+    tasks = (_compare_task(study, task, curves, resamples, seed) for task in study.tasks)
+    return Study(curves, tuple(tasks))
 
 
-def compare_task(params: Params, task: str, curves: dict[StudyRun, Curve]) -> TaskResult:
-    """All numbers of one task."""
-    study = params.study
-    shared: dict[str, list[Curve]] = {
-        name: [
-            curves[StudyRun(task, name, seed, float(study.learning_rate))]
-            for seed in range(study.seeds)
-        ]
+def _compare_task(
+    study: StudyParams, task: str, curves: dict[StudyRun, Curve], resamples: int, seed: int
+) -> TaskResult:
+    """Return all numbers of one task."""
+    rate = float(study.learning_rate)
+    shared = {
+        name: [curves[StudyRun(task, name, number, rate)] for number in range(study.seeds)]
         for name in study.methods
     }
     every = [curve for runs in shared.values() for curve in runs]
+    graded = {name: np.stack([run.graded for run in runs]) for name, runs in shared.items()}
+    finals = {name: scores[:, -1] for name, scores in graded.items()}  # (seeds,)
+    areas = {name: scores.mean(axis=1) for name, scores in graded.items()}  # (seeds,)
+    reference, best = graded[FLOW_GRPO], _best_rates(study, task, curves)  # (seeds, looks)
+
+    def result(name: str) -> MethodResult:
+        ours, runs, control = graded[name], shared[name], control_of(study.methods, name)
+        images, ratio = crossing_ratio(ours, reference, every[0].images, resamples, seed)
+        first, last = (
+            {key: np.array([run.watch[end][key] for run in runs]) for key in watched(task)}
+            for end in (0, 1)
+        )
+        return MethodResult(
+            name=name,
+            control=control,
+            graded=t_interval(finals[name]),
+            exact=t_interval(np.array([run.exact[-1] for run in runs])),
+            to_flow_grpo=_difference(finals, name, FLOW_GRPO),
+            to_control=_difference(finals, name, control),
+            images=images,
+            ratio=ratio,
+            area=t_interval(areas[name]),
+            area_to_flow_grpo=_difference(areas, name, FLOW_GRPO),
+            best=best[name],
+            watch={key: t_interval(values) for key, values in last.items()},
+            watch_change={key: t_interval(last[key] - first[key]) for key in last},
+            log={key: _mean([run.log[key] for run in runs]) for key in LOGGED},
+            minutes=float(np.mean([run.seconds for run in runs])) / 60,
+            curves=ours,
+        )
+
+    methods = {name: result(name) for name in study.methods}
     starts = [curve.graded[0] for curve in every]
-    best = best_rates(params, task, curves)
-    methods = tuple(_method(params, task, name, shared, best[name]) for name in study.methods)
-    base_graded, level = float(np.mean(starts)), float(_graded(shared[FLOW_GRPO])[:, -1].mean())
-    aim = next(method for method in methods if method.name == study.aim)
+    base, level, aim = float(np.mean(starts)), float(reference[:, -1].mean()), methods[study.aim]
     assert aim.to_control is not None  # the aim is neither reference: star.config.consistency
     return TaskResult(
         task=task,
         held_out=every[0].held_out,
         images=every[0].images,
-        epochs=every[0].epochs,
-        base_graded=base_graded,
+        base_graded=base,
         base_exact=float(np.mean([curve.exact[0] for curve in every])),
         base_spread=float(np.ptp(starts)),
         base_watch={
             key: float(np.mean([curve.watch[0][key] for curve in every])) for key in watched(task)
         },
         level=level,
-        methods=methods,
-        answer=Answer(aim.name, level > base_graded, aim.ratio, aim.control, aim.to_control),
+        methods=tuple(methods.values()),
+        answer=Answer(aim.name, level > base, aim.ratio, aim.control, aim.to_control),
     )
 
 
-def best_rates(params: Params, task: str, curves: dict[StudyRun, Curve]) -> dict[str, BestRate]:
-    """Each method at the rate of its best mean final score, over the same seeds for all rates; a
-    tie: the first."""
-    study = params.study
+def _best_rates(
+    study: StudyParams, task: str, curves: dict[StudyRun, Curve]
+) -> dict[str, BestRate]:
+    """Return each method at the rate of its best mean final score; of a tie the first.
+
+    All rates have the same seeds."""
+    seeds = range(study.rate_seeds)
     finals = {
-        (name, rate): np.array(
-            [
-                curves[StudyRun(task, name, seed, rate)].graded[-1]
-                for seed in range(study.rate_seeds)
-            ]
-        )
+        name: {
+            rate: np.array([curves[StudyRun(task, name, k, rate)].graded[-1] for k in seeds])
+            for rate in study.rates
+        }  # (seeds,)
         for name in study.methods
-        for rate in study.rates
-    }  # (seeds,)
-    chosen = {
-        name: max(study.rates, key=lambda rate: finals[name, rate].mean()) for name in study.methods
     }
-    reference = finals[FLOW_GRPO, chosen[FLOW_GRPO]]
+    chosen = {
+        name: max(study.rates, key=lambda rate: scores[rate].mean())
+        for name, scores in finals.items()
+    }
+    best = {name: finals[name][rate] for name, rate in chosen.items()}
     return {
         name: BestRate(
             rate,
-            {r: float(finals[name, r].mean()) for r in sorted(study.rates)},
-            t_interval(finals[name, rate]),
-            None if name == FLOW_GRPO else t_interval(finals[name, rate] - reference),
+            {other: float(finals[name][other].mean()) for other in sorted(study.rates)},
+            t_interval(best[name]),
+            _difference(best, name, FLOW_GRPO),
         )
         for name, rate in chosen.items()
     }
 
 
-def _method(
-    params: Params, task: str, name: str, shared: dict[str, list[Curve]], best: BestRate
-) -> MethodResult:
-    runs, flow_grpo = shared[name], _graded(shared[FLOW_GRPO])
-    ours = _graded(runs)  # (seeds, looks)
-    images, ratio = crossing_ratio(
-        ours, flow_grpo, runs[0].images, params.evaluate.bootstrap, params.seed
-    )
-
-    def against(reference: str) -> Interval | None:
-        return (
-            None
-            if name == reference
-            else t_interval(ours[:, -1] - _graded(shared[reference])[:, -1])
-        )
-
-    control = control_of(params.study.methods, name)
-    area, area_reference = ours.mean(axis=1), flow_grpo.mean(axis=1)  # (seeds,)
-    return MethodResult(
-        name=name,
-        control=control,
-        graded=t_interval(ours[:, -1]),
-        exact=t_interval(np.array([run.exact[-1] for run in runs])),
-        to_flow_grpo=against(FLOW_GRPO),
-        to_control=against(control),
-        images=images,
-        ratio=ratio,
-        area=t_interval(area),
-        area_to_flow_grpo=None if name == FLOW_GRPO else t_interval(area - area_reference),
-        best=best,
-        watch={
-            key: t_interval(np.array([run.watch[1][key] for run in runs])) for key in watched(task)
-        },
-        watch_change={
-            key: t_interval(np.array([run.watch[1][key] - run.watch[0][key] for run in runs]))
-            for key in watched(task)
-        },
-        log={key: _mean([run.log[key] for run in runs]) for key in LOGGED},
-        minutes=float(np.mean([run.seconds for run in runs])) / 60,
-        curves=ours,
-    )
-
-
 def control_of(methods: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """The method that differs from ``name`` in its shuffled maps alone; `SHUFFLED` for one that has
-    no such other."""
+    """Return the method that differs from ``name`` in its shuffled maps alone; else `SHUFFLED`."""
     wanted = {**methods[name], "source": "shuffled"}
     return next((other for other, changes in methods.items() if changes == wanted), SHUFFLED)
 
 
-def _graded(runs: Sequence[Curve]) -> np.ndarray:
-    return np.stack([run.graded for run in runs])  # (seeds, looks)
+def _difference(scores: Mapping[str, np.ndarray], name: str, other: str) -> Interval | None:
+    """Return the difference of scores (seeds,) paired by seed; a method has none to itself."""
+    return None if name == other else t_interval(scores[name] - scores[other])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,26 +1,52 @@
-"""The files of the study's runs as frozen dataclasses, each checked against the run that its name
-promises."""
+"""The files of the study's runs, each checked against the run that its name promises."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import AllowInfNan, Field, Strict
 
-from star.config.params import Params, StudyRun
-from star.prompts.records import parse_object
+from star.config.params import StudyParams, StudyRun
+from star.report.files import checked, read_object
 from star.system.errors import StarError
 
+AGAIN = "delete it and train this run again"
 WATCHED = ("preference", "edges", "dark", "diversity")  # and `second_reader` for OCR
 LOGGED = ("clip_fraction", "grad_norm", "ratio_max", "map_entropy")
+
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+Scores = Annotated[list[Number], Field(min_length=1)]  # of the held-out images
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One look at the held-out images; the first and the last have watch figures."""
+
+    epoch: int
+    images: int
+    graded: Scores
+    exact: Scores
+    watch: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What `star study-run` writes."""
+
+    task: str
+    method: str
+    seed: int
+    learning_rate: Number
+    curve: Annotated[list[_Look], Field(min_length=1)]
+    log: dict[str, list[Number | None]]  # one entry an epoch
+    seconds: Number
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one run wrote: held-out scores at the looks, watch figures before and after, means of
-    its log."""
+    """What one run says: held-out scores at the looks, watch figures, means of its log."""
 
     images: np.ndarray  # (looks,)
     epochs: tuple[int, ...]
@@ -33,135 +59,80 @@ class Curve:
 
 
 def watched(task: str) -> tuple[str, ...]:
-    """Names of a task's watch figures."""
+    """Return the names of a task's watch figures."""
     return (WATCHED[0], "second_reader", *WATCHED[1:]) if task == "ocr" else WATCHED
 
 
-def look_epochs(params: Params) -> list[int]:
-    """Epochs at which a run looks at held-out prompts: the start, every `evaluate_every`, the
-    end."""
-    study = params.study
-    return [*range(0, study.epochs, study.evaluate_every), study.epochs]
-
-
-def load_curves(params: Params, folder: Path) -> dict[StudyRun, Curve]:
-    """Read every run that `params.study` names.
+def load_curves(study: StudyParams, images_per_epoch: int, folder: Path) -> dict[StudyRun, Curve]:
+    """Read every run that ``study`` names.
 
     Raises:
         StarError: a missing or malformed file, by name and key, or one of other epochs, images or
-    held-out prompts."""
-    runs = params.study.runs()
-    missing = [
-        folder / f"{run.name}.json" for run in runs if not (folder / f"{run.name}.json").is_file()
-    ]
+            held-out prompts.
+    """
+    paths = {run: folder / f"{run.name}.json" for run in study.runs()}
+    missing = [path for path in paths.values() if not path.is_file()]
     if missing:
         raise StarError(
-            f"{missing[0]}: missing, as are {len(missing) - 1} more of {len(runs)} runs of the study; "
-            f"`snakemake --cores all -- {missing[0]}` trains it, `make study` all"
+            f"{missing[0]}: missing, as are {len(missing) - 1} more of {len(paths)} runs of the "
+            f"study; `snakemake --cores all -- {missing[0]}` trains it, `make study` all"
         )
     curves: dict[StudyRun, Curve] = {}
-    images: dict[str, tuple[int, Path]] = {}
-    for run in runs:
-        path = folder / f"{run.name}.json"
-        curves[run] = _curve(params, run, path)
-        count, first = images.setdefault(run.task, (curves[run].held_out, path))
-        if curves[run].held_out != count:
+    first: dict[str, StudyRun] = {}
+    for run, path in paths.items():
+        file = checked(_File, read_object(path), str(path), AGAIN)
+        _check(file, run, study, images_per_epoch, str(path))
+        curves[run] = _curve(file)
+        other = first.setdefault(run.task, run)
+        count, wanted = curves[run].held_out, curves[other].held_out
+        if count != wanted:
             raise StarError(
-                f"{path}: curve: {curves[run].held_out} held-out images, but {count} in {first}; runs are compared "
-                "on the same ones, so train one of the two again"
+                f"{path}: curve: {count} held-out images, but {wanted} in {paths[other]}; "
+                "train one of the two again, because runs are compared on the same images"
             )
     return curves
 
 
-def _curve(params: Params, run: StudyRun, path: Path) -> Curve:
-    try:
-        file = parse_object(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StarError(f"{path}: {error}") from error
-    try:
-        return _checked(params, run, file)
-    except _Wrong as error:
-        raise StarError(f"{path}: {error}; delete it and train this run again") from error
+def _check(file: _File, run: StudyRun, study: StudyParams, images: int, where: str) -> None:
+    """Refuse a file of another run or of other looks, or one that lacks a figure."""
+    looks, last = file.curve, len(file.curve) - 1
+    epochs = [*range(0, study.epochs, study.evaluate_every), study.epochs]
+    for key, found, wanted in (
+        ("task", file.task, run.task),
+        ("method", file.method, run.method),
+        ("seed", file.seed, run.seed),
+        ("learning_rate", file.learning_rate, run.rate),
+        ("curve: epoch", [look.epoch for look in looks], epochs),
+        ("curve: images", [look.images for look in looks], [images * epoch for epoch in epochs]),
+    ):
+        if found != wanted:
+            raise StarError(f"{where}: {key} is {found!r}, not {wanted!r}; {AGAIN}")
+    if len({len(scores) for look in looks for scores in (look.graded, look.exact)}) > 1:
+        raise StarError(f"{where}: curve: looks at different numbers of images; {AGAIN}")
+    for holder, values, keys in (
+        ("curve[0].watch", looks[0].watch, watched(run.task)),
+        (f"curve[{last}].watch", looks[last].watch, watched(run.task)),
+        ("log", file.log, LOGGED),
+    ):
+        if lacking := [key for key in keys if key not in values]:
+            raise StarError(f"{where}: {holder}.{lacking[0]}: missing; {AGAIN}")
 
 
-def _checked(params: Params, run: StudyRun, file: dict) -> Curve:
-    for key, expected in (
-        ("task", run.task),
-        ("method", run.method),
-        ("seed", run.seed),
-        ("learning_rate", run.rate),
-    ):
-        if _item(file, key) != expected:
-            raise _Wrong(f"{key} is {file[key]!r}, not {expected!r}")
-    points = _item(file, "curve")
-    epochs = look_epochs(params)
-    if (
-        not isinstance(points, list)
-        or [_item(p, "epoch", f"curve[{k}]") for k, p in enumerate(points)] != epochs
-    ):
-        raise _Wrong(
-            f"curve: not the epochs {', '.join(map(str, epochs))} that the parameters ask for"
-        )
-    graded, exact = (
-        np.array(list(_scores(points, key))) for key in ("graded", "exact")
-    )  # (looks,)
-    for k, (point, epoch) in enumerate(zip(points, epochs, strict=True)):
-        if _item(point, "images", f"curve[{k}]") != epoch * params.images_per_epoch:
-            raise _Wrong(
-                f"curve[{k}].images is {point['images']!r}, not {epoch} epochs x {params.images_per_epoch} images"
-            )
-    lengths = {len(point[key]) for point in points for key in ("graded", "exact")}
-    if len(lengths) != 1:
-        raise _Wrong("curve: looks at different numbers of images")
-    first, last = (_watch(run.task, points[k], f"curve[{k % len(points)}].watch") for k in (0, -1))
-    log = _item(file, "log")
+def _curve(file: _File) -> Curve:
+    looks, keys = file.curve, watched(file.task)
+    first, last = ({key: look.watch[key] for key in keys} for look in (looks[0], looks[-1]))
     return Curve(
-        images=np.array([point["images"] for point in points], np.float64),
-        epochs=tuple(epochs),
-        graded=graded,
-        exact=exact,
-        held_out=lengths.pop(),
+        images=np.array([look.images for look in looks], np.float64),
+        epochs=tuple(look.epoch for look in looks),
+        graded=np.array([np.mean(look.graded) for look in looks]),
+        exact=np.array([np.mean(look.exact) for look in looks]),
+        held_out=len(looks[0].graded),
         watch=(first, last),
-        log={key: _mean(_item(log, key, "log"), f"log.{key}") for key in LOGGED},
-        seconds=_number(_item(file, "seconds"), "seconds"),
+        log={key: _mean(file.log[key]) for key in LOGGED},
+        seconds=file.seconds,
     )
 
 
-class _Wrong(ValueError):
-    """What is wrong with a file, without the file's name."""
-
-
-def _item(holder: Any, key: str, where: str = "") -> Any:
-    name = f"{where}.{key}".lstrip(".")
-    if not isinstance(holder, dict) or key not in holder:
-        raise _Wrong(f"{name} is missing")
-    return holder[key]
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _Wrong(f"{where} is {value!r}, not a finite number")
-    return float(value)
-
-
-def _scores(points: list[dict], key: str) -> Iterator[float]:
-    """The mean score of each look."""
-    for k, point in enumerate(points):
-        values, where = _item(point, key, f"curve[{k}]"), f"curve[{k}].{key}"
-        if not isinstance(values, list) or not values:
-            raise _Wrong(f"{where} is not a list of scores")
-        yield float(np.mean([_number(value, f"{where}[{n}]") for n, value in enumerate(values)]))
-
-
-def _watch(task: str, point: dict, where: str) -> dict[str, float]:
-    figures = _item(point, "watch", where.removesuffix(".watch"))
-    return {key: _number(_item(figures, key, where), f"{where}.{key}") for key in watched(task)}
-
-
-def _mean(values: Any, where: str) -> float | None:
-    if not isinstance(values, list):
-        raise _Wrong(f"{where} is not a list")
-    numbers = [
-        _number(value, f"{where}[{k}]") for k, value in enumerate(values) if value is not None
-    ]
-    return float(np.mean(numbers)) if numbers else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,165 +1,165 @@
-"""One run of the study: a method of `study.methods` trained from one seed, and what held-out
-prompts say as it learns.
+"""One run of the study: a method trained from one seed, and what held-out prompts say as it learns.
 
-All runs of a task see the same number of images and updates; runs of one seed also the same
-prompts, noise and first adapter. Held-out prompts and their noise are the same for all runs (they
-depend on `params.seed`, not on the run's). A run takes one core, so that several can run side by
-side, and leaves one small JSON file."""
+All runs of a task see as many images and updates; runs of one seed also the same prompts, noise and
+first adapter. Held-out prompts and their noise are the same for all (they depend on `params.seed`,
+not on the run's). A run takes one core, so that several can run side by side, and leaves one JSON
+file.
+"""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from star.config.params import Params
-from star.evaluation.evaluate import Sample, draw_and_score
-from star.evaluation.held_out_reader import read_again
-from star.evaluation.image_metrics import image_statistics, pixel_diversity
-from star.method.seeds import seed_of
-from star.policy.rollout import sample_images
-from star.policy.sd3 import load_policy
-from star.preflight import check_core, check_folders, find_all_models
+from star.config.params import Params, StudyRun
+from star.evaluation.drawing import ImageDrawer
+from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
+from star.evaluation.scoring import Sample
 from star.prompts.records import PromptRecord
-from star.rewards.factory import build_reward
-from star.rewards.guarded import GuardedReward
-from star.rewards.preference import PreferenceReward
 from star.system.files import write_text_atomic
-from star.system.locks import take_lock
-from star.system.signals import listening
-from star.training.batches import check_other_prompts
-from star.training.checkpoint import States, remove_done
-from star.training.loop import records_ahead, run_epochs
-from star.training.trainer import Trainer
+from star.system.stopwatch import Stopwatch
+from star.training.loop import open_training, run_epochs
+from star.training.resume import training_identity
 
-# Keys of a scored image's detail: the graded score that is trained, and whether it is fully
-# right.
+# Keys of a scored image's detail: the graded score that is trained, and whether it is fully right.
 GRADED = {"geneval": "soft", "ocr": "score"}
 EXACT = {"geneval": "strict", "ocr": "exact"}
 LOGGED = ("reward_mean", "clip_fraction", "grad_norm", "ratio_max", "map_entropy")
-DIVERSITY_PROMPTS = 64
+
+
+def study_identity(params: Params, run: StudyRun, prompts: Path, held_out: Path) -> dict[str, Any]:
+    """Return all that decides a run's result, as nested JSON values."""
+    study, looks = params.study, dataclasses.asdict(params.evaluate)
+    looks["prompts"] = hashlib.sha256(held_out.read_bytes()).hexdigest()
+    looks["every"] = study.evaluate_every
+    changes = {
+        "epochs": study.epochs,
+        "seed": run.seed,
+        "learning_rate": run.rate,
+        "looks": looks,
+    }
+    return training_identity(
+        params,
+        run.task,
+        run.method,
+        params.allocation,
+        prompts,
+        changed=study.methods[run.method],
+        study=changes,
+    )
 
 
 def run_study(
     params: Params,
-    task: str,
-    method: str,
-    seed: int,
-    learning_rate: float,
+    run: StudyRun,
     records: Sequence[PromptRecord],
     held_out: Sequence[PromptRecord],
     work: Path,
     output: Path,
     identity: dict | None = None,
 ) -> None:
-    """Train, resuming from ``work``, and write the run's curve, watch figures and log to ``output``
-    (JSON).
+    """Train, resuming from ``work``; write the run's curve, watch figures and log to ``output``.
 
     Args:
-        identity: what decides the result; see `star.training.checkpoint.States`.
+        output: the JSON file.
+        identity: what decides the result; see `study_identity`.
 
     Raises:
-        StarError: an unusable model, a reward that fails, or a non-finite loss.
+        StarError: what `open_training` refuses, a reward that fails, or a loss that is not finite.
     """
+    study, task = params.study, run.task
+    changed = _params_of(params, run)
+    allocation = dataclasses.replace(params.allocation, **study.methods[run.method])
+    title = f"{task} {run.method} seed {run.seed} rate {run.rate:g}"
+    curve = work / "curve.jsonl"
+    opening = open_training(
+        changed,
+        task,
+        allocation,
+        records,
+        command="star study-run",
+        title=title,
+        work=work,
+        output=output.parent,
+        locked=[work],
+        identity=identity or {},
+        more_prompts=[record.prompt for record in held_out],
+        judges=["preference"],
+    )
+    with opening as training:
+        trainer, policy = training.trainer, training.trainer.policy
+        drawer = ImageDrawer(policy, params.evaluate, params.seed)
+        planned = drawer.plan(held_out, params.evaluate.images_per_prompt[task])
+
+        def look() -> None:
+            watch = Stopwatch("sampling", "scoring")
+            with trainer.averaged():
+                samples = drawer.score(planned, trainer.reward, params.rewards.timeout, watch)
+                images = trainer.epoch * changed.images_per_epoch
+                point: dict[str, Any] = {
+                    "epoch": trainer.epoch,
+                    "images": images,
+                    "graded": _column(samples, GRADED[task]),
+                    "exact": _column(samples, EXACT[task]),
+                }
+                if trainer.epoch in (0, study.epochs):
+                    judge = Judge(changed.rewards, study.second_reader, params.evaluate.batch)
+                    point["watch"] = watch_figures(drawer, judge, task, samples)
+            _append(curve, point)
+
+        run_epochs(trainer, training.states, title, study.evaluate_every, look)
+        log = _read_lines(work / "log.jsonl")
+        result = {
+            "task": task,
+            "method": run.method,
+            "seed": run.seed,
+            "learning_rate": run.rate,
+            "precision": policy.model.precision,
+            "kernel": policy.attention_kernel,
+            "curve": _read_lines(curve),
+            "log": {key: [line[key] for line in log] for key in LOGGED},
+            "seconds": sum(sum(line["seconds"].values()) for line in log),
+        }
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(output, json.dumps(result, sort_keys=True) + "\n")
+        training.states.finish()
+
+
+def watch_figures(
+    drawer: ImageDrawer, judge: Judge, task: str, samples: Sequence[Sample]
+) -> dict[str, float]:
+    """Return what a policy that games its reward would change, means over held-out images.
+
+    The figures of `star.evaluation.judging`, and for OCR ``second_reader``: the OCR reward by
+    `study.second_reader`.
+    """
+    each = judge.figures(samples)
+    means = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
+    if task == "ocr" and (readings := judge.readings(samples)) is not None:
+        means["second_reader"] = float(np.mean([reading.reward for reading in readings]))
+    first = [sample for sample in samples if sample.planned.index == 0][:DIVERSITY_PROMPTS]
+    images = np.stack([sample.image for sample in first])
+    others = drawer.draw(drawer.plan_others([sample.record for sample in first]))
+    diversities = judge.diversities(images, others, first[0].record.id)
+    return means | {"diversity": float(diversities["diversity"].mean())}
+
+
+def _params_of(params: Params, run: StudyRun) -> Params:
+    """Return the parameters of a run: its seed and rate, the study's length, one OCR worker."""
     study = params.study
-    settings = dataclasses.replace(
+    train = dataclasses.replace(
         params.train,
-        learning_rate=learning_rate,
+        learning_rate=run.rate,
         epochs=study.epochs,
         save_every=study.evaluate_every,
     )
     ocr = dataclasses.replace(params.rewards.ocr, workers=1)
     rewards = dataclasses.replace(params.rewards, ocr=ocr)
-    trained = dataclasses.replace(params, seed=seed, train=settings, rewards=rewards)
-    allocation = dataclasses.replace(params.allocation, **study.methods[method])
-    check_folders(params, work, output.parent)
-    check_other_prompts(records, trained, allocation)
-    folder = find_all_models(params, {task, "preference"})
-    check_core(params, folder, allocation, records_ahead(records, trained))
-    reward = build_reward(task, rewards)
-    curve = work / "curve.jsonl"
-    try:
-        policy = load_policy(
-            params.model, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        )
-        trainer = Trainer(trained, allocation, records, reward, policy)
-
-        def look() -> None:
-            with trainer.averaged():
-                count, seconds = (
-                    params.evaluate.images_per_prompt[task],
-                    {"sampling": 0.0, "scoring": 0.0},
-                )
-                samples = draw_and_score(policy, params, held_out, reward, count, seconds)
-                point: dict = {
-                    "epoch": trainer.epoch,
-                    "images": trainer.epoch * trained.images_per_epoch,
-                }
-                point |= {
-                    "graded": _column(samples, GRADED[task]),
-                    "exact": _column(samples, EXACT[task]),
-                }
-                if trainer.epoch in (0, study.epochs):
-                    point["watch"] = watch(trainer, params, task, samples)
-            _append(curve, point)
-
-        title = f"{task} {method} seed {seed} rate {learning_rate:g}"
-        lock = take_lock(work / ".lock", f"star study-run {title}")
-        remove_done(work)
-        states = States(work, settings.keep_states, identity or {})
-        with listening() as trainer.interrupted:
-            run_epochs(trainer, states, title, study.evaluate_every, look)
-        lock.release()
-    finally:
-        reward.close()
-    log = [
-        json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    run = {
-        "task": task,
-        "method": method,
-        "seed": seed,
-        "learning_rate": learning_rate,
-        "precision": policy.model.precision,
-        "kernel": policy.attention_kernel,
-        "curve": [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()],
-        "log": {key: [line[key] for line in log] for key in LOGGED},
-        "seconds": sum(sum(line["seconds"].values()) for line in log),
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(output, json.dumps(run, sort_keys=True) + "\n")
-    states.finish()
-
-
-def watch(
-    trainer: Trainer, params: Params, task: str, samples: Sequence[Sample]
-) -> dict[str, float]:
-    """What a policy that games its reward would change, means over held-out images.
-
-    Those of `star.evaluation.image_metrics`, and for OCR ``second_reader``: the OCR reward by
-    `study.second_reader`."""
-    records, images = (
-        [sample.record for sample in samples],
-        np.stack([sample.image for sample in samples]),
-    )
-    judge = GuardedReward(PreferenceReward(params.rewards.preference), params.rewards.timeout)
-    judged = judge.submit(images, records).result()
-    figures = {"preference": float(np.mean([detail["score"] for detail in judged.details]))}
-    if task == "ocr":
-        options = (1, params.rewards.timeout, params.evaluate.batch)
-        readings = read_again(params.study.second_reader, list(images), records, *options)
-        figures["second_reader"] = float(np.mean([reading.reward for reading in readings]))
-    some = records[:DIVERSITY_PROMPTS]
-    seeds = [seed_of(params.seed, "diversity", record.id) for record in some]
-    others = sample_images(
-        trainer.policy, [record.prompt for record in some], seeds, params.evaluate.steps
-    )
-    measured = image_statistics(images) | {
-        "diversity": pixel_diversity(images[: len(some)], others)
-    }
-    return figures | {name: float(values.mean()) for name, values in measured.items()}
+    return dataclasses.replace(params, seed=run.seed, train=train, rewards=rewards)
 
 
 def _column(samples: Sequence[Sample], key: str) -> list[float]:
@@ -171,3 +171,7 @@ def _append(path: Path, point: dict) -> None:
     earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in earlier if json.loads(line)["epoch"] < point["epoch"]]
     write_text_atomic(path, "".join(line + "\n" for line in [*kept, json.dumps(point)]))
+
+
+def _read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

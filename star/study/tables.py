@@ -8,40 +8,43 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from star.config.params import Params
+from star.config.params import StudyParams
 from star.evaluation.statistics import Interval
 from star.study.comparison import MethodResult, Study, TaskResult
 
 DIGITS = 6
+SORTED_BY = ("task", "method", "rate", "seed", "epoch", "figure")
+Row = dict[str, Any]
 
 
-def tables(params: Params, study: Study) -> dict[str, str]:
-    """File name -> content."""
+def tables(settings: StudyParams, study: Study) -> dict[str, str]:
+    """Return file name -> content."""
+
+    def table(rows: Callable[[TaskResult, MethodResult], list[Row]]) -> str:
+        found = []
+        for task in study.tasks:
+            for method in task.methods:
+                named = {"task": task.task, "method": method.name}
+                found += [named | row for row in rows(task, method)]
+        return _csv(found)
+
     return {
-        "summary.json": summary_json(params, study),
-        "scores.csv": _csv(_score(task, method) for task in study.tasks for method in task.methods),
-        "best_rates.csv": _csv(
-            _rate(params, task, method, rate)
-            for task in study.tasks
-            for method in task.methods
-            for rate in method.best.means
-        ),
+        "summary.json": summary_json(settings.seeds, study),
+        "scores.csv": table(lambda task, method: [_scores(method)]),
+        "best_rates.csv": table(lambda task, method: _rates(method, settings.rate_seeds)),
         "curves.csv": curves_csv(study),
-        "watch.csv": _csv(
-            _watch(task, method, key)
-            for task in study.tasks
-            for method in task.methods
-            for key in method.watch
-        ),
+        "watch.csv": table(_watch),
     }
 
 
-def summary_json(params: Params, study: Study) -> str:
-    """Task -> base, level, the aim's answer, and each method's numbers but its watch figures
-    (`watch.csv`)."""
+def summary_json(seeds: int, study: Study) -> str:
+    """Return task -> base, level, the aim's answer, and each method's numbers at the shared rate.
+
+    Watch figures are in `watch.csv`."""
     summary = {
         task.task: {
             "base": {
@@ -51,7 +54,7 @@ def summary_json(params: Params, study: Study) -> str:
             },
             "flow_grpo_final": task.level,
             "held_out_images": task.held_out,
-            "seeds": params.study.seeds,
+            "seeds": seeds,
             "answer": {
                 "method": task.answer.method,
                 "needs_at_most_0.7_of_the_images": task.answer.fewer_images,
@@ -68,44 +71,38 @@ def summary_json(params: Params, study: Study) -> str:
 
 
 def curves_csv(study: Study) -> str:
-    """One line a run and look."""
+    """Return one line a run and look."""
     return _csv(
-        {
-            "task": run.task,
-            "method": run.method,
-            "rate": run.rate,
-            "seed": run.seed,
-            "epoch": curve.epochs[k],
-            "images": int(curve.images[k]),
-            "graded": curve.graded[k],
-            "exact": curve.exact[k],
-        }
-        for run, curve in study.curves.items()
-        for k in range(len(curve.epochs))
+        [
+            {
+                "task": run.task,
+                "method": run.method,
+                "rate": run.rate,
+                "seed": run.seed,
+                "epoch": curve.epochs[k],
+                "images": int(curve.images[k]),
+                "graded": curve.graded[k],
+                "exact": curve.exact[k],
+            }
+            for run, curve in study.curves.items()
+            for k in range(len(curve.epochs))
+        ]
     )
 
 
-def _summary(method: MethodResult) -> dict[str, Any]:
-    kept = ("graded", "exact", "to_flow_grpo", "control", "to_control", "area", "log")
-    values = {key: getattr(method, key) for key in kept}
-    best = {
-        "rate": method.best.rate,
-        "graded": method.best.graded,
-        "to_flow_grpo": method.best.to_flow_grpo,
-    }
+def _summary(method: MethodResult) -> Row:
+    kept = "graded exact to_flow_grpo control to_control area area_to_flow_grpo log".split()
+    best = method.best
     return {
-        **values,
-        "area_to_flow_grpo": method.area_to_flow_grpo,
+        **{key: getattr(method, key) for key in kept},
         "images_to_flow_grpo_final": method.images,
         "images_ratio": method.ratio,
-        "best_rate": best,
+        "best_rate": {key: getattr(best, key) for key in ("rate", "graded", "to_flow_grpo")},
     }
 
 
-def _score(task: TaskResult, method: MethodResult) -> dict[str, Any]:
+def _scores(method: MethodResult) -> Row:
     return {
-        "task": task.task,
-        "method": method.name,
         **_ends("graded", method.graded),
         **_ends("exact", method.exact),
         **_ends("to_flow_grpo", method.to_flow_grpo),
@@ -118,49 +115,52 @@ def _score(task: TaskResult, method: MethodResult) -> dict[str, Any]:
     }
 
 
-def _rate(params: Params, task: TaskResult, method: MethodResult, rate: float) -> dict[str, Any]:
-    best, chosen = method.best, rate == method.best.rate
-    return {
-        "task": task.task,
-        "method": method.name,
-        "rate": rate,
-        "seeds": params.study.rate_seeds,
-        "graded": best.means[rate],
-        "best": int(chosen),
-        **_ends("to_flow_grpo_at_its_best", best.to_flow_grpo if chosen else None),
-    }
+def _rates(method: MethodResult, seeds: int) -> list[Row]:
+    best = method.best
+    return [
+        {
+            "rate": rate,
+            "seeds": seeds,
+            "graded": mean,
+            "best": int(rate == best.rate),
+            **_ends("to_flow_grpo_at_its_best", best.to_flow_grpo if rate == best.rate else None),
+        }
+        for rate, mean in best.means.items()
+    ]
 
 
-def _watch(task: TaskResult, method: MethodResult, key: str) -> dict[str, Any]:
-    row = {"task": task.task, "method": method.name, "figure": key, "base": task.base_watch[key]}
-    return {**row, "final": method.watch[key].mean, **_ends("change", method.watch_change[key])}
+def _watch(task: TaskResult, method: MethodResult) -> list[Row]:
+    return [
+        {
+            "figure": key,
+            "base": task.base_watch[key],
+            "final": final.mean,
+            **_ends("change", method.watch_change[key]),
+        }
+        for key, final in method.watch.items()
+    ]
 
 
-def _ends(name: str, value: Interval | None) -> dict[str, float | None]:
-    """Three columns of an interval, `None` where there is none."""
-    ends = (None, None, None) if value is None else (value.mean, value.low, value.high)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+def _ends(name: str, value: Interval | None) -> Row:
+    """Return three columns of an interval, `None` where there is none."""
+    ends = asdict(value) if value else {"mean": None, "low": None, "high": None}
+    return {name if key == "mean" else f"{name}_{key}": end for key, end in ends.items()}
 
 
-def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table sorted by its first columns; all rows have the same ones."""
-    plain = sorted(
-        (_plain(row) for row in rows), key=lambda row: [row[key] for key in row if key in _SORT]
-    )
+def _csv(rows: list[Row]) -> str:
+    """Return a table sorted by its first columns; all rows have the same ones."""
+    keys = [key for key in rows[0] if key in SORTED_BY]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(plain[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(plain)
+    writer.writerows(sorted(map(_plain, rows), key=lambda row: [row[key] for key in keys]))
     return text.getvalue()
 
 
-_SORT = ("task", "method", "rate", "seed", "epoch", "figure")
-
-
 def _plain(value: Any) -> Any:
-    """Rounded, intervals as dictionaries, what is not finite as None."""
+    """Round numbers, make dictionaries of intervals and None of what is not finite."""
     if isinstance(value, Interval):
-        return {key: _plain(getattr(value, key)) for key in ("mean", "low", "high")}
+        return _plain(asdict(value))
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, float):  # also NumPy's

@@ -1,14 +1,15 @@
-"""Training states on disk: tensors as safetensors, the rest as JSON, a checksum over both; never a
-pickle.
+"""Training states on disk: tensors as safetensors, the rest as JSON, and a checksum; no pickle.
 
 A state file has its name only when it is whole and flushed to the disk. `States` keeps the newest
-few of a training, so that a damaged one costs the epochs since the one before; of a training that
-is done it keeps the last."""
+few of a training, so that a damaged one costs the epochs since the one before. Of a training that
+is done it keeps the last.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def save_state(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
-    """One state file: tensors and JSON-able facts together, so that they cannot disagree. Atomic.
+    """Write tensors and JSON-able facts to one file, so that they cannot disagree. Atomic.
 
     Raises:
         StarError: see `star.system.errors.writing`.
@@ -42,31 +43,33 @@ def save_state(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Inverse of `save_state`.
+    """Return what `save_state` wrote.
 
     Raises:
         StarError: the file is truncated, altered or no such state.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    with _opened(path) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         if metadata["sha256"] != _digest(tensors, metadata["facts"]):
             raise ValueError("its checksum does not fit")
         return tensors, json.loads(metadata["facts"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise StarError(f"{path}: not a readable training state ({error}); delete it") from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a state file, without its tensors and unchecked.
+    """Return the facts of a state file without reading its tensors; they are not checked.
 
     Raises:
-        StarError: no state file.
+        StarError: the file is no state.
     """
+    with _opened(path) as (_, metadata):
+        return json.loads(metadata["facts"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {})["facts"])
+            yield file, file.metadata() or {}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise StarError(f"{path}: not a readable training state ({error}); delete it") from error
 
@@ -81,29 +84,26 @@ def _digest(tensors: Tensors, facts: str) -> str:
 
 @dataclass(frozen=True)
 class States:
-    """The states of one training in a folder of their own, named by epoch; the newest ``keep``
-    stay.
+    """The states of one training in a folder of their own, named by epoch; the newest few stay.
 
-    ``identity`` is what decides the training's result (nested, JSON-able). It is written into every
-    state, and a state of another identity is refused."""
+    keep: how many. identity: what decides the training's result (nested, JSON-able). It is written
+    into every state, and a state of another identity is refused.
+    """
 
     folder: Path
     keep: int
     identity: dict[str, Any]
 
     def files(self) -> list[Path]:
-        """Oldest first."""
+        """Return the state files, oldest first."""
         found = self.folder.glob("state-*.safetensors")
         named = [file for file in found if re.fullmatch(r"state-\d{6,}\.safetensors", file.name)]
         return sorted(named, key=lambda file: int(file.stem.removeprefix("state-")))
 
     def save(self, epoch: int, tensors: Tensors, facts: dict[str, Any]) -> None:
         """Write the state after ``epoch`` epochs, then delete those that are too old."""
-        save_state(
-            self.folder / f"state-{epoch:06d}.safetensors",
-            tensors,
-            facts | {"identity": self.identity},
-        )
+        path = self.folder / f"state-{epoch:06d}.safetensors"
+        save_state(path, tensors, facts | {"identity": self.identity})
         for file in self.files()[: -self.keep]:
             file.unlink()
 
@@ -113,19 +113,23 @@ class States:
         return (self.folder / "done").exists()
 
     def finish(self) -> None:
-        """Mark the training as done. Its last state stays, so that whoever starts it again, because
-        they were killed before they knew that it was done, gets the same results at once."""
+        """Mark the training as done; its last state stays.
+
+        Whoever starts it again, because they were killed before they knew that it was done, gets
+        the same results at once.
+        """
         for file in self.files()[:-1]:
             file.unlink()
         (self.folder / "done").touch()
 
     def newest(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest state that can be read; None where there is none. Damaged
-        ones are reported.
+        """Return tensors and facts of the newest readable state, None where there is no state.
+
+        Damaged ones are reported.
 
         Raises:
-            StarError: none of several can be read, or it belongs to other parameters; the message
-        names the keys."""
+            StarError: none of several can be read, or it is of other parameters; names the keys.
+        """
         files = self.files()
         for file in reversed(files):
             try:
@@ -133,26 +137,22 @@ class States:
             except StarError as error:
                 tqdm.write(f"warning: {error}; trying the state before it")
                 continue
-            self._check(file, facts)
+            if differing := described(facts.pop("identity"), self.identity):
+                raise StarError(
+                    f"{file}: a state of other parameters, {differing}; set them back, or delete "
+                    f"{self.folder} to start over"
+                )
             return tensors, facts
         if files:
             raise StarError(
-                f"{self.folder}: none of its {len(files)} states can be read; delete it to start over"
+                f"{self.folder}: none of its {len(files)} states can be read; delete the folder to "
+                "start over"
             )
         return None
 
-    def _check(self, file: Path, facts: dict[str, Any]) -> None:
-        differing = described(facts.pop("identity"), self.identity)
-        if differing:
-            raise StarError(
-                f"{file}: a state of other parameters, {differing}; set them back, or delete {self.folder} to start "
-                "over"
-            )
-
 
 def remove_done(folder: Path) -> None:
-    """Delete what trainings left that are done and of the same name as that of ``folder``,
-    NAME-FINGERPRINT."""
+    """Delete the trainings that are done and have the name of ``folder``, NAME-FINGERPRINT."""
     name = folder.name.rpartition("-")[0]
     for other in sorted(folder.parent.glob(f"{name}-*")):
         if other == folder or not States(other, 1, {}).done:
@@ -166,7 +166,7 @@ def remove_done(folder: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
-    """The optimizer's per-parameter state as a flat dict of tensors."""
+    """Return the optimizer's state of each parameter as a flat dict of tensors."""
     return {
         f"{prefix}{index}.{name}": torch.as_tensor(value)
         for index, values in optimizer.state_dict()["state"].items()
@@ -175,11 +175,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str) -> None:
-    """Inverse of `optimizer_tensors`, into an optimizer over the same parameters in the same
-    order."""
+    """Take back `optimizer_tensors`; the optimizer has the same parameters in the same order."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(prefix):
-            index, name = key[len(prefix) :].split(".", 1)
+            index, name = key.removeprefix(prefix).split(".", 1)
             state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

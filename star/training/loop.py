@@ -1,20 +1,25 @@
 """A training from its first epoch to its last: opened, resumed, logged, saved and exported.
 
 An epoch begins from a state that is a copy in memory. Whatever ends it early (a signal, a fault, a
-full disk, Ctrl-C), that state is on disk afterwards, and the same command goes on from it. Only a
-SIGKILL or a power cut costs more: the epochs since the last `TrainParams.save_every`. The last
-state stays when the training is done, until the next training of the task and method: started
-again, a training that is done only writes its results again."""
+full disk, Ctrl-C), that state is written, and the same command goes on from it. Only a SIGKILL or a
+power cut costs more: the epochs since the last `TrainParams.save_every`. The last state of a
+finished training stays until the next one of the task and method: started again, it only writes its
+results again.
+"""
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from star.config.params import Params
+from accelerate import Accelerator
+
+from star.config.params import AllocationParams, Params
+from star.method.seeds import seed_of
 from star.policy.sd3 import load_policy
 from star.preflight import check_core, check_folders, find_all_models
 from star.prompts.records import PromptRecord
@@ -27,11 +32,84 @@ from star.system.memory import memory_for
 from star.system.processes import Processes, start_accelerator
 from star.system.progress import Progress
 from star.system.signals import listening
-from star.training.batches import check_other_prompts, check_processes, epoch_prompts
+from star.training.batches import EpochPlan, check_processes
 from star.training.checkpoint import States, read_facts, remove_done
 from star.training.samples import SHEET_PROMPTS, draw_samples
 from star.training.tracking import Tracker, check_tracker
 from star.training.trainer import OTHER_BASE, Trainer
+
+
+@dataclass(frozen=True)
+class Training:
+    """An open training: who trains, where its states lie, and the processes that take part."""
+
+    trainer: Trainer
+    states: States
+    accelerator: Accelerator
+
+
+@contextmanager
+def open_training(
+    params: Params,
+    task: str,
+    allocation: AllocationParams,
+    records: Sequence[PromptRecord],
+    *,
+    command: str,
+    title: str,
+    work: Path,
+    output: Path,
+    locked: Sequence[Path],
+    identity: dict,
+    more_prompts: Sequence[str] = (),
+    judges: Sequence[str] = (),
+) -> Iterator[Training]:
+    """Check everything, then open a training of ``task``; it is closed and unlocked on leaving.
+
+    Args:
+        command: the stage, for the message of a lock: `star train`.
+        title: of the training.
+        work: folder of its states.
+        output: folder of its results, which must be writable.
+        locked: folders that no other process may use meanwhile.
+        identity: what decides the result; see `star.training.checkpoint.States`.
+        more_prompts: to be encoded beside those of the epochs.
+        judges: tasks whose reward models are needed besides.
+
+    Raises:
+        StarError: a folder that cannot be written, an unusable model or prompt (all of these before
+            a model is opened), a training that has these folders already.
+    """
+    plan = EpochPlan(records, params.seed, params.train, params.rollout)
+    check_folders(params.model, work, output)
+    if allocation.source == "other_rollout":
+        plan.check_other_prompts()
+    accelerator = start_accelerator(params.rewards.timeout)
+    processes = Processes.of(accelerator)
+    check_processes(params.train, params.rollout, processes.count)
+    drawn = [*plan.all_prompts(), *records[:SHEET_PROMPTS]]
+    ahead = list({record.id: record for record in drawn}.values())
+    pipeline = find_all_models(params.model, params.rewards, {task, *judges})
+    check_core(pipeline, params.model, params.core, allocation, ahead, accelerator.print)
+    with ExitStack() as stack:
+        if processes.main:
+            for folder in locked:
+                stack.enter_context(take_lock(folder / ".lock", f"{command} {title}"))
+            remove_done(work)
+        interrupted = stack.enter_context(listening())
+        reward = build_reward(task, params.rewards)
+        stack.callback(reward.close)
+        policy = load_policy(params.model, accelerator.device)
+        kernel = f"precision {policy.model.precision}, attention kernel {policy.attention_kernel}"
+        accelerator.print(f"{title}: {processes}, {kernel}", flush=True)
+        trainer = Trainer(params, allocation, records, reward, policy, processes, interrupted)
+        states = States(work, params.train.keep_states, identity)
+        check_base(states, trainer.base)
+        prompts = dict.fromkeys([*(record.prompt for record in ahead), *more_prompts])
+        policy.prepare_prompts(processes.shard(list(prompts), 1))
+        processes.barrier()
+        yield Training(trainer, states, accelerator)
+        accelerator.end_training()
 
 
 def train(
@@ -43,61 +121,43 @@ def train(
     output: Path,
     identity: dict | None = None,
 ) -> None:
-    """Train ``method`` on ``task``, resuming from ``work``; ``output`` is filled only when the
-    training is complete.
+    """Train ``method`` on ``task``, resuming from ``work``; fill ``output`` when it is complete.
 
     Args:
         identity: what decides the result; see `star.training.checkpoint.States`.
 
     Raises:
-        StarError: an unknown method, records of another task, a folder that cannot be written, an
-            unusable model or prompt (all of these before a model is opened), a training that has
-            these folders already, a reward that fails, a loss that is not finite.
+        StarError: what `open_training` refuses, an unknown method, records of another task, a
+            reward that fails, a loss that is not finite.
         Interrupted: the process was asked to stop, and the state is saved.
     """
-    allocation = params.method(method)
+    allocation, name = params.method(method), f"{task}-{method}"
     wrong = next((record for record in records if record.task != task), None)
     if wrong is not None:
         raise StarError(
             f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file"
         )
-    check_folders(params, work, output)
     check_tracker(params.train.tracker)
-    check_other_prompts(records, params, allocation)
-    accelerator = start_accelerator(params.rewards.timeout)
-    processes = Processes.of(accelerator)
-    check_processes(params, processes.count)
-    ahead = records_ahead(records, params)
-    check_core(params, find_all_models(params, [task]), allocation, ahead, accelerator.print)
-    with ExitStack() as stack:
-        if processes.main:
-            for folder in (work, output):
-                stack.enter_context(take_lock(folder / ".lock", f"star train {task} {method}"))
-            remove_done(work)
-        interrupted = stack.enter_context(listening())
-        reward = build_reward(task, params.rewards)
-        stack.callback(reward.close)
-        policy = load_policy(params.model, accelerator.device)
-        computing = (
-            f"precision {policy.model.precision}, attention kernel {policy.attention_kernel}"
-        )
-        accelerator.print(f"{task} {method}: {processes}, {computing}", flush=True)
-        trainer = Trainer(params, allocation, records, reward, policy, processes)
-        trainer.interrupted = interrupted
+    opening = open_training(
+        params,
+        task,
+        allocation,
+        records,
+        command="star train",
+        title=f"{task} {method}",
+        work=work,
+        output=output,
+        locked=(work, output),
+        identity=identity or {},
+    )
+    with opening as training:
+        trainer, states = training.trainer, training.states
         tracker = None
-        if processes.main and params.train.tracker != "none":
-            tracker = Tracker(
-                params.train.tracker, f"{task}-{method}", work, dataclasses.asdict(params)
-            )
-        states = States(work, params.train.keep_states, identity or {})
-        check_base(states, trainer.base)
-        policy.prepare_prompts(
-            processes.shard(list(dict.fromkeys(record.prompt for record in ahead)), 1)
-        )
-        processes.barrier()
+        if trainer.processes.main and params.train.tracker != "none":
+            tracker = Tracker(params.train.tracker, name, work, dataclasses.asdict(params))
         look = partial(_draw, trainer, work, tracker)
         run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
-        if processes.main:
+        if trainer.processes.main:
             with writing(output):
                 trainer.export(work, output)
                 recorded = json.dumps(states.identity, indent=1, sort_keys=True)
@@ -107,27 +167,17 @@ def train(
             states.finish()
         if tracker is not None:
             tracker.finish()
-        accelerator.end_training()
-
-
-def records_ahead(records: Sequence[PromptRecord], params: Params) -> list[PromptRecord]:
-    """The records that a training will draw, each once: those of its epochs and those of its sample
-    sheets."""
-    ahead = [
-        record
-        for epoch in range(params.train.epochs)
-        for record in epoch_prompts(records, params, epoch)
-    ]
-    return list({record.id: record for record in [*ahead, *records[:SHEET_PROMPTS]]}.values())
 
 
 def check_base(states: States, base: str) -> None:
-    """Refuse a base model that is not the one of a training's states, before its prompts are
-    encoded."""
+    """Refuse a base model other than that of a training's states, before its prompts are encoded.
+
+    A damaged state is passed over: `States.newest` reports it, and `Trainer.restore` checks others.
+    """
     files = states.files()
     try:
         known = read_facts(files[-1]).get("base", base) if files else base
-    except StarError:  # a damaged one, which `States.newest` reports; what it takes instead is checked by `restore`
+    except StarError:
         return
     if known != base:
         raise StarError(f"{states.folder}: {OTHER_BASE}")
@@ -141,8 +191,7 @@ def run_epochs(
     look: Callable[[], None],
     tracker: Tracker | None = None,
 ) -> None:
-    """Train to the last epoch, from the newest of ``states``; ``log.jsonl`` beside them gets a line
-    an epoch.
+    """Train to the last epoch, from the newest of ``states``, with a line an epoch in ``log.jsonl``.
 
     Of several processes the main one writes, looks and logs; all read the state.
 
@@ -153,11 +202,8 @@ def run_epochs(
     Raises:
         StarError: states or log that cannot be read, and whatever `Trainer.train_epoch` raises.
     """
-    settings, lines, main = (
-        trainer.params.train,
-        states.folder / "log.jsonl",
-        trainer.processes.main,
-    )
+    train, main = trainer.params.train, trainer.processes.main
+    log = states.folder / "log.jsonl"
     found = states.newest()
     if found is not None:
         try:
@@ -165,13 +211,13 @@ def run_epochs(
         except StarError as error:
             raise StarError(f"{states.folder}: {error}") from error
     if main:
-        _cut_log(lines, trainer.epoch)
+        _cut_log(log, trainer.epoch)
         if tracker is not None:
             tracker.begin(trainer.epoch)
         if trainer.epoch == 0:
             look()
     bar = Progress(
-        total=settings.epochs,
+        total=train.epochs,
         initial=trainer.epoch,
         desc=title,
         unit="epoch",
@@ -179,42 +225,42 @@ def run_epochs(
         disable=not main,
     )
     with bar:
-        while trainer.epoch < settings.epochs:
-            before = trainer.state()
-            try:
+        while trainer.epoch < train.epochs:
+            with _state_kept(trainer, states):
                 line = trainer.train_epoch()
                 if not main:
                     continue
-                _append(lines, line)
+                _append(log, dataclasses.asdict(line))
                 if tracker is not None:
-                    tracker.log(line)
-                shown = {
-                    "reward": f"{line['reward_mean']:.3f}",
-                    "images_per_s": f"{line['images_per_s']:.0f}",
-                }
-                bar.set_postfix(shown, refresh=False)
+                    tracker.log(dataclasses.asdict(line))
+                reward, speed = f"{line.reward_mean:.3f}", f"{line.images_per_s:.0f}"
+                bar.set_postfix({"reward": reward, "images_per_s": speed}, refresh=False)
                 bar.update()
-                last = trainer.epoch == settings.epochs
+                last = trainer.epoch == train.epochs
                 if last or trainer.epoch % look_every == 0:
                     look()
-                if last or trainer.epoch % settings.save_every == 0:
+                if last or trainer.epoch % train.save_every == 0:
                     states.save(trainer.epoch, *trainer.state())
-            except BaseException as error:
-                if main:
-                    states.save(before[1]["epoch"], *before)
-                if isinstance(error, Fault):
-                    folder = (
-                        states.folder
-                        / "faults"
-                        / f"epoch-{trainer.epoch + 1:06d}-rank-{trainer.processes.rank}"
-                    )
-                    raise StarError(f"{error} (rollouts in {save_fault(folder, error)})") from error
-                raise
+
+
+@contextmanager
+def _state_kept(trainer: Trainer, states: States) -> Iterator[None]:
+    """Write the state of the epoch's begin if the epoch fails, and the rollouts of a `Fault`."""
+    before = trainer.state()
+    try:
+        yield
+    except BaseException as error:
+        if trainer.processes.main:
+            states.save(before[1]["epoch"], *before)
+        if isinstance(error, Fault):
+            name = f"epoch-{trainer.epoch + 1:06d}-rank-{trainer.processes.rank}"
+            saved = save_fault(states.folder / "faults" / name, error)
+            raise StarError(f"{error} (rollouts in {saved})") from error
+        raise
 
 
 def _cut_log(log: Path, epochs: int) -> None:
-    """Leave the lines of the first ``epochs`` epochs: a run that was killed may have logged more
-    than it saved.
+    """Leave the lines of the first ``epochs`` epochs: a killed run logs more than it saves.
 
     Raises:
         StarError: fewer lines, or others.
@@ -228,14 +274,14 @@ def _cut_log(log: Path, epochs: int) -> None:
         ) from error
     if found != list(range(1, epochs + 1)):
         raise StarError(
-            f"{log}: has epochs {found[:1]} to {found[-1:]} in {len(found)} lines, not 1 to {epochs} as the state "
-            f"beside it; delete {log.parent} to start over"
+            f"{log}: has epochs {found[:1]} to {found[-1:]} in {len(found)} lines, not 1 to "
+            f"{epochs} as the state beside it; delete {log.parent} to start over"
         )
     write_text_atomic(log, "".join(line + "\n" for line in lines))
 
 
 def _append(log: Path, line: dict) -> None:
-    """Flushed to the disk, so that no state is newer than its log."""
+    """Write a line and flush it to the disk, so that no state is newer than its log."""
     with writing(log), open(log, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -243,16 +289,19 @@ def _append(log: Path, line: dict) -> None:
 
 
 def _draw(trainer: Trainer, folder: Path, tracker: Tracker | None) -> None:
-    records = trainer.records[:SHEET_PROMPTS]
-    core = trainer.core_keys(records, clause_wise=False) if trainer.uses_maps else None
+    records, allocation = trainer.records[:SHEET_PROMPTS], trainer.allocation
+    core = trainer.credit.core_keys(records, False) if allocation.uses_maps else None
+    seeds = [seed_of(trainer.params.seed, "sheet", i) for i in range(len(records))]
+    steps = trainer.params.rollout.steps
     with memory_for("sample grid"), writing(folder):
         drawn = draw_samples(
             trainer.policy,
             trainer.reward,
             records,
+            seeds,
+            steps,
             core,
-            trainer.params,
-            trainer.allocation,
+            allocation,
             trainer.epoch,
             folder,
         )

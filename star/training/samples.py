@@ -1,5 +1,4 @@
-"""What a training shows of itself: sample grids of fixed prompts and seeds, and allocation maps
-over the steps."""
+"""Shows what a training learns: sample grids of fixed prompts and seeds, and maps over the steps."""
 
 import json
 from collections.abc import Sequence
@@ -7,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from star.config.params import AllocationParams, Params
+from star.config.params import AllocationParams
 from star.method.allocation import allocation_weights
 from star.method.attention import CoreKeys
-from star.method.seeds import seed_of
 from star.policy.rollout import sample_images, trace_relevance
 from star.policy.sd3 import SD3Policy
 from star.prompts.records import PromptRecord
@@ -26,25 +24,26 @@ def draw_samples(
     policy: SD3Policy,
     reward: Reward,
     records: Sequence[PromptRecord],
+    seeds: Sequence[int],
+    steps: int,
     core: CoreKeys | None,
-    params: Params,
     allocation: AllocationParams,
     epoch: int,
     folder: Path,
 ) -> dict[str, np.ndarray]:
-    """Write ``samples/epoch_NNNN.png`` and, with an allocation, map overlays and their index
-    ``maps/maps.json``.
-
-    Returns the grid, ``samples``, and of each prompt with maps the overlays of all steps in a row,
-    ``maps/i``: uint8 (height, width, 3).
+    """Write ``samples/epoch_NNNN.png`` and, with maps, their overlays and ``maps/maps.json``.
 
     Args:
         records: the prompts to draw, one image each; the first `MAP_PROMPTS` get maps.
+        seeds: of each image's noise.
         core: core tokens of the records; None for an allocation without maps.
         allocation: how maps become weights; the controls' rearrangements are not shown.
+
+    Returns:
+        The grid, ``samples``, and of each prompt with maps the overlays of all steps in a row,
+        ``maps/i``: uint8 (height, width, 3).
     """
-    seeds = [seed_of(params.seed, "sheet", i) for i in range(len(records))]
-    prompts, steps = [record.prompt for record in records], params.rollout.steps
+    prompts = [record.prompt for record in records]
     relevance = None
     if core is None:
         drawn = sample_images(policy, prompts, seeds, steps)
@@ -57,9 +56,8 @@ def draw_samples(
     shown = {"samples": np.asarray(sheet)}
     if relevance is None:
         return shown
-    weights = allocation_weights(
-        relevance, allocation.lam, allocation.temporal, allocation.clause_maps
-    )[:, :, 0]
+    how = allocation
+    weights = allocation_weights(relevance, how.lam, how.temporal, how.clause_maps)[:, :, 0]
     rewards = reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
     maps = folder / "maps"
     maps.mkdir(exist_ok=True)
@@ -71,13 +69,8 @@ def draw_samples(
         for laid, file in zip(overlays, files, strict=True):
             laid.save(maps / file)
         shown[f"maps/{i}"] = np.concatenate([np.asarray(laid) for laid in overlays], axis=1)
-        entry = {
-            "epoch": epoch,
-            "prompt": record.prompt,
-            "reward": float(rewards[i]),
-            "final": final,
-        }
-        entries.append({**entry, "steps": list(range(steps)), "maps": files})
+        entry = {"epoch": epoch, "prompt": record.prompt, "reward": float(rewards[i])}
+        entries.append({**entry, "final": final, "steps": list(range(steps)), "maps": files})
     index = maps / "maps.json"
     earlier = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
     kept = [entry for entry in earlier if entry["epoch"] < epoch]

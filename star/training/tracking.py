@@ -1,10 +1,10 @@
-"""Experiment trackers: a training's curves, sample grids and map overlays, in W&B or TensorBoard by
-accelerate.
+"""Experiment trackers: a training's curves, sample grids and map overlays in W&B or TensorBoard.
 
 A training that goes on from a state repeats the epochs after it. TensorBoard is told to forget what
 it had of them. W&B cannot forget: `wandb sync` numbers repeated steps anew, behind those that it
 has. So its curves are drawn over the epoch, where a repeated point lies on the first one (on a CPU
-they are the same to the byte)."""
+they are the same to the byte).
+"""
 
 import importlib.util
 import json
@@ -19,9 +19,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from star.system.errors import StarError
 from star.system.files import write_text_atomic
 
-TENSORBOARD = Path(
-    "logs/tensorboard"
-)  # below the folder in which the training runs, as W&B's `wandb`
+# Below the folder in which the training runs, as W&B's `wandb`.
+TENSORBOARD = Path("logs/tensorboard")
 
 
 def check_tracker(kind: str) -> None:
@@ -32,8 +31,8 @@ def check_tracker(kind: str) -> None:
     """
     if kind == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise StarError(
-            "train.tracker: tensorboard is not installed; run `pip install --constraint constraints.txt tensorboard`, "
-            "or set it to wandb or none"
+            "train.tracker: tensorboard is not installed; run `pip install --constraint "
+            "constraints.txt tensorboard`, or set it to wandb or none"
         )
 
 
@@ -58,36 +57,32 @@ class Tracker:
             self.library.start()
             self.library.run.define_metric("*", step_metric="epoch")
             self.library.store_init_configuration(self.parameters)
-        else:
-            void = epoch + 1 if epoch else 0  # the images of epoch 0 are drawn again, too
-            self.library = TensorBoardTracker(
-                f"{self.title}-{run[:8]}", TENSORBOARD, purge_step=void
-            )
-            self.library.start()
-            text = json.dumps(self.parameters, indent=1)
-            self.library.log(
-                {"parameters": "\n".join(f"    {line}" for line in text.splitlines())}, step=epoch
-            )
+            return
+        forgotten = epoch + 1 if epoch else 0  # the images of epoch 0 are drawn again, too
+        name = f"{self.title}-{run[:8]}"
+        self.library = TensorBoardTracker(name, TENSORBOARD, purge_step=forgotten)
+        self.library.start()
+        text = json.dumps(self.parameters, indent=1)
+        block = "\n".join(f"    {line}" for line in text.splitlines())  # code, in Markdown
+        self.library.log({"parameters": block}, step=epoch)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """The numbers of a line of the training's log, at its epoch."""
-        self.library.log(
-            {k: v for k, v in line.items() if isinstance(v, (int, float))}, step=line["epoch"]
-        )
+        """Add the numbers of a line of the training's log, at its epoch."""
+        numbers = {key: value for key, value in line.items() if isinstance(value, (int, float))}
+        self.library.log(numbers, step=line["epoch"])
 
     def show(self, images: Mapping[str, np.ndarray], epoch: int) -> None:
-        """Images by name, each uint8 (height, width, 3)."""
+        """Add images by name, each uint8 (height, width, 3)."""
         layout = {"dataformats": "NHWC"} if self.kind == "tensorboard" else {}
-        self.library.log_images(
-            {name: image[None] for name, image in images.items()}, step=epoch, **layout
-        )
+        batches = {name: image[None] for name, image in images.items()}
+        self.library.log_images(batches, step=epoch, **layout)
 
     def finish(self) -> None:
         self.library.finish()
 
 
 def _run_id(work: Path) -> str:
-    """The tracker's name for this training: drawn when it starts, the same when it goes on."""
+    """Return the run's id, drawn when the training first starts."""
     file = work / "tracker"
     if not file.exists():
         write_text_atomic(file, uuid.uuid4().hex)

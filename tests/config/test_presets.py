@@ -11,7 +11,7 @@ import pytest
 from dvc.repo import Repo
 
 from star.config.params import load_params
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from star.plan import make_plan
 from star.plan.counts import count
 from star.training.batches import check_processes

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from tests.helpers.jobs import Job, parse_jobs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from star.miniature.world import CLASSES
 from star.prompts.core_content import extract_core
-from star.prompts.core_tokens import clause_records, core_token_weights, scattered
+from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
 from star.prompts.geneval import COCO_CLASSES, COUNT_WORDS, TAGS, plural, sample_metadata
 from star.prompts.ocr import TEMPLATES
 from star.prompts.records import KINDS, CoreSpan, PromptRecord
@@ -352,7 +352,7 @@ def tokenizers(tmp_path_factory):
 
 def decoded(record: PromptRecord, tokenizers, lengths=LENGTHS, kind_weights=ALL_KINDS) -> list[str]:
     """The text of the core positions, of each encoder, without blanks and in lower case."""
-    weights = core_token_weights(record, tokenizers, lengths, kind_weights).weights
+    weights = require_core_tokens(record, tokenizers, lengths, kind_weights).weights
     parts = [weights[: lengths[0]], weights[: lengths[0]], weights[lengths[0] :]]
     texts = []
     for tokenizer, part, length in zip(tokenizers, parts, (lengths[0], *lengths), strict=True):
@@ -367,7 +367,7 @@ def decoded(record: PromptRecord, tokenizers, lengths=LENGTHS, kind_weights=ALL_
 
 def test_positions_of_a_sign_by_hand(tokenizers):
     record = cored(record_of('a sign that says "CAT"', {"text": "CAT"}, "ocr"))
-    tokens = core_token_weights(record, tokenizers, LENGTHS, {"text": 1.0, "carrier": 0.25})
+    tokens = require_core_tokens(record, tokenizers, LENGTHS, {"text": 1.0, "carrier": 0.25})
     expected = np.zeros(32, np.float32)
     clip_tokens = tokenizers[0].convert_ids_to_tokens(tokenizers[0](record.prompt)["input_ids"])
     assert clip_tokens[:6] == [
@@ -415,7 +415,7 @@ def test_capitals_and_repeated_blanks_do_not_move_positions(tokenizers):
 
 def test_start_end_padding_and_special_words_never_count(tokenizers):
     prompt = "<|endoftext|> cat </s>"
-    weights = core_token_weights(
+    weights = require_core_tokens(
         cored(record_of(prompt), CoreSpan(0, len(prompt), "subject")),
         tokenizers,
         LENGTHS,
@@ -432,8 +432,8 @@ def test_start_end_padding_and_special_words_never_count(tokenizers):
 
 def test_an_encoder_can_count_less_or_not_at_all(tokenizers):
     record = cored(record_of('a sign that says "STAR"', {"text": "STAR"}, "ocr"))
-    both = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS).weights
-    half = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS, {"clip": 0.5, "t5": 0.0})
+    both = require_core_tokens(record, tokenizers, LENGTHS, ALL_KINDS).weights
+    half = require_core_tokens(record, tokenizers, LENGTHS, ALL_KINDS, {"clip": 0.5, "t5": 0.0})
     assert (
         (half.weights[:16] == both[:16] / 2).all()
         and both[16:].any()
@@ -459,16 +459,16 @@ def test_a_clip_position_counts_if_either_clip_tokenizer_says_so(tokenizers):
             }
 
     record = cored(record_of("a cat"))
-    weights = core_token_weights(record, (clip, Spelling(), t5), LENGTHS, ALL_KINDS).weights
+    weights = require_core_tokens(record, (clip, Spelling(), t5), LENGTHS, ALL_KINDS).weights
     np.testing.assert_array_equal(np.flatnonzero(weights[:16]), [2, 3, 4, 5])  # "cat", then c, a, t
-    swapped = core_token_weights(record, (Spelling(), clip, t5), LENGTHS, ALL_KINDS).weights
+    swapped = require_core_tokens(record, (Spelling(), clip, t5), LENGTHS, ALL_KINDS).weights
     np.testing.assert_array_equal(swapped, weights)
     # What one of them still holds is not lost, though it lies beyond the other's last position.
     record = cored(record_of("a photo of a cat and a dog"))
     for pair in ((clip, Spelling()), (Spelling(), clip)):
-        assert core_token_weights(record, (*pair, t5), LENGTHS, ALL_KINDS).dropped == ()
+        assert require_core_tokens(record, (*pair, t5), LENGTHS, ALL_KINDS).dropped == ()
     assert (
-        len(core_token_weights(record, (Spelling(), Spelling(), t5), LENGTHS, ALL_KINDS).dropped)
+        len(require_core_tokens(record, (Spelling(), Spelling(), t5), LENGTHS, ALL_KINDS).dropped)
         == 2
     )
 
@@ -491,29 +491,29 @@ def test_a_token_offset_with_its_leading_blank_is_the_same_token(tokenizers):
             return encoding
 
     record = cored(record_of("a photo of a red wine glass"))
-    plain = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS)
+    plain = require_core_tokens(record, tokenizers, LENGTHS, ALL_KINDS)
     np.testing.assert_array_equal(
-        core_token_weights(record, (clip, clip2, WithBlanks()), LENGTHS, ALL_KINDS).weights,
+        require_core_tokens(record, (clip, clip2, WithBlanks()), LENGTHS, ALL_KINDS).weights,
         plain.weights,
     )
 
 
 def test_truncated_spans_are_reported(tokenizers):
     record = cored(record_of("a cat and a dog and a horse and a chair and a clock and a cup"))
-    tokens = core_token_weights(record, tokenizers, (16, 32), ALL_KINDS)
+    tokens = require_core_tokens(record, tokenizers, (16, 32), ALL_KINDS)
     assert [record.prompt[span.start : span.end] for span in tokens.dropped] == [
         "clock",
         "cup",
     ]  # CLIP has lost them
     assert decoded(record, tokenizers, (16, 32))[0].startswith("catdoghorse")
     assert decoded(record, tokenizers, (16, 32))[2] == "catdoghorsechairclockcup"
-    assert core_token_weights(record, tokenizers, (32, 32), ALL_KINDS).dropped == ()
-    assert core_token_weights(record, tokenizers, (32, 4), ALL_KINDS).dropped == record.core[1:]
+    assert require_core_tokens(record, tokenizers, (32, 32), ALL_KINDS).dropped == ()
+    assert require_core_tokens(record, tokenizers, (32, 4), ALL_KINDS).dropped == record.core[1:]
 
 
 def test_a_half_cut_span_is_reported_and_still_counts(tokenizers):
     record = cored(record_of('a sign that says "HOUSE"', {"text": "HOUSE"}, "ocr"))
-    tokens = core_token_weights(record, tokenizers, (16, 8), ALL_KINDS)
+    tokens = require_core_tokens(record, tokenizers, (16, 8), ALL_KINDS)
     assert [span.kind for span in tokens.dropped] == ["text"]
     np.testing.assert_array_equal(
         np.flatnonzero(tokens.weights[16:]), [1, 5, 6]
@@ -525,14 +525,14 @@ def test_a_prompt_with_nothing_left_is_named(tokenizers):
     with pytest.raises(
         StarError, match=r"prompt some-00001: core\.weights leaves out all it has \(carrier, text\)"
     ):
-        core_token_weights(record, tokenizers, LENGTHS, {"object": 1.0, "text": 0.0})
+        require_core_tokens(record, tokenizers, LENGTHS, {"object": 1.0, "text": 0.0})
     with pytest.raises(
         StarError,
         match="prompt some-00001: no core content \\('HI'\\) within 4 CLIP and 4 T5 tokens",
     ):
-        core_token_weights(record, tokenizers, (4, 4), {"text": 1.0})
+        require_core_tokens(record, tokenizers, (4, 4), {"text": 1.0})
     with pytest.raises(StarError, match="prompt some-00001: no core spans; run `star core`"):
-        core_token_weights(record_of("a cat"), tokenizers, LENGTHS, ALL_KINDS)
+        require_core_tokens(record_of("a cat"), tokenizers, LENGTHS, ALL_KINDS)
 
 
 # ---------------------------------------------------------------- clauses and the control without c
@@ -612,7 +612,7 @@ def test_other_words_are_neither_core_nor_padding(tokenizers, encoders):
     record = cored(
         record_of("a photo of a dog", {"include": [{"class": "dog", "count": 1}]}, "geneval")
     )
-    found = core_token_weights(record, tokenizers, LENGTHS, ALL_KINDS, encoders)
+    found = require_core_tokens(record, tokenizers, LENGTHS, ALL_KINDS, encoders)
     assert not (found.others & (found.weights > 0)).any()
     clip, t5 = found.others[: LENGTHS[0]], found.others[LENGTHS[0] :]
     assert clip[:16].any() and not clip[0] and not clip[-1] and t5.any() == (encoders["t5"] > 0)

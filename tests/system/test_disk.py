@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from star.config.params import load_params
 from star.evaluation.evaluate import _save_images
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.system.errors import StarError, disk_error
@@ -60,8 +60,7 @@ def test_an_adapter_that_the_disk_does_not_take_is_named(
 ) -> None:
     params = load_params(Path("params.yaml"))
     params = dataclasses.replace(params, train=dataclasses.replace(params.train, tracker="none"))
-    record = prepare("geneval", params)[0][0]
-    records = [dataclasses.replace(record, core=extract_core(record))]
+    records = with_core(prepare("geneval", params.prompts, params.seed)[0][:1])
     monkeypatch.setattr("star.training.loop.run_epochs", lambda *_: None)
     with full_disk(tmp_path / "out"):
         train(params, "geneval", "star", records, tmp_path / "work", tmp_path / "out")

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from star.config.params import load_params
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records
 from star.system.errors import StarError
@@ -141,9 +141,8 @@ def small_values(folder: Path) -> dict:
 def training(params: Path, method: str, output: Path, state: Path) -> list[object]:
     """Write GenEval's prompts; return the command that trains on them."""
     prompts = params.with_name("train.jsonl")
-    records = prepare("geneval", load_params(params))[0]
-    records = [dataclasses.replace(record, core=extract_core(record)) for record in records]
-    write_records(prompts, records)
+    values = load_params(params)
+    write_records(prompts, with_core(prepare("geneval", values.prompts, values.seed)[0]))
     command = ["train", "--task", "geneval", "--method", method, "--params", params]
     return [*command, "--prompts", prompts, "--output", output, "--state", state]
 
@@ -221,8 +220,9 @@ def test_two_processes_evaluate_as_one_does(tmp_path: Path, write_params: WriteP
     values = small_values(tmp_path)
     values["evaluate"] |= {"batch": 3}
     params, core = write_params(values), tmp_path / "core"
+    read = load_params(params)
     for task in ("geneval", "ocr", "preference"):
-        write_records(core / task / "test.jsonl", prepare(task, load_params(params))[1])
+        write_records(core / task / "test.jsonl", prepare(task, read.prompts, read.seed)[1])
     outputs = [tmp_path / str(count) for count in (1, 2)]
     for count, output in zip((1, 2), outputs, strict=True):
         command = ["evaluate", "--checkpoint", "base", "--params", params, "--prompts-dir", core]

@@ -20,7 +20,7 @@ from star.config.params import load_params
 from star.method import sde
 from star.policy.rollout import sample_images
 from star.policy.sd3 import SD3Policy, load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records
 from star.rewards.base import RewardError, RewardResult, finished
@@ -89,7 +89,7 @@ def small(precision="no", **changes):
 
 @pytest.fixture(scope="module")
 def records():
-    return [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", small())[0]]
+    return with_core(prepare("geneval", small().prompts, small().seed)[0])
 
 
 def trainer(records, reward=None, params=None):

@@ -19,7 +19,7 @@ from star.method.attention import record_core_attention
 from star.method.objective import local_surrogate, patch_mean
 from star.policy.rollout import relevance_of
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.rewards.base import RewardResult, finished
 from star.system.errors import StarError
@@ -68,7 +68,7 @@ def small(**train_changes):
 
 @pytest.fixture(scope="module")
 def records():
-    return [dataclasses.replace(r, core=extract_core(r)) for r in prepare("geneval", small())[0]]
+    return with_core(prepare("geneval", small().prompts, small().seed)[0])
 
 
 def trainer(params, method, records, reward=None, **allocation):
@@ -337,7 +337,7 @@ def test_every_sampler_starts_at_ratio_one(sampler, records):
     params = dataclasses.replace(
         params, rollout=dataclasses.replace(params.rollout, sampler=sampler, noise_level=0.5)
     )
-    assert trainer(params, "star", records).train_epoch()["first_ratio_error"] == 0.0
+    assert trainer(params, "star", records).train_epoch().first_ratio_error == 0.0
 
 
 def test_the_window_slides_and_starts_over(records):
@@ -349,7 +349,7 @@ def test_the_window_slides_and_starts_over(records):
     run = trainer(dataclasses.replace(small(), rollout=rollout), "star", records)
     run.epoch = 2
     assert run.sample(plan_epoch(records, run.params, 2)[0]).first == 1
-    assert run.train_epoch()["first_ratio_error"] == 0.0
+    assert run.train_epoch().first_ratio_error == 0.0
 
 
 def test_rollouts_that_the_update_computes_otherwise_are_not_learnt_from(records, monkeypatch):
@@ -488,15 +488,15 @@ def test_scoring_overlaps_beside_any_device_but_the_cpu():
 
 def test_a_training_raises_its_reward(records):
     run = trainer(small(learning_rate=3e-3, group_size=8, prompts_per_epoch=2), "star", records[:2])
-    rewards = [run.train_epoch()["reward_mean"] for _ in range(8)]
+    rewards = [run.train_epoch().reward_mean for _ in range(8)]
     assert np.mean(rewards[-2:]) > np.mean(rewards[:2])
 
 
 def test_kl_is_logged_and_zero_at_the_base(records):
     for beta in (0.0, 0.1):
         run = trainer(small(kl_beta=beta, updates_per_epoch=1), "star", records)
-        assert run.train_epoch()["kl"] == 0.0
-        assert run.train_epoch()["kl"] > 0.0
+        assert run.train_epoch().kl == 0.0
+        assert run.train_epoch().kl > 0.0
 
 
 def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for(records):
@@ -544,7 +544,7 @@ def test_the_gradient_of_the_kl_leads_back_to_the_base(beta, records):
 def test_without_a_kl_form_there_is_no_second_forward_pass(records, monkeypatch):
     run = trainer(small(kl_form="none"), "star", records)
     monkeypatch.setattr(run.policy, "reference", None)
-    assert run.train_epoch()["kl"] is None
+    assert run.train_epoch().kl is None
 
 
 @pytest.mark.parametrize(

@@ -1,43 +1,39 @@
-"""What the rules share: which code a rule runs, one run at a time, and where two parameter values
-differ."""
+"""What the rules share: the code and the models on which a rule depends, and prompt files."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from star.system.errors import StarError
 from workflow import support
+from workflow.dependencies import RULES, Rule
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_code_files_follow_lazy_imports_and_take_data_along(
+def test_the_digest_follows_every_file_of_the_packages_but_what_dvc_ignores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in {
-        "star/__init__.py": "",
-        "star/system/errors.py": "",
-        "star/start.py": "import star.errors\ndef f():\n    from star.part.lazy import g",
-        "star/part/__init__.py": "",
-        "star/part/lazy.py": "import json\ng = 1",
-        "star/part/words.txt": "word",
-        "star/part/other.py": "",
-        "star/unused.py": "",
-    }.items():
+    def write(name: str, text: str = "") -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    monkeypatch.setitem(support.ENTRY, "train_policy", "star.start")
-    assert support.code_files("train_policy", tmp_path) == [
-        "star/__init__.py",
-        "star/part/__init__.py",
-        "star/part/lazy.py",
-        "star/part/words.txt",
-        "star/start.py",
-    ]
+
+    monkeypatch.setattr(support, "ROOT", tmp_path)
+    rule = Rule("core.smk", "star.prompts.start", ("star/prompts", "star/alone.py"), ())
+    monkeypatch.setitem(RULES, "extract_core", rule)
+    write(".dvcignore", "*.pyc\nstar/prompts/messages.py\n")
+    for name in ("star/prompts/start.py", "star/prompts/part/words.txt", "star/alone.py"):
+        write(name)
+    digests = [support.code_digest("extract_core")]
+    for name, counts in {
+        "star/prompts/messages.py": False,
+        "star/prompts/__pycache__/start.pyc": False,
+        "star/report/page.py": False,
+        "star/prompts/new.py": True,
+        "star/prompts/part/words.txt": True,
+        "star/alone.py": True,
+    }.items():
+        write(name, "changed")
+        digests.append(support.code_digest("extract_core"))
+        assert (digests[-1] != digests[-2]) == counts, name
 
 
 def test_models_of_a_reward_are_inputs_where_they_are_directories(
@@ -55,9 +51,8 @@ def test_models_of_a_reward_are_inputs_where_they_are_directories(
     }
 
     def folders(*tasks: str) -> list[str]:
-        return [
-            Path(file).parent.name for file in support.reward_model_files(default_values, *tasks)
-        ]
+        files = support.reward_model_files(default_values, *tasks)
+        return [Path(file).parent.name for file in files]
 
     assert folders("geneval") == ["detector", "colors"]
     assert folders("ocr") == []
@@ -66,37 +61,22 @@ def test_models_of_a_reward_are_inputs_where_they_are_directories(
     assert folders("geneval") == []
 
 
-@pytest.mark.parametrize("cmd", ["snakemake", "dvc repro"])
-def test_entries_that_a_kill_left_in_dvcs_table_are_in_nobodys_way(tmp_path, monkeypatch, cmd):
-    from workflow import dvc_lock
-
-    monkeypatch.chdir(tmp_path)
-    table = tmp_path / ".dvc/tmp/rwlock"
-    table.parent.mkdir(parents=True)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    pid = (
-        os.getpid() if cmd == "snakemake" else ended.pid
-    )  # of Snakemake's even where the number is another's now
-    results = str(tmp_path / "results")
-    table.write_text(json.dumps({"write": {results: {"pid": pid, "cmd": cmd}}, "read": {}}))
-    dvc_lock.hold()
-    assert json.loads(table.read_text())["write"] == {
-        results: {"pid": os.getpid(), "cmd": "snakemake"}
-    }
-    dvc_lock.release(os.getpid())
-    assert not json.loads(table.read_text())["write"]
+@pytest.mark.parametrize(
+    "outside",
+    ["signs.txt", "data/prompts/../signs.txt", "/etc/passwd", "data/prompts/fetched/signs.txt"],
+)
+def test_own_prompt_files_must_be_where_dvc_looks(outside: str, default_values: dict) -> None:
+    default_values["prompts"]["ocr"]["test_file"] = outside
+    with pytest.raises(StarError, match=r"prompts\.ocr\.test_file"):
+        support.prompt_files(default_values, "ocr")
 
 
-def test_a_table_of_dvcs_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    from workflow import dvc_lock
-
-    monkeypatch.chdir(tmp_path)
-    table = tmp_path / ".dvc/tmp/rwlock"
-    table.parent.mkdir(parents=True)
-    table.write_text("{")
-    for use in (dvc_lock.hold, dvc_lock.release):
-        with pytest.raises(
-            StarError, match=r"\.dvc/tmp/rwlock: .*; delete it if no DVC command runs"
-        ):
-            use()
+@pytest.mark.parametrize("key", ["url", "sha256"])
+def test_address_and_checksum_of_a_prompt_set_are_parameters(
+    key: str, default_values: dict
+) -> None:
+    source = {"url": "http://127.0.0.1:1/signs.txt", "sha256": "0" * 64}
+    default_values["prompts"]["ocr"]["test_file"] = source
+    before = support.sections(default_values, "prepare_prompts", task="ocr")
+    source[key] += "1"
+    assert support.sections(default_values, "prepare_prompts", task="ocr") != before

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from tests.helpers.edits import (
     BASE,
     COARSE,

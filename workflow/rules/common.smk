@@ -28,7 +28,10 @@ def adapter(wildcards):
 
 def study_files():
     """Every run of the study, results/study/runs/{task}-{method}-{seed}-{rate}.json."""
-    return [f"results/study/runs/{run.name}.json" for run in load_params(Path("params.yaml")).study.runs()]
+    return [
+        f"results/study/runs/{run.name}.json"
+        for run in load_params(Path("params.yaml")).study.runs()
+    ]
 
 
 def core_files():

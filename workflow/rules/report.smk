@@ -12,7 +12,9 @@ rule write_report:
     output:
         page=report("results/report/index.html", caption="../report/page.rst", category="Result"),
         summary="results/metrics/summary.json",
-        curves=report("results/metrics/curves.csv", caption="../report/curves.rst", category="Result"),
+        curves=report(
+            "results/metrics/curves.csv", caption="../report/curves.rst", category="Result"
+        ),
     log:
         "logs/write_report.log",
     benchmark:
@@ -48,5 +50,5 @@ rule record_versions:
         digest=support.recorded_digest(),
     shell:
         "if [ -d .dvc ] && [ -e .git ] && [ -f dvc.yaml ]; then"
-        " python -m workflow.dvc_lock release; dvc commit --force;"
+        " dvc commit --force;"
         " else echo 'not the root of a Git and DVC repository: nothing to record'; fi 2>&1 | tee {log}"

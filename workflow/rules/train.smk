@@ -21,7 +21,12 @@ rule train_policy:
             patterns=["epoch_{epoch}_{prompt}_step_0.png"],
             caption="../report/maps.rst",
             category="Allocation maps",
-            labels={"task": "{task}", "method": "{method}", "epochs": "{epoch}", "prompt": "{prompt}"},
+            labels={
+                "task": "{task}",
+                "method": "{method}",
+                "epochs": "{epoch}",
+                "prompt": "{prompt}",
+            },
         ),
         parameters="results/train/{task}-{method}/parameters.json",
     log:

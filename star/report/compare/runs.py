@@ -1,29 +1,28 @@
-"""The runs that are compared, as frozen dataclasses: evaluations, what their trainings left beside
-them, labels."""
+"""The runs that are compared: evaluations, what their trainings left beside them, labels."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from star.config.params import TASKS
-from star.report.figures import SMOOTHING, running_mean
-from star.report.run import Checkpoint, ImageScore, load_checkpoint, load_log, read_object
+from star.report.figures import SMOOTHING, TrainingLog, running_mean
+from star.report.files import read_object
+from star.report.run import EVALUATE_AGAIN, Checkpoint, ImageScore, load_checkpoint, load_log
 from star.system.errors import StarError
+
+RUN_FOLDER = "results/evaluate/<checkpoint>"
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One evaluated checkpoint and its training.
+    """One evaluated checkpoint, whose name is the run's label, and its training."""
 
-    folder: of the evaluation, absolute; log: one dict an epoch, empty where there is none;
-    parameters: what decided the training, None where that was not recorded."""
-
-    folder: Path
-    checkpoint: Checkpoint  # its name is the run's label
-    log: tuple[dict, ...]
-    parameters: dict | None
+    folder: Path  # of the evaluation, absolute
+    checkpoint: Checkpoint
+    color: int
+    log: tuple[dict, ...]  # one dict an epoch, empty where there is none
+    parameters: dict | None  # what decided the training, None where that was not recorded
 
     @property
     def label(self) -> str:
@@ -32,16 +31,18 @@ class ComparedRun:
     @property
     def final_reward(self) -> float | None:
         """Mean training reward of the last `SMOOTHING` epochs; None without a log."""
-        return (
-            running_mean([row["reward_mean"] for row in self.log], SMOOTHING)[-1]
-            if self.log
-            else None
-        )
+        rewards = [row["reward_mean"] for row in self.log]
+        return running_mean(rewards, SMOOTHING)[-1] if rewards else None
+
+    @property
+    def training_log(self) -> TrainingLog:
+        return TrainingLog(str(self.checkpoint.task), self.label, self.color, self.log)
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[ComparedRun, ...]:
-    """Read evaluations, and beside each ``../../train/<same name>/``; images in the order of the
-    first run.
+    """Read evaluations and, beside each, ``../../train/<same name>/``.
+
+    Images come in the order of the first run, so that equal positions are pairs.
 
     Args:
         folders: of `star evaluate`, as a pipeline leaves them: ``results/evaluate/<checkpoint>``.
@@ -51,28 +52,22 @@ def load_runs(folders: Sequence[Path]) -> tuple[ComparedRun, ...]:
             malformed file, or evaluations of other prompts, images or seeds.
     """
     if len(folders) < 2:
-        raise StarError(
-            f"{folders[0]}: only one run; give two or more folders results/evaluate/<checkpoint>"
-        )
+        raise StarError(f"{folders[0]}: only one run; give two or more folders {RUN_FOLDER}")
     _refuse_repeated(folders)
     absolute = [Path(os.path.abspath(folder)) for folder in folders]
-    runs = [
-        _load_run(folder, label) for folder, label in zip(absolute, labels(absolute), strict=True)
-    ]
+    named = zip(absolute, labels(absolute), strict=True)
+    runs = [_load_run(folder, label, color) for color, (folder, label) in enumerate(named)]
     first = runs[0].checkpoint
     return (runs[0], *(_aligned(run, first) for run in runs[1:]))
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """For each of different absolute folders the shortest end of its path that no other one has."""
+    """Return for each absolute folder the shortest end of its path that no other one has."""
     found = []
     for folder in folders:
-        others = [other.parts for other in folders if other != folder]
-        length = next(
-            n
-            for n in range(1, len(folder.parts) + 1)
-            if all(o[-n:] != folder.parts[-n:] for o in others)
-        )
+        others, length = [other.parts for other in folders if other != folder], 1
+        while any(other[-length:] == folder.parts[-length:] for other in others):
+            length += 1
         found.append(str(Path(*folder.parts[-length:])))
     return found
 
@@ -80,92 +75,85 @@ def labels(folders: Sequence[Path]) -> list[str]:
 def _refuse_repeated(folders: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for folder in folders:
-        real = os.path.realpath(folder)
-        if real in seen:
-            same = "" if seen[real] == folder else f", as {seen[real]} too"
+        earlier = seen.setdefault(os.path.realpath(folder), folder)
+        if earlier is not folder:
+            same = "" if earlier == folder else f", as {earlier} too"
             raise StarError(f"{folder}: given twice{same}; give different runs")
-        seen[real] = folder
 
 
-def _load_run(folder: Path, label: str) -> ComparedRun:
+def _load_run(folder: Path, label: str, color: int) -> ComparedRun:
     scores = folder / "scores.json"
     if not scores.is_file():
-        raise StarError(
-            f"{folder}: not an evaluation, it has no scores.json; give results/evaluate/<checkpoint>"
-        )
+        raise StarError(f"{folder}: not an evaluation, it has no scores.json; give {RUN_FOLDER}")
     values = read_object(scores)
     task, method = values.get("task"), values.get("method")
     named = task in TASKS and isinstance(method, str)
     if "checkpoint" not in values or not (named or task is method is None):
+        raise StarError(f"{scores}: not the scores of a checkpoint; give {RUN_FOLDER}")
+    checkpoint = replace(load_checkpoint(folder, task, method), name=label)
+    evaluated = {image.task for image in checkpoint.images}
+    if evaluated != checkpoint.benchmarks.keys() or not evaluated <= set(TASKS):
+        scored, shown = (", ".join(sorted(names)) for names in (checkpoint.benchmarks, evaluated))
         raise StarError(
-            f"{scores}: not the scores of a checkpoint; give a folder that `star evaluate` wrote"
+            f"{scores}: benchmarks: scores of {scored or 'nothing'}, but images.jsonl has images of "
+            f"{shown}; {EVALUATE_AGAIN}"
         )
-    checkpoint = dataclasses.replace(load_checkpoint(folder, task, method), name=label)
-    _check_benchmarks(checkpoint, scores)
     training = folder.parent.parent / "train" / folder.name
     recorded = training / "parameters.json"
-    return ComparedRun(
-        folder,
-        checkpoint,
-        load_log(training),
-        read_object(recorded) if recorded.is_file() else None,
-    )
+    parameters = read_object(recorded) if recorded.is_file() else None
+    return ComparedRun(folder, checkpoint, color, load_log(training), parameters)
 
 
-def _check_benchmarks(checkpoint: Checkpoint, scores: Path) -> None:
-    drawn = {image.task for image in checkpoint.images}
-    if drawn != checkpoint.benchmarks.keys() or not drawn <= set(TASKS):
-        raise StarError(
-            f"{scores}: scores of {', '.join(sorted(checkpoint.benchmarks)) or 'nothing'}, but images.jsonl has "
-            f"images of {', '.join(sorted(drawn))}; evaluate this checkpoint again"
-        )
+@dataclass(frozen=True)
+class _Identity:
+    """What two images must share to be a pair."""
 
+    task: str
+    id: str
+    index: int  # among the prompt's images
+    seed: int
+    prompt: str
 
-# What two images must share to be a pair: task, prompt's id, index among the prompt's, seed,
-# prompt.
-_Identity = tuple[str, str, int, int, str]
+    def __str__(self) -> str:
+        return f"image {self.index} of {self.id} ({self.task})"
 
 
 def _aligned(run: ComparedRun, first: Checkpoint) -> ComparedRun:
-    """The run with its images in the order of the first one's, so that equal positions are
-    pairs."""
+    """Return the run with its images in the order of the first one's."""
     ours, theirs = _by_identity(run.checkpoint), _by_identity(first)
     if ours.keys() != theirs.keys():
         raise StarError(
-            f"{run.label}/images.jsonl: {len(ours.keys() - theirs.keys())} of {len(ours)} images are not in "
-            f"{first.name}/images.jsonl, and {len(theirs.keys() - ours.keys())} of its {len(theirs)} are not here; "
-            f"{_first_difference(list(ours), list(theirs))}; differences need the same images, so evaluate both "
-            "with the same test prompts, seed and evaluate.images_per_prompt"
+            f"{run.label}/images.jsonl: {len(ours.keys() - theirs.keys())} of {len(ours)} images "
+            f"are not in {first.name}/images.jsonl, and {len(theirs.keys() - ours.keys())} of its "
+            f"{len(theirs)} are not here; {_first_difference(ours, theirs)}; evaluate both with "
+            "the same test prompts, seed and evaluate.images_per_prompt"
         )
     images = tuple(ours[key] for key in theirs)
-    return dataclasses.replace(run, checkpoint=dataclasses.replace(run.checkpoint, images=images))
+    return replace(run, checkpoint=replace(run.checkpoint, images=images))
 
 
 def _by_identity(checkpoint: Checkpoint) -> dict[_Identity, ImageScore]:
     found: dict[_Identity, ImageScore] = {}
     for image in checkpoint.images:
-        key = image.task, image.id, image.index, image.seed, image.prompt
+        key = _Identity(image.task, image.id, image.index, image.seed, image.prompt)
         if key in found:
             raise StarError(
-                f"{checkpoint.name}/images.jsonl: image {image.index} of {image.id} ({image.task}) appears twice; "
-                "evaluate this checkpoint again"
+                f"{checkpoint.name}/images.jsonl: {key} appears twice; {EVALUATE_AGAIN}"
             )
         found[key] = image
     return found
 
 
-def _first_difference(ours: list[_Identity], theirs: list[_Identity]) -> str:
-    """What sets the first image apart that only one of the two has."""
-    (task, name, index, seed, prompt), inside = next(
-        (key, mine)
-        for keys, others, mine in ((ours, set(theirs), True), (theirs, set(ours), False))
-        for key in keys
-        if key not in others
-    )
-    image = f"image {index} of {name} ({task})"
-    there = next((key for key in theirs if key[:3] == (task, name, index)), None)
-    if not inside or there is None:
-        return f"{image} is missing {'there' if inside else 'here'}"
-    if prompt != there[4]:
-        return f"{image} has the prompt {prompt!r} here and {there[4]!r} there"
-    return f"{image} has seed {seed} here and {there[3]} there"
+def _first_difference(
+    ours: dict[_Identity, ImageScore], theirs: dict[_Identity, ImageScore]
+) -> str:
+    """Say what sets the first image apart that only one of the two has."""
+    image = next((key for key in ours if key not in theirs), None)
+    if image is None:
+        return f"{next(key for key in theirs if key not in ours)} is missing here"
+    for other in theirs:
+        if (other.task, other.id, other.index) == (image.task, image.id, image.index):
+            if image.prompt != other.prompt:
+                return f"{image} has the prompt {image.prompt!r} here and {other.prompt!r} there"
+            return f"{image} has seed {image.seed} here and {other.seed} there"
+    return f"{image} is missing there"

@@ -1,0 +1,145 @@
+"""What a key of `params.yaml` may be, in words, read off its field: for refusals and the
+documentation."""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from star.config.kinds import EachOnce, Keys, Name, fields_of
+from star.config.yaml_file import dotted
+from star.system.errors import SHOWN, shown
+
+ANY_NAME = "<name>"  # in place of a key that the user chooses
+TYPES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+}
+LIMITS = {  # by the name that pydantic gives them
+    "ge": "at least {:,}",
+    "gt": "above {:,}",
+    "le": "at most {:,}",
+    "lt": "below {:,}",
+    "multiple_of": "a multiple of {:,}",
+    "min_length": "at least {:,} long",
+    "max_length": "at most {:,} long",
+}
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names of this error
+
+
+class Key(NamedTuple):
+    """One key: what is allowed, what it is, the keys below it, whether it is a section."""
+
+    allowed: str
+    description: str
+    names: list[str]
+    is_section: bool
+
+
+def allowed(hint: Any) -> str:
+    """Return in words what a value of an annotated type may be."""
+    field = FieldInfo.from_annotation(hint)
+    kind, arguments = field.annotation, get_args(field.annotation)
+    if field.title or kind in (None, NoneType):
+        return field.title or "null"
+    limits = [
+        text.format(getattr(rule, name))
+        for rule in field.metadata
+        for name, text in LIMITS.items()
+        if getattr(rule, name, None) is not None
+    ]
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else arguments[0]
+    if get_origin(kind) in (Union, UnionType):
+        return ", or ".join(map(allowed, arguments))
+    if get_origin(kind) is list:
+        once = ["none twice"] if EachOnce in field.metadata else []
+        return f"{', '.join(['a list', *limits, *once])}, each {allowed(arguments[0])}"
+    if inside := _inside(field):
+        texts = set(map(allowed, inside.values()))
+        each = f", each {texts.pop()}" if len(texts) == 1 else ""
+        return f"a section with {', '.join(inside)}{each}"
+    return ", ".join([TYPES[kind], *limits])
+
+
+def _inside(field: FieldInfo) -> Mapping[str, Any]:
+    """Return the annotated types of the keys below a key."""
+    arguments = get_args(field.annotation)
+    for rule in field.metadata:
+        if isinstance(rule, Keys):
+            return rule.kinds
+    if get_origin(field.annotation) is dict:
+        return {ANY_NAME: arguments[1]}
+    sections = filter(dataclasses.is_dataclass, arguments or [field.annotation])
+    return next(map(fields_of, sections), {})
+
+
+@functools.cache
+def all_keys(section: Any) -> dict[tuple[str, ...], Key]:
+    """Return every key of a section and below, in the order of the fields; itself under ``()``."""
+
+    def walk(path: tuple[str, ...], hint: Any, said: str) -> Iterator[tuple[tuple[str, ...], Key]]:
+        field = FieldInfo.from_annotation(hint)
+        is_section = dataclasses.is_dataclass(field.annotation)
+        said = field.description or (str(field.annotation.__doc__) if is_section else said)
+        description = " ".join(said.split())
+        inside = _inside(field)
+        yield path, Key(allowed(hint), description, list(inside), is_section)
+        for name, kind in inside.items():
+            yield from walk((*path, name), kind, description)
+
+    return dict(walk((), section, ""))
+
+
+def refusal(section: Any, values: Any, error: ValidationError) -> str:
+    """Return one line on the worst of pydantic's errors: the key, its value and what is allowed.
+
+    Args:
+        section: the dataclass that refused.
+        values: what it was to be made of, as the file has it.
+    """
+    faults = error.errors(include_url=False, include_input=False)
+    # An unknown key may be the reason why another one is missing; of the ways in which a value can
+    # be written, the one that goes deepest is meant.
+    places = [(fault["type"] in UNKNOWN, _place(values, fault["loc"]), fault) for fault in faults]
+    unknown, path, fault = max(places, key=lambda place: (place[0], len(place[1])))
+    name = str(fault["loc"][-1]) if fault["loc"] else ""
+    if unknown or name == "[key]":
+        *path, name = path
+    known, value = all_keys(section), values
+    pattern: tuple[str, ...] = ()
+    for part in path:
+        pattern = (*pattern, part if (*pattern, part) in known else ANY_NAME)
+        value = value[part]
+    key, where = known[pattern], dotted(path)
+    if unknown:
+        return f"{where}: {_unknown(name, key.names)}"
+    if fault["loc"] and fault["loc"][-1] == "[key]":
+        return f"{where}: {shown(name)} is not allowed; use {allowed(Name)}"
+    if fault["type"] == "missing":
+        missing = known[*pattern, name]
+        return f"{dotted((*path, name))} is missing; give {missing.allowed}. {missing.description}"
+    return f"{where}: {shown(value)} is not allowed; use {key.allowed}. {key.description}"
+
+
+def _place(values: Any, loc: Iterable[str | int]) -> list[str]:
+    """Return where pydantic's error is in the file: without the kinds and list indices it names."""
+    path = []
+    for part in loc:
+        if isinstance(values, dict) and part in values:
+            path.append(str(part))
+            values = values[part]
+    return path
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name[:SHOWN], known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown key {shown(name)}; {hint}known: {', '.join(known)}"

@@ -1,0 +1,96 @@
+"""The kinds of value that a parameter can have, on which `star.config.params` is built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    Strict,
+)
+from pydantic_core import CoreSchema, core_schema
+
+LONGEST_NAME = 255  # bytes of a file's name, on Linux
+
+SECTION = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _whole(value: Any) -> Any:
+    """Return 8 for 8.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _each_once(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("a value comes twice")
+    return values
+
+
+def _names_fit(path: str) -> str:
+    if any(len(name.encode()) > LONGEST_NAME for name in path.split("/")):
+        raise ValueError("a name is too long")
+    return path
+
+
+# YAML's types are kept apart: True is no number, "8" is no integer, 1 is not true.
+Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Batch = Annotated[Whole, Field(ge=1, le=4096)]
+Steps = Annotated[Whole, Field(ge=1, le=1000)]
+Side = Annotated[Whole, Field(ge=32, le=4096)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Factor = Annotated[Number, Field(ge=0, le=1000)]
+Divisor = Annotated[Number, Field(gt=0, le=1000)]
+Rate = Annotated[Number, Field(gt=0, le=1)]
+Index = Annotated[Whole, Field(ge=0, le=1000)]
+Name = Annotated[
+    Text,
+    Field(pattern="^[a-z0-9_]+$", max_length=64),
+    Field(title="a name of at most 64 lower-case letters, digits and _"),
+]
+PathOrId = Annotated[
+    Text,
+    Field(pattern=r"^\S.*$", max_length=1024),
+    Field(
+        title=f"a path or hub id without a space in front, its names at most {LONGEST_NAME} bytes"
+    ),
+    AfterValidator(_names_fit),
+]
+Revision = Annotated[
+    Text,
+    Field(pattern="^[A-Za-z0-9._/-]+$", max_length=128),
+    Field(title="a commit, tag or branch of at most 128 characters"),
+]
+EachOnce = AfterValidator(_each_once)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A dictionary's keys, with the annotated type of each value; no others are allowed."""
+
+    kinds: Mapping[str, Any]
+    required: bool = True
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        fields = {
+            key: core_schema.typed_dict_field(handler.generate_schema(kind), required=self.required)
+            for key, kind in self.kinds.items()
+        }
+        return core_schema.typed_dict_schema(fields, extra_behavior="forbid")
+
+
+def fields_of(section: Any) -> dict[str, Any]:
+    """Return the annotated type of each field of a section, its description within."""
+    hints = get_type_hints(section, include_extras=True)
+    return {
+        name: Annotated[hints[name], Field(description=field.description)]
+        for name, field in section.__pydantic_fields__.items()
+    }

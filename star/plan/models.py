@@ -1,0 +1,149 @@
+"""The models that a parameter file names, built on the meta device: sizes without weights."""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    T5Config,
+    T5EncoderModel,
+)
+
+from star.config.params import ModelParams
+from star.plan.configs import Config
+from star.policy.sd3 import LORA_TARGETS
+from star.system.errors import StarError
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An SD3 pipeline on the meta device, its transformer with a LoRA adapter.
+
+    Attributes:
+        encoders: CLIP, second CLIP, T5.
+        clip_tokens: length of the CLIP part of the text sequence.
+    """
+
+    transformer: SD3Transformer2DModel
+    vae: AutoencoderKL
+    encoders: tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]
+    clip_tokens: int
+
+    @property
+    def adapter(self) -> int:
+        """Return the number of the adapter's parameters."""
+        return sum(p.numel() for p in self.transformer.parameters() if p.requires_grad)
+
+    @property
+    def frozen(self) -> int:
+        """Return the number of the transformer's other parameters, its position table included."""
+        buffers = sum(buffer.numel() for buffer in self.transformer.buffers())
+        return parameters_of(self.transformer) - self.adapter + buffers
+
+    def latent(self, resolution: int) -> tuple[int, int, int]:
+        """Return the channels, height and width of an image's latent."""
+        side = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.latent_channels, side, side
+
+    def tokens(self, model: ModelParams) -> tuple[int, int]:
+        """Return the numbers of image and text tokens of a sequence."""
+        side = self.latent(model.resolution)[1] // self.transformer.config.patch_size
+        return side**2, self.clip_tokens + model.t5_tokens
+
+
+def build_pipeline(configs: Mapping[str, Config], model: ModelParams) -> Pipeline:
+    """Build a pipeline from `star.plan.configs.pipeline_configs`.
+
+    Raises:
+        StarError: values of the config files that make no model.
+    """
+
+    with _on_meta(model.path):
+        transformer = SD3Transformer2DModel.from_config(dict(configs["transformer"]))
+        transformer.requires_grad_(False).eval()
+        transformer.add_adapter(LoraConfig(r=model.lora_rank, target_modules=LORA_TARGETS))
+        encoders = (
+            CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder"])),
+            CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder_2"])),
+            T5EncoderModel(T5Config.from_dict(configs["text_encoder_3"])),
+        )
+        vae = AutoencoderKL.from_config(dict(configs["vae"])).eval()
+        return Pipeline(transformer, vae, encoders, int(configs["tokenizer"]["model_max_length"]))
+
+
+def build_reward_model(config: Config, path: str) -> torch.nn.Module:
+    """Build a detector or a CLIP model from `star.plan.configs.reward_configs`.
+
+    Raises:
+        StarError: values of the config file that make no model.
+    """
+    with _on_meta(path):
+        if "backbone_config" in config:
+            return Mask2FormerForUniversalSegmentation(Mask2FormerConfig.from_dict(config))
+        return CLIPModel(CLIPConfig.from_dict(config))
+
+
+@contextmanager
+def _on_meta(path: str) -> Iterator[None]:
+    try:
+        with torch.device("meta"):
+            yield
+    except Exception as error:  # the libraries raise what comes, down to ZeroDivisionError
+        reason = " ".join(str(error).split())
+        raise StarError(f"{path}: its config files make no model ({reason}); mend them") from error
+
+
+def parameters_of(*modules: torch.nn.Module) -> int:
+    """Return the number of all parameters."""
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of tensors that are made inside and live at one time.
+
+    Attributes:
+        now, most: bytes at present, and at the fullest moment.
+        copies: whether a convolution works on a copy of its input, as oneDNN's do on a CPU.
+    """
+
+    def __init__(self, copies: bool = False) -> None:
+        super().__init__()
+        self.copies, self.now, self.most = copies, 0, 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        given = {_key(t) for t in tree_iter((arguments, options)) if isinstance(t, torch.Tensor)}
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor) and _key(tensor) not in given | self._sizes.keys():
+                self._add(tensor.untyped_storage())
+        copied = self.copies and function is torch.ops.aten.convolution.default
+        self.most = max(self.most, self.now + (arguments[0].nbytes if copied else 0))
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._sizes[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

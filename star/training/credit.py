@@ -1,0 +1,175 @@
+"""Turns rewards into credit: core tokens of the prompts, group advantages, allocation maps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from star.config.params import AllocationParams, TrainParams
+from star.method.allocation import allocation_weights, controlled, exchanged
+from star.method.attention import CoreKeys
+from star.method.objective import group_advantages, patch_mean
+from star.method.seeds import seed_of
+from star.policy.rollout import Trajectory
+from star.policy.sd3 import SD3Policy
+from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
+from star.prompts.records import PromptRecord
+from star.rewards.base import RewardResult
+from star.system.errors import StarError
+from star.system.processes import Processes
+from star.training.batches import Batch
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P)."""
+
+    batch: Batch
+    trajectory: Trajectory
+    advantages: Tensor
+    weights: Tensor
+
+
+class Credit:
+    """Gives each rollout its advantages, and the maps that spread them over steps and places.
+
+    Args:
+        seed: of the run.
+        core_weights: weight of each kind of span in the core content.
+        processes: groups and the spread of rewards are those of all together.
+    """
+
+    def __init__(
+        self,
+        policy: SD3Policy,
+        seed: int,
+        core_weights: Mapping[str, float],
+        train: TrainParams,
+        allocation: AllocationParams,
+        processes: Processes,
+    ) -> None:
+        self.policy, self.seed, self.core_weights = policy, seed, core_weights
+        self.train, self.allocation, self.processes = train, allocation, processes
+        self.clause_wise = allocation.clause_wise and allocation.uses_maps
+        self._core: dict[tuple[str, bool], Tensor] = {}
+
+    def core_keys(self, records: Sequence[PromptRecord], clause_wise: bool) -> CoreKeys:
+        """Return the core tokens of a batch as keys of the joint attention."""
+        rows = [self._core_weights(record, clause_wise) for record in records]
+        return CoreKeys.from_weights(_padded(rows))
+
+    def weigh(
+        self,
+        epoch: int,
+        planned: Sequence[Batch],
+        trajectories: Sequence[Trajectory],
+        results: Sequence[RewardResult],
+    ) -> list[Scored]:
+        """Return this process's rollouts with their credit among all of the epoch.
+
+        Args:
+            planned: the epoch's batches, of all processes.
+            trajectories, results: of this process's shard of them.
+        """
+        batches = self.processes.shard(planned, self.train.updates_per_epoch)
+        advantages = self.advantages(batches, results)
+        maps: list[Tensor | None] = [trajectory.relevance for trajectory in trajectories]
+        if self.allocation.source == "other_rollout":
+            maps = [*self._maps_of_others(planned, [m for m in maps if m is not None])]
+        scored = []
+        for batch, trajectory, relevance, advantage in zip(
+            batches, trajectories, maps, advantages, strict=True
+        ):
+            if relevance is None:
+                weights = self._flat(trajectory, advantage)
+            else:
+                weights = self._weights(epoch, batch, relevance)
+            advantage = advantage[:, : weights.shape[2]]  # without clauses of longer prompts
+            scored.append(Scored(batch, trajectory, advantage, weights))
+        return scored
+
+    def advantages(self, batches: Sequence[Batch], results: Sequence[RewardResult]) -> list[Tensor]:
+        """Return the advantages of each of this process's batches, (B, K).
+
+        Raises:
+            StarError: the reward tells other clauses apart than the prompt's core does.
+        """
+        updates = self.train.updates_per_epoch
+        shares = [share for result in results for share in self._shares(result)]
+        if self.clause_wise:
+            self._check_clauses([r for batch in batches for r in batch.records], shares)
+        rows = _padded(shares).to(self.policy.device)
+        everywhere = self.processes.gather(rows.split([len(r.scores) for r in results]), updates)
+        advantages = group_advantages(
+            torch.cat(everywhere), self.train.group_size, self.train.advantage_clip
+        )
+        return self.processes.shard(advantages.split([len(p) for p in everywhere]), updates)
+
+    def _shares(self, result: RewardResult) -> list[Tensor]:
+        """Return the shares of each image's score, (K,): of its clauses, or the score alone."""
+        if self.clause_wise and result.shares is not None:
+            return [torch.from_numpy(share) for share in result.shares]
+        return list(torch.from_numpy(result.scores[:, None]))
+
+    def _check_clauses(self, records: Sequence[PromptRecord], shares: Sequence[Tensor]) -> None:
+        for record, share in zip(records, shares, strict=True):
+            clauses = len(self._core_weights(record, True))
+            if len(share) != clauses:  # they would be broadcast, or cut
+                raise StarError(
+                    f"allocation.clause_wise: prompt {record.id} has {clauses} clauses, and its "
+                    f"reward gives shares for {len(share)}; set it to false"
+                )
+
+    def _weights(self, epoch: int, batch: Batch, relevance: Tensor) -> Tensor:
+        how, seed = self.allocation, seed_of(self.seed, "control", epoch, batch.number)
+        maps = controlled(relevance, how.source, seed)
+        return allocation_weights(maps, how.lam, how.temporal, how.clause_maps)
+
+    def _flat(self, trajectory: Trajectory, advantage: Tensor) -> Tensor:
+        steps, rollouts = trajectory.means.shape[:2]
+        locations = patch_mean(trajectory.means[0], self.policy.patch).shape[1]
+        return advantage.new_ones(rollouts, steps, 1, locations)
+
+    def _maps_of_others(self, planned: Sequence[Batch], own: Sequence[Tensor]) -> list[Tensor]:
+        """Return relevance maps of rollouts with other prompts, in the shape of ``own``.
+
+        A clause that the other prompt does not have gets a flat map.
+        """
+        updates, (_, steps, _, locations) = self.train.updates_per_epoch, own[0].shape
+        flat = [row for maps in own for row in maps.transpose(1, 2).flatten(2)]  # (K, T * P) each
+        rows = _padded(flat).split([len(maps) for maps in own])
+        everywhere = torch.cat(self.processes.gather(rows, updates))
+        prompts = [record.prompt for batch in planned for record in batch.records]
+        moved = exchanged(everywhere, prompts, self.train.group_size)
+        parts = self.processes.shard(moved.split([len(b.records) for b in planned]), updates)
+        return [
+            part[:, : maps.shape[2]].unflatten(2, (steps, locations)).transpose(1, 2)
+            for part, maps in zip(parts, own, strict=True)
+        ]
+
+    def _core_weights(self, record: PromptRecord, clause_wise: bool) -> Tensor:
+        """Return each text position's weight for each clause (or the whole): (K, text tokens)."""
+        key = record.id, clause_wise
+        if key not in self._core:
+            policy, encoders = self.policy, self.allocation.encoders
+            parts = clause_records(record) if clause_wise else [record]
+            tokens = [
+                require_core_tokens(
+                    part, policy.tokenizers, policy.text_lengths, self.core_weights, encoders
+                )
+                for part in parts
+            ]
+            weights = np.stack([part.weights for part in tokens])
+            if self.allocation.source == "random_tokens":
+                words = np.logical_and.reduce([part.others for part in tokens])
+                seed = seed_of(self.seed, "random_tokens", record.id)
+                weights = scattered(weights, words, seed)
+            self._core[key] = torch.from_numpy(weights).to(policy.device)
+        return self._core[key]
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """Stack tensors (K_i, ...) to (len(rows), max K_i, ...), filled up with zeros."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
