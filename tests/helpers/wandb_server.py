@@ -1,9 +1,7 @@
-"""A stand-in for W&B's server: as much of its interface as `wandb sync` needs, keeping what it is
-sent.
+"""A stand-in for W&B's server: as much as `wandb sync` needs, keeping what it is sent.
 
-It says what a server says of a run that it knows, the number of its history lines and the last one,
-so that a later part of the run goes behind the earlier. Written to what wandb 0.31 was seen to ask;
-W&B's own server was not tried."""
+Of a run that it knows it tells the number of history lines and the last one, so that a later part
+goes behind the earlier. It answers what wandb 0.31 was seen to ask; W&B's own was not tried."""
 
 import gzip
 import json
@@ -15,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Received:
-    """By run: its title, its settings as they came last, lines of its history, and names of the
-    files uploaded."""
+class Received(ThreadingHTTPServer):
+    """By run: title, last settings, lines of history, and names of the files uploaded."""
 
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.files: dict[str, set[str]] = defaultdict(set)
         self.titles: dict[str, str] = {}
@@ -29,93 +27,79 @@ class Received:
 @contextmanager
 def serving() -> Iterator[tuple[str, Received]]:
     """Inside, the server runs at the address."""
-    received = Received()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(received))
-    address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield address, received
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with Received() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-def _handler(received: Received) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if self.headers.get("content-encoding") == "gzip":
-                body = gzip.decompress(body)
-            if self.path.endswith("/file_stream"):
-                part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
-                if part is not None:
-                    lines = received.history[self.path.split("/")[-2]]
-                    lines[part["offset"] :] = map(json.loads, part["content"])
-            self._answer({"data": self._data(json.loads(body))} if self.path == "/graphql" else {})
+class _Handler(BaseHTTPRequestHandler):
+    server: Received
 
-        def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            _, _, run, name = self.path.split("/", 3)
-            received.files[run].add(name)
-            self._answer({})
+    def do_POST(self) -> None:
+        body, answer = self._body(), {}
+        if self.path == "/graphql":
+            answer = {"data": self._data(json.loads(body))}
+        elif self.path.endswith("/file_stream"):
+            part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+            if part is not None:
+                lines = self.server.history[self.path.split("/")[-2]]
+                lines[part["offset"] :] = map(json.loads, part["content"])
+        self._answer(answer)
 
-        def _data(self, asked: dict[str, Any]) -> dict[str, Any]:
-            given = asked.get("variables", {})
-            project = {"id": "p", "name": "star", "entity": {"id": "e", "name": "me"}}
-            match asked.get("operationName"):
-                case "UpsertBucket":
-                    run = given["name"]
-                    received.titles[run] = given["displayName"] or received.titles[run]
-                    received.settings[run] = given["config"]
-                    bucket = {
-                        "id": run,
-                        "name": run,
-                        "displayName": received.titles[run],
-                        "project": project,
-                    }
-                    return {"upsertBucket": {"bucket": bucket | {"config": "{}"}, "inserted": True}}
-                case "RunResumeStatus":
-                    return {"model": project | {"bucket": self._known(given["name"])}}
-                case "CreateRunFiles":
-                    run, host = given["run"], self.headers["host"]
-                    files = [
-                        {"name": name, "uploadUrl": f"http://{host}/up/{run}/{name}"}
-                        for name in given["files"]
-                    ]
-                    return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
-            return {}
+    def do_PUT(self) -> None:
+        self._body()
+        _, _, run, name = self.path.split("/", 3)
+        self.server.files[run].add(name)
+        self._answer({})
 
-        def _known(self, run: str) -> dict[str, Any] | None:
-            if run not in received.titles:
-                return None
-            lines = received.history[run]
-            known = {
-                "id": run,
-                "name": run,
-                "displayName": received.titles[run],
-                "config": "{}",
-                "summaryMetrics": "{}",
-            }
-            known |= {
-                "logLineCount": 0,
-                "historyLineCount": len(lines),
-                "eventsLineCount": 0,
-                "eventsTail": "[]",
-            }
-            known["historyTail"] = json.dumps([json.dumps(line) for line in lines[-1:]])
-            return known | {"tags": [], "notes": None, "wandbConfig": '{"t": 1}'}
+    def _data(self, asked: dict[str, Any]) -> dict[str, Any]:
+        given = asked.get("variables", {})
+        project = {"id": "p", "name": "star", "entity": {"id": "e", "name": "me"}}
+        titles = self.server.titles
+        match asked.get("operationName"):
+            case "UpsertBucket":
+                run = given["name"]
+                titles[run] = given["displayName"] or titles[run]
+                self.server.settings[run] = given["config"]
+                bucket = self._named(run) | {"project": project}
+                return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            case "RunResumeStatus":
+                run = given["name"]
+                return {"model": project | {"bucket": self._known(run) if run in titles else None}}
+            case "CreateRunFiles":
+                run, place = given["run"], f"http://{self.headers['host']}/up"
+                names = given["files"]
+                files = [{"name": name, "uploadUrl": f"{place}/{run}/{name}"} for name in names]
+                return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
+        return {}
 
-        def _answer(self, value: dict[str, Any]) -> None:
-            body = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def _named(self, run: str) -> dict[str, Any]:
+        title = self.server.titles[run]
+        return {"id": run, "name": run, "displayName": title, "config": "{}"}
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def _known(self, run: str) -> dict[str, Any]:
+        lines = self.server.history[run]
+        counts = {"logLineCount": 0, "historyLineCount": len(lines), "eventsLineCount": 0}
+        tails = {"historyTail": json.dumps(list(map(json.dumps, lines[-1:]))), "eventsTail": "[]"}
+        rest = {"summaryMetrics": "{}", "tags": [], "notes": None, "wandbConfig": '{"t": 1}'}
+        return {**self._named(run), **counts, **tails, **rest}
 
-    return Handler
+    def _body(self) -> bytes:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        return gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass

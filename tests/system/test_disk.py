@@ -79,7 +79,7 @@ def test_an_error_of_the_disk_is_known_by_its_number_wherever_that_stands(number
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("shapes"), FileNotFoundError(2, "none"), SafetensorError("(os error 2)")],
+    [ValueError("28"), FileNotFoundError(2, "none"), SafetensorError("(os error 2)")],
 )
 def test_other_errors_are_left_alone(error: Exception) -> None:
     assert disk_error(error) is None

@@ -33,7 +33,7 @@ def test_each_gpu_has_a_process(gpus: int, processes: int) -> None:
 
 @pytest.mark.parametrize(
     ("gpus", "processes", "nodes", "threads"),
-    [(8, 1, 1, "1"), (0, 2, 1, "4"), (32, 1, 4, "1"), (4, 1, 2, "4")],
+    [(16, 1, 1, "1"), (0, 2, 1, "4"), (32, 1, 4, "1"), (4, 1, 2, "4")],
 )
 def test_processes_share_the_threads_of_their_job(
     gpus: int, processes: int, nodes: int, threads: str
