@@ -4,17 +4,17 @@ import subprocess
 import sys
 
 
-def test_imports_wait_for_no_collection_and_later_ones_pass_over_them():
+def test_imports_wait_for_no_collection_and_later_ones_pass_over_them() -> None:
     program = """
 import gc
 from star.system.runtime import quick_imports
 
-found = []
+found, kept = [], []
 for fails in (False, True):
     try:
         with quick_imports():
             assert not gc.isenabled()
-            kept = [[] for _ in range(1000)]
+            kept += [[] for _ in range(1000)]
             assert not fails
     except AssertionError:
         assert fails
