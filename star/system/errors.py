@@ -50,7 +50,7 @@ def disk_error(error: Exception, path: Path | None = None) -> StarError | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, a file or folder is written; raise a StarError in place of a `disk_error`."""
+    """Raise a StarError in place of a `disk_error` while a file or folder is written."""
     try:
         yield
     except Exception as error:

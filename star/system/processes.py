@@ -32,7 +32,7 @@ def start_accelerator(reward_timeout: float) -> Accelerator:
 
 @contextmanager
 def _meeting() -> Iterator[None]:
-    """Inside, processes wait for each other; one that waits in vain raises a StarError."""
+    """Raise a StarError if this process waits for the others in vain."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -57,6 +57,7 @@ class Processes:
 
     @staticmethod
     def of(accelerator: Accelerator) -> "Processes":
+        """Return this process as its accelerator knows it."""
         return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and logs."""
+        """Tell whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def shard(self, items: Sequence[T], runs: int) -> list[T]:

@@ -40,11 +40,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Inside, large libraries are imported without Python's cycle collector.
+    """Import large libraries without Python's cycle collector.
 
     It would visit all that they make again and again and find nothing: a quarter of the time that
-    torch and diffusers take. What there is after the first time is left out of all later
-    collections too."""
+    torch and diffusers take. What the first imports made is left out of all later collections."""
     gc.disable()
     try:
         yield

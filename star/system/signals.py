@@ -17,7 +17,7 @@ SAME = 1.0  # seconds
 
 @contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-    """Inside, the function given tells whether the process was asked to stop (main thread only)."""
+    """Give a function that tells whether the process was asked to stop; main thread only."""
     asked: float | None = None
 
     def remember(number: int, frame: FrameType | None) -> None:
