@@ -11,12 +11,19 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     Strict,
+    TypeAdapter,
 )
 from pydantic_core import CoreSchema, core_schema
 
 LONGEST_NAME = 255  # bytes of a file's name, on Linux
 
-SECTION = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+class Section:
+    """What the sections of a parameter file have in common: how pydantic reads them."""
+
+    __pydantic_config__ = ConfigDict(
+        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _whole(value: Any) -> Any:
@@ -89,8 +96,8 @@ class Keys:
 
 def fields_of(section: Any) -> dict[str, Any]:
     """Return the annotated type of each field of a section, its description within."""
-    hints = get_type_hints(section, include_extras=True)
+    said = TypeAdapter(section).json_schema()["properties"]
     return {
-        name: Annotated[hints[name], Field(description=field.description)]
-        for name, field in section.__pydantic_fields__.items()
+        name: Annotated[kind, Field(description=said[name].get("description"))]
+        for name, kind in get_type_hints(section, include_extras=True).items()
     }

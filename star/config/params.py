@@ -1,23 +1,23 @@
 """Every parameter of `params.yaml`, once: its type, range, unit and meaning, as frozen dataclasses.
 
-pydantic checks a value when a section is made, also by `dataclasses.replace`. The text below a
-field is its description in refusals and in `docs/parameters.md`. What one key cannot say alone is
-in `star.config.consistency`."""
+pydantic checks what is read from a file; a section that code makes is taken as it is. The text
+below a field is its description in refusals and in `docs/parameters.md`. What one key cannot say
+alone is in `star.config.consistency`."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
 from star.config.consistency import broken_rules
 from star.config.explain import refusal
 from star.config.kinds import (
-    SECTION,
     Batch,
     Count,
     Divisor,
@@ -31,6 +31,7 @@ from star.config.kinds import (
     PathOrId,
     Rate,
     Revision,
+    Section,
     Share,
     Side,
     Steps,
@@ -45,8 +46,8 @@ TASKS = ("geneval", "ocr", "preference")
 SPANS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
 
 
-@dataclass(frozen=True, config=SECTION)
-class ModelParams:
+@dataclass(frozen=True)
+class ModelParams(Section):
     """The base model, its precision and the adapter trained on it."""
 
     path: PathOrId
@@ -80,8 +81,8 @@ class ModelParams:
     encoded; null keeps both in memory."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class PromptSource:
+@dataclass(frozen=True)
+class PromptSource(Section):
     """A prompt file by URL; `star.prompts.published` says what becomes of it."""
 
     url: Annotated[
@@ -103,8 +104,8 @@ class PromptSource:
     """SHA-256 of the file; null is refused with the digits to put here."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class PromptSetParams:
+@dataclass(frozen=True)
+class PromptSetParams(Section):
     """Prompt sets of one task."""
 
     train: Count
@@ -119,8 +120,8 @@ class PromptSetParams:
     null uses the built-in grammar."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class PromptsParams:
+@dataclass(frozen=True)
+class PromptsParams(Section):
     """Training and test prompts of the three tasks."""
 
     world: Literal["miniature", "coco"]
@@ -133,8 +134,8 @@ class PromptsParams:
     """Prompt sets of the preference task."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class CoreParams:
+@dataclass(frozen=True)
+class CoreParams(Section):
     """The core content of a prompt."""
 
     weights: Annotated[dict[str, float], Keys(dict.fromkeys(SPANS, Factor))]
@@ -143,8 +144,8 @@ class CoreParams:
     subject: of a free prompt; content: its other content words."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class RolloutParams:
+@dataclass(frozen=True)
+class RolloutParams(Section):
     """How training images are sampled."""
 
     steps: Annotated[Whole, Field(ge=2, le=1000)]
@@ -166,8 +167,8 @@ class RolloutParams:
     """Images a forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class AllocationParams:
+@dataclass(frozen=True)
+class AllocationParams(Section):
     """How an advantage is spread over steps and positions."""
 
     source: Literal[
@@ -212,8 +213,8 @@ Changes = Annotated[dict[str, Any], Keys(fields_of(AllocationParams), required=F
 Methods = Annotated[dict[Name, Changes], Field(min_length=1)]
 
 
-@dataclass(frozen=True, config=SECTION)
-class TrainParams:
+@dataclass(frozen=True)
+class TrainParams(Section):
     """The policy-gradient training."""
 
     epochs: Count
@@ -257,8 +258,8 @@ class TrainParams:
     logs/tensorboard; an extra of its own), or none."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class GenevalParams:
+@dataclass(frozen=True)
+class GenevalParams(Section):
     """Object detection and GenEval's clauses."""
 
     detector: Literal["exact", "mask2former"]
@@ -284,8 +285,8 @@ class GenevalParams:
     """Most detections of a class that are kept."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class OcrParams:
+@dataclass(frozen=True)
+class OcrParams(Section):
     """Text recognition."""
 
     workers: Annotated[Whole, Field(ge=1, le=256)]
@@ -296,8 +297,8 @@ class OcrParams:
     """Side to which smaller images are enlarged before reading, in pixels."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class PreferenceParams:
+@dataclass(frozen=True)
+class PreferenceParams(Section):
     """Image preference of a CLIP model."""
 
     path: PathOrId
@@ -311,8 +312,8 @@ class PreferenceParams:
     over float32 weights; features are compared in float32)."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class RewardsParams:
+@dataclass(frozen=True)
+class RewardsParams(Section):
     """The three rewards, in training and in evaluation."""
 
     timeout: Annotated[Number, Field(gt=0, le=86_400)]
@@ -322,8 +323,8 @@ class RewardsParams:
     preference: PreferenceParams
 
 
-@dataclass(frozen=True, config=SECTION)
-class EvaluateParams:
+@dataclass(frozen=True)
+class EvaluateParams(Section):
     """Evaluation of the base model and of each trained adapter on every benchmark."""
 
     steps: Steps
@@ -341,8 +342,8 @@ class EvaluateParams:
     letters in 64 pixels), or none."""
 
 
-@dataclass(frozen=True, config=SECTION)
-class ReportParams:
+@dataclass(frozen=True)
+class ReportParams(Section):
     """The HTML page."""
 
     title: Annotated[Text, Field(min_length=1, max_length=200)]
@@ -351,7 +352,7 @@ class ReportParams:
     """Before/after pairs a task."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class StudyRun:
     """One run of the study."""
 
@@ -366,8 +367,8 @@ class StudyRun:
         return f"{self.task}-{self.method}-{self.seed}-{self.rate!r}"
 
 
-@dataclass(frozen=True, config=SECTION)
-class StudyParams:
+@dataclass(frozen=True)
+class StudyParams(Section):
     """The comparison of variants over seeds, `snakemake study`."""
 
     tasks: Annotated[list[Literal["geneval", "ocr"]], Strict(), Field(min_length=1), EachOnce]
@@ -407,8 +408,8 @@ class StudyParams:
         ]
 
 
-@dataclass(frozen=True, config=SECTION)
-class Params:
+@dataclass(frozen=True)
+class Params(Section):
     """Every parameter of a run, one section a stage."""
 
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)]
@@ -470,12 +471,17 @@ def load_params(path: Path) -> Params:
     """
     values = read_values(path)
     try:
-        params = TypeAdapter(Params).validate_python(values)
+        params = _reader().validate_python(values)
     except ValidationError as error:
         raise StarError(f"{path}: {refusal(Params, values, error)}") from None
     for broken in broken_rules(params):
         raise StarError(f"{path}: {broken}")
     return params
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Params]:
+    return TypeAdapter(Params)
 
 
 def fingerprint(*sections: Any) -> str:
