@@ -14,7 +14,9 @@ BASE = frozenset({"evaluate_base"})
 TRAINED = frozenset({"evaluate_geneval@geneval-star"})
 REPORT = frozenset({"report"})
 EVALUATIONS = BASE | TRAINED | REPORT
+MODEL = TRAIN | BASE | TRAINED  # the stages that open a model
 EVERYTHING = PROMPTS | CORE | TRAIN | EVALUATIONS
+WEIGHTS = "models/miniature/vae/diffusion_pytorch_model.safetensors"
 OCR_PROMPTS = frozenset({"prompts@ocr", "core@ocr-train", "core@ocr-test"})
 OWN = frozenset({"prompts@preference", "core@preference-train", "core@preference-test"})
 OTHER = frozenset({"train_geneval@geneval-flow_grpo", "evaluate_geneval@geneval-flow_grpo"})
@@ -45,17 +47,17 @@ class Edit:
 
 
 RECORD = "record_versions"  # no stage: after `dvc repro` it would tell DVC what DVC knows
-WEIGHTS = "models/miniature/transformer/diffusion_pytorch_model.safetensors"
 COMMENT = "\n# A comment.\n"
 
 # Edits of a group are looked at one by one and then run together; a stage's start costs seconds.
+# A code edit concerns every rule whose table names the package.
 GROUPS: dict[str, tuple[Edit, ...]] = {
     "all": (
         Edit("seed", 5, PROMPTS | TRAIN | EVALUATIONS, EVERYTHING),
         Edit("prompts.ocr.test", 3, frozenset({"prompts@ocr"}), OCR_PROMPTS | EVALUATIONS),
-        Edit("star/prompts/words.py", COMMENT, PROMPTS | CORE | TRAIN, EVERYTHING),
-        Edit("star/prompts/core_tokens.py", COMMENT, CORE | TRAIN, CORE | TRAIN | EVALUATIONS),
+        Edit("star/prompts/words.py", COMMENT, EVERYTHING, EVERYTHING),
         Edit("star/config/params.py", COMMENT, EVERYTHING, EVERYTHING),
+        Edit("star/system/files.py", COMMENT, EVERYTHING, EVERYTHING),
     ),
     "training": (
         Edit("core.weights.count", 0.5, TRAIN, TRAIN | TRAINED | REPORT),
@@ -66,28 +68,30 @@ GROUPS: dict[str, tuple[Edit, ...]] = {
         Edit("star/training/trainer.py", COMMENT, TRAIN, TRAIN | TRAINED | REPORT),
     ),
     "model": (
-        Edit("model.lora_rank", 3, TRAIN | BASE | TRAINED, TRAIN | EVALUATIONS),
-        Edit("rewards.geneval.score_threshold", 0.4, TRAIN | BASE | TRAINED, TRAIN | EVALUATIONS),
-        Edit(
-            "models/miniature/vae/diffusion_pytorch_model.safetensors",
-            "x",
-            TRAIN | BASE | TRAINED,
-            TRAIN | EVALUATIONS,
-        ),
+        Edit("model.lora_rank", 3, MODEL, TRAIN | EVALUATIONS),
+        Edit("rewards.geneval.score_threshold", 0.4, MODEL, TRAIN | EVALUATIONS),
+        Edit(WEIGHTS, "x", MODEL, TRAIN | EVALUATIONS),
+        Edit("star/policy/sd3.py", COMMENT, MODEL, TRAIN | EVALUATIONS),
+        Edit("star/rewards/mask2former.py", COMMENT, MODEL, TRAIN | EVALUATIONS),
     ),
     "evaluation": (
         Edit("evaluate.steps", 4, BASE | TRAINED, EVALUATIONS),
         Edit("rewards.ocr.substring", True, BASE | TRAINED, EVALUATIONS),
-        Edit("star/evaluation/evaluate.py", COMMENT, BASE | TRAINED, EVALUATIONS),
+        Edit("star/evaluation/evaluate.py", COMMENT, EVALUATIONS, EVALUATIONS),
     ),
     "report": (
         Edit("report.title", "Another", REPORT, REPORT),
         Edit("star/report/page.py", COMMENT, REPORT, REPORT),
+        Edit("star/report/page.css", COMMENT, REPORT, REPORT),
     ),
     "nothing": (
         Edit("study.seeds", 3),
         Edit("methods.flow_grpo.objective", "local"),
+        Edit("docs/scaling.md", COMMENT),
         Edit("star/cli.py", COMMENT),
+        Edit("star/plan/table.py", COMMENT),
+        Edit("star/study/page.py", COMMENT),
+        Edit("star/system/locks.py", COMMENT),
     ),
 }
 
