@@ -1,6 +1,9 @@
 """Edits of parameters, code, prompts and models, and the stages that have to run after each."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from tests.helpers.versioned import OWN_PROMPTS, Project
 
@@ -14,6 +17,7 @@ BASE = frozenset({"evaluate_base"})
 TRAINED = frozenset({"evaluate_geneval@geneval-star"})
 REPORT = frozenset({"report"})
 EVALUATIONS = BASE | TRAINED | REPORT
+MODEL = TRAIN | BASE | TRAINED  # the stages that open a model
 EVERYTHING = PROMPTS | CORE | TRAIN | EVALUATIONS
 OCR_PROMPTS = frozenset({"prompts@ocr", "core@ocr-train", "core@ocr-test"})
 OWN = frozenset({"prompts@preference", "core@preference-train", "core@preference-test"})
@@ -22,7 +26,7 @@ OTHER = frozenset({"train_geneval@geneval-flow_grpo", "evaluate_geneval@geneval-
 
 @dataclass(frozen=True)
 class Edit:
-    """A key of params.yaml with a new value, or a file that gets `added`."""
+    """A key of params.yaml with a new value, or a file to which the value is added."""
 
     target: str
     value: object
@@ -45,54 +49,34 @@ class Edit:
 
 
 RECORD = "record_versions"  # no stage: after `dvc repro` it would tell DVC what DVC knows
-WEIGHTS = "models/miniature/transformer/diffusion_pytorch_model.safetensors"
 COMMENT = "\n# A comment.\n"
-
-# Edits of a group are looked at one by one and then run together; a stage's start costs seconds.
-GROUPS: dict[str, tuple[Edit, ...]] = {
-    "all": (
-        Edit("seed", 5, PROMPTS | TRAIN | EVALUATIONS, EVERYTHING),
-        Edit("prompts.ocr.test", 3, frozenset({"prompts@ocr"}), OCR_PROMPTS | EVALUATIONS),
-        Edit("star/prompts/words.py", COMMENT, PROMPTS | CORE | TRAIN, EVERYTHING),
-        Edit("star/prompts/core_tokens.py", COMMENT, CORE | TRAIN, CORE | TRAIN | EVALUATIONS),
-        Edit("star/config/params.py", COMMENT, EVERYTHING, EVERYTHING),
-    ),
-    "training": (
-        Edit("core.weights.count", 0.5, TRAIN, TRAIN | TRAINED | REPORT),
-        Edit("rollout.noise_level", 0.8, TRAIN, TRAIN | TRAINED | REPORT),
-        Edit("allocation.lam", 2.0, TRAIN, TRAIN | TRAINED | REPORT),
-        Edit("methods.star.objective", "weighted", TRAIN, TRAIN | TRAINED | REPORT),
-        Edit("train.learning_rate", 2e-3, TRAIN, TRAIN | TRAINED | REPORT),
-        Edit("star/training/trainer.py", COMMENT, TRAIN, TRAIN | TRAINED | REPORT),
-    ),
-    "model": (
-        Edit("model.lora_rank", 3, TRAIN | BASE | TRAINED, TRAIN | EVALUATIONS),
-        Edit("rewards.geneval.score_threshold", 0.4, TRAIN | BASE | TRAINED, TRAIN | EVALUATIONS),
-        Edit(
-            "models/miniature/vae/diffusion_pytorch_model.safetensors",
-            "x",
-            TRAIN | BASE | TRAINED,
-            TRAIN | EVALUATIONS,
-        ),
-    ),
-    "evaluation": (
-        Edit("evaluate.steps", 4, BASE | TRAINED, EVALUATIONS),
-        Edit("rewards.ocr.substring", True, BASE | TRAINED, EVALUATIONS),
-        Edit("star/evaluation/evaluate.py", COMMENT, BASE | TRAINED, EVALUATIONS),
-    ),
-    "report": (
-        Edit("report.title", "Another", REPORT, REPORT),
-        Edit("star/report/page.py", COMMENT, REPORT, REPORT),
-    ),
-    "nothing": (
-        Edit("study.seeds", 3),
-        Edit("methods.flow_grpo.objective", "local"),
-        Edit("star/cli.py", COMMENT),
-    ),
-}
 
 # Where DVC runs more than Snakemake: its stages depend on the folders of all prompt files and of
 # all models.
 COARSE = (Edit(OWN_PROMPTS, "a dog\n"), Edit("models/miniature-preference/model.safetensors", "x"))
-COARSE_BY_DVC = PROMPTS | OWN | TRAIN | EVALUATIONS
+COARSE_BY_DVC = EVERYTHING
 COARSE_BY_SNAKEMAKE = OWN | EVALUATIONS
+
+
+def _stages(words: str) -> Stages:
+    sets = (globals().get(word, {word}) for word in words.split())
+    return frozenset().union(*sets)
+
+
+def _groups() -> dict[str, list[Edit]]:
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return {
+        name: [
+            Edit(
+                edit["target"],
+                edit.get("value", COMMENT),
+                _stages(edit.get("direct", "")),
+                _stages(edit.get("stages", "")),
+            )
+            for edit in edits
+        ]
+        for name, edits in yaml.safe_load(text).items()
+    }
+
+
+GROUPS = _groups()

@@ -67,7 +67,7 @@ def load_stages(root: Path) -> list[Stage]:
             keys = [key for dep in stage.deps if hasattr(dep, "params") for key in dep.params]
             stages.append(
                 Stage(
-                    name=stage.addressing,
+                    name=stage.addressing.rpartition(":")[2],
                     rule=command[1],
                     target=command[2],
                     inputs=frozenset(f for f in files if not f.startswith(("star/", "workflow/"))),

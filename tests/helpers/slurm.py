@@ -47,68 +47,21 @@ def scheduler(folder: Path) -> Iterator[None]:
     """Inside, `sbatch` works, and one node has two processors and a GPU. Ends what it started and
     removes its files."""
     host, gres = socket.gethostname(), CONFIG.with_name("gres.conf")
-    processors = min(2, os.cpu_count() or 1)
-    settings = {
-        "ClusterName": "test",
-        "SlurmctldHost": f"{host}(127.0.0.1)",
-        "SlurmUser": "root",
-        "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder / 'munge.socket'}",
-        "SlurmctldPort": 16817,
-        "StateSaveLocation": folder / "state",
-        "SlurmdSpoolDir": folder / "spool-%n",
-        "SlurmctldPidFile": folder / "slurmctld.pid",
-        "SlurmdPidFile": folder / "slurmd-%n.pid",
-        "SlurmctldLogFile": folder / "slurmctld.log",
-        "SlurmdLogFile": folder / "slurmd-%n.log",
-        "ProctrackType": "proctrack/linuxproc",
-        "TaskPlugin": "task/none",
-        "MpiDefault": "none",
-        "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_Core_Memory",
-        "AccountingStorageType": "accounting_storage/none",
-        "JobAcctGatherType": "jobacct_gather/none",
-        "MinJobAge": 86_400,
-        "KillWait": _KILL_WAIT,
-        "OverTimeLimit": 0,
-        "GresTypes": "gpu",
-        "ReturnToService": 2,
-    }
-    nodes = [
-        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={processors} RealMemory=20000 "
-        "Gres=gpu:1 State=UNKNOWN"
-        for port, name in enumerate((host, _SECOND), 16818)
-    ]
-    rest = "MaxTime=INFINITE State=UP"
-    partitions = [f"PartitionName=main Nodes={host} Default=YES {rest}"]
-    partitions += [f"PartitionName=both Nodes={host},{_SECOND} {rest}"]
-    lines = [
-        f"{_OWNER}{os.getpid()}",
-        *(f"{key}={value}" for key, value in settings.items()),
-        *nodes,
-        *partitions,
-    ]
     for name in ("state", "munge"):
         (folder / name).mkdir(parents=True)
+    key = folder / "munge/key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    munged = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
+    files = {"key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    munged += [f"--{option}={folder}/munge/{name}" for option, name in files.items()]
+    commands = [munged, ["slurmctld", "-D"]]
+    commands += [["slurmd", "-D", "-N", name] for name in (host, _SECOND)]
     started: list[subprocess.Popen] = []
     try:
         CONFIG.parent.mkdir(parents=True, exist_ok=True)
-        CONFIG.write_text("\n".join(lines) + "\n")
-        gres.write_text(f"NodeName={host},{_SECOND} Name=gpu File=/dev/null\n")
-        key = folder / "munge" / "key"
-        key.write_bytes(os.urandom(1024))
-        key.chmod(0o400)
-        files = (
-            "--key-file",
-            key,
-            "--pid-file",
-            folder / "munge" / "pid",
-            "--log-file",
-            folder / "munge" / "log",
-        )
-        files += ("--seed-file", folder / "munge" / "seed", "--socket", folder / "munge.socket")
-        commands = [["munged", "--foreground", "--force", *map(str, files)], ["slurmctld", "-D"]]
-        commands += [["slurmd", "-D", "-N", name] for name in (host, _SECOND)]
+        CONFIG.write_text(_configuration(folder, host), encoding="utf-8")
+        gres.write_text(f"NodeName={host},{_SECOND} Name=gpu File=/dev/null\n", encoding="utf-8")
         for command in commands:
             with open(folder / f"{command[0]}-{len(started)}.out", "wb") as log:
                 whole = ["setpriv", "--pdeathsig", "TERM", *command]
@@ -117,12 +70,10 @@ def scheduler(folder: Path) -> Iterator[None]:
         _wait_for_node(folder, started)
         yield
     finally:
-        if len(started) == 4:
-            subprocess.run(["scancel", "--user", "root"], capture_output=True, timeout=60)
+        if len(started) == len(commands):
+            _ask("scancel", "--user", "root")
             for _ in range(3 * _KILL_WAIT):  # no job outlives its scheduler
-                if not subprocess.run(
-                    ["squeue", "--noheader"], capture_output=True, timeout=60
-                ).stdout.strip():
+                if not _ask("squeue", "--noheader").stdout.strip():
                     break
                 time.sleep(1)
         for process in reversed(started):
@@ -136,15 +87,30 @@ def scheduler(folder: Path) -> Iterator[None]:
         gres.unlink(missing_ok=True)
 
 
+def _configuration(folder: Path, host: str) -> str:
+    """Return slurm.conf: its fixed part is slurm.conf beside this file."""
+    processors = min(2, os.cpu_count() or 1)
+    fixed = Path(__file__).with_suffix(".conf").read_text(encoding="utf-8")
+    lines = [f"{_OWNER}{os.getpid()}"]
+    lines.append(fixed.format(folder=folder, host=host, second=_SECOND, kill_wait=_KILL_WAIT))
+    lines += [
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={processors} "
+        "RealMemory=20000 Gres=gpu:1 State=UNKNOWN"
+        for port, name in enumerate((host, _SECOND), 16818)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ask(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
 def _wait_for_node(folder: Path, started: list[subprocess.Popen]) -> None:
     for _ in range(60):
-        answer = subprocess.run(
-            ["sinfo", "--noheader", "--format", "%T"], capture_output=True, text=True
-        )
+        answer = _ask("sinfo", "--noheader", "--format", "%T")
         if set(answer.stdout.split()) == {"idle"}:
             return
-        dead = [str(process.args) for process in started if process.poll() is not None]
-        if dead:
+        if any(process.poll() is not None for process in started):
             break
         time.sleep(0.5)
     logs = "\n".join(file.read_text(errors="replace")[-1500:] for file in folder.glob("*.out"))

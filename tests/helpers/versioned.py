@@ -7,15 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from star.config.yaml_file import read_values
-from tests.helpers.jobs import Job, parse_jobs
+from tests.helpers.jobs import load_stages, parse_jobs
+from tests.helpers.smoke import set_values, write_values
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN_PROMPTS = "data/prompts/own.txt"
@@ -43,28 +42,17 @@ class Project:
         return self.folder / "hold"
 
     def environment(self) -> dict[str, str]:
-        """Of every process: the stand-in first, the copy's own code, and no settings of this
-        user."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("GIT_", "DVC_", "MAKE", "ARGS"))
-        }
+        """Return what every process gets: the stand-in first, the copy's own code, and no settings
+        of this user."""
+        others = ("GIT_", "DVC_", "MAKE", "ARGS")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+        for role in ("AUTHOR", "COMMITTER"):
+            kept |= {f"GIT_{role}_NAME": "test", f"GIT_{role}_EMAIL": "test@localhost"}
         programs = (str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
-        person = {
-            f"GIT_{role}_{key}": "test@localhost"
-            for role in ("AUTHOR", "COMMITTER")
-            for key in ("NAME", "EMAIL")
-        }
-        folders = {
-            "DVC_SITE_CACHE_DIR": "dvc",
-            "DVC_GLOBAL_CONFIG_DIR": "dvc-global",
-            "XDG_CACHE_HOME": "cache",
-        }
-        return {
-            **kept,
-            **person,
-            **{name: str(self.folder / folder) for name, folder in folders.items()},
+        return kept | {
+            "DVC_SITE_CACHE_DIR": str(self.folder / "dvc"),
+            "DVC_GLOBAL_CONFIG_DIR": str(self.folder / "dvc-global"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "DVC_NO_ANALYTICS": "1",
             "PATH": os.pathsep.join(programs),
@@ -108,87 +96,65 @@ class Project:
         self.run("git", "commit", "--quiet", f"--message={message}")
 
     def ran(self) -> set[str]:
-        """The stages that ran since the last call; none may have run twice."""
-        names = self.journal.read_text(encoding="utf-8").split() if self.journal.exists() else []
+        """Return the stages that ran since the last call; none may have run twice."""
+        targets = self.journal.read_text(encoding="utf-8").split() if self.journal.exists() else []
         self.journal.unlink(missing_ok=True)
-        assert len(names) == len(set(names)), names
-        return set(names)
+        assert len(targets) == len(set(targets)), targets
+        names = self._names()
+        return {names[target] for target in targets}
+
+    def _names(self) -> dict[str, str]:
+        return {stage.target: stage.name for stage in load_stages(self.root)}
 
     def reproduce(self) -> set[str]:
-        """`dvc repro`; the stages that ran."""
+        """`dvc repro`; return the stages that ran."""
         self.run("dvc", "repro", "--no-run-cache")
         return self.ran()
 
     def snakemake(self) -> set[str]:
-        """`snakemake`, as `make run` calls it; the stages that ran."""
+        """`snakemake`, as `make run` calls it; return the stages that ran."""
         self.run(*SNAKEMAKE)
         return self.ran()
 
     def pending(self) -> set[str]:
-        """What `snakemake --dry-run` would run, as stages, or as rules where no stage belongs to
-        one."""
+        """Return what `snakemake --dry-run` would run, as stages, or as rules that have none."""
         said = self.run(*SNAKEMAKE, "--dry-run")
         jobs = parse_jobs(said)
         assert bool(jobs) != ("Nothing to be done" in said), said[-2000:]
-        return {stage_of(job) for job in jobs} - {"all"}
+        names = self._names()
+        return {
+            next((names[file] for file in job.outputs if file in names), job.rule) for job in jobs
+        } - {"all"}
 
     def status(self) -> dict[str, set[str]]:
-        """`dvc status`: stage -> its changed files and keys of params.yaml, its outputs left
-        out."""
+        """Return `dvc status`: stage -> its changed files and keys of params.yaml, but outputs."""
         found: dict[str, set[str]] = {}
         for stage, changes in json.loads(self.run("dvc", "status", "--json")).items():
+            changed = [c.get("changed deps", {}) for c in changes if isinstance(c, dict)]
             names = [
-                name for change in changes if isinstance(change, dict) for name in _names(change)
+                name
+                for files in changed
+                for file, how in files.items()
+                for name in (how if file == "params.yaml" else [file])
             ]
             found[stage] = set(names)
         return found
 
     def set(self, key: str, value: object) -> None:
         """Set a dotted key of params.yaml."""
-        path = self.root / "params.yaml"
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        *parents, last = key.split(".")
-        node = values
-        for part in parents:
-            node = node[part]
-        node[last] = value
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        set_values(self.root / "params.yaml", {key: value})
 
     def results(self) -> dict[str, bytes]:
-        """Contents of the result files."""
-        files = (
-            file
-            for file in (self.root / "results").rglob("*")
-            if file.is_file() and file.name[0] != "."
-        )
-        return {file.relative_to(self.root).as_posix(): file.read_bytes() for file in files}
+        """Return the contents of the result files."""
+        files = (file for file in (self.root / "results").rglob("*") if file.is_file())
+        return {
+            str(file.relative_to(self.root)): file.read_bytes()
+            for file in files
+            if file.name[0] != "."
+        }
 
 
 SNAKEMAKE = ("snakemake", "--profile", "workflow/profiles/default", "--cores", "all")
-
-
-def _names(change: dict) -> Iterable[str]:
-    for name, kind in change.get("changed deps", {}).items():
-        yield from kind if name == "params.yaml" else [name]
-
-
-def stage_of(job: Job) -> str:
-    """The stage in dvc.yaml of a job."""
-    wild = job.wildcards
-    match job.rule:
-        case "prepare_prompts":
-            return f"prompts@{wild['task']}"
-        case "extract_core":
-            return f"core@{wild['task']}-{wild['split']}"
-        case "train_policy":
-            return f"train_{wild['task']}@{wild['task']}-{wild['method']}"
-        case "evaluate_checkpoint" if wild["checkpoint"] != "base":
-            return f"evaluate_{wild['checkpoint'].partition('-')[0]}@{wild['checkpoint']}"
-        case "evaluate_checkpoint":
-            return "evaluate_base"
-        case "write_report":
-            return "report"
-    return job.rule
 
 
 def prepare(folder: Path) -> Project:
@@ -198,8 +164,7 @@ def prepare(folder: Path) -> Project:
         (project.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, project.root / name)
     (project.root / OWN_PROMPTS).write_text("a cat\n", encoding="utf-8")
-    params = yaml.safe_dump(_values(), sort_keys=False)
-    (project.root / "params.yaml").write_text(params, encoding="utf-8")
+    write_values(project.root / "params.yaml", _values())
     program = folder / "bin/star"
     program.parent.mkdir()
     command = f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests/helpers/stand_in.py"}" "$@"\n'
@@ -237,7 +202,7 @@ def _files() -> list[str]:
 
 
 def _values() -> dict:
-    """tests/smoke/params.yaml with one training and every model below models/."""
+    """Return tests/smoke/params.yaml with one training and every model below models/."""
     values = read_values(ROOT / "tests/smoke/params.yaml")
     values["runs"] = {"geneval": ["star"], "ocr": [], "preference": []}
     for section in (values["model"], values["rewards"]["preference"]):

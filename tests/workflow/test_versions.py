@@ -11,18 +11,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 
-from star.config.yaml_file import read_values
 from tests.helpers.edits import (
-    BASE,
     COARSE,
     COARSE_BY_DVC,
     COARSE_BY_SNAKEMAKE,
@@ -30,6 +26,7 @@ from tests.helpers.edits import (
     CORE,
     EVALUATIONS,
     GROUPS,
+    MODEL,
     OCR_PROMPTS,
     OTHER,
     PROMPTS,
@@ -133,17 +130,19 @@ def test_where_dvc_runs_more_each_accepts_what_the_other_did(project: Project) -
 
 def test_dvc_stops_where_a_stage_wrote_what_it_had_written_before(project: Project) -> None:
     before = project.results()
-    edit = Edit(
-        "star/evaluation/image_metrics.py", COMMENT
-    )  # the stand-in's evaluation does not read it
+    edit = Edit("star/rewards/mask2former.py", COMMENT)  # which the stand-in does not read
     edit.apply(project)
-    assert project.reproduce() == BASE | TRAINED
+    assert project.reproduce() == MODEL
     assert project.results() == before
     assert project.pending() == REPORT | {RECORD}  # of a folder Snakemake sees the time only
     synchronise(project)
     assert project.pending() == set()
     take_back(project, edit)
-    assert run_with("snakemake", project) == EVALUATIONS
+    assert run_with("snakemake", project) == MODEL | REPORT
+    edit.apply(project)  # as docs/recipes/versions.md has it, of an edit that changes no result
+    project.run("dvc", "commit", "--force")
+    synchronise(project)
+    assert project.pending() == project.reproduce() == set()
 
 
 def test_a_training_that_is_added_runs_alone_and_without_it_only_the_report_runs(
@@ -169,10 +168,6 @@ def test_what_failed_over_older_results_runs_again(project: Project) -> None:
         project.run(*SNAKEMAKE, expect=1)
         program.write_text(stand_in, encoding="utf-8")
         assert run_with("snakemake", project) == stages, key
-
-
-def test_each_tool_runs_nothing_after_the_other(project: Project) -> None:
-    assert project.reproduce() == project.snakemake() == project.pending() == set()
 
 
 def make(project: Project, target: str, expect: int = 0) -> str:
@@ -219,8 +214,7 @@ def check_synchronised(project: Project, results: dict[str, bytes]) -> None:
 def test_sync_refuses_what_dvc_does_not_know(project: Project) -> None:
     synchronise(project)
     project.set("report.images", 2)
-    said = make(project, "sync", expect=2)
-    assert "dvc status is not clean" in said
+    make(project, "sync", expect=2)
     assert project.pending() >= REPORT
 
 
@@ -236,7 +230,9 @@ def test_snakemakes_own_report_lies_beside_the_page_with_captions(project: Proje
 
 def test_experiments_run_and_are_compared(project: Project) -> None:
     stages = TRAIN | TRAINED | REPORT
-    project.run("dvc", "exp", "run", "--set-param", "allocation.lam=2.0", "--name", "here")
+    # DVC writes these by YAML 1.2: a bare 1e-05 is a number and a bare no is a text.
+    here = ("--set-param", "allocation.lam=2.0", "--set-param", "train.learning_rate=1e-5")
+    project.run("dvc", "exp", "run", *here, "--name", "here")
     assert project.ran() == stages
     assert project.pending() <= {RECORD}
     check_comparison(project)
@@ -244,7 +240,7 @@ def test_experiments_run_and_are_compared(project: Project) -> None:
     project.run(
         "dvc", "exp", "run", "--queue", "--set-param", "allocation.lam=3.0", "--name", "queued"
     )
-    project.run("dvc", "exp", "run", "--temp", "--set-param", "report.images=2", "--name", "aside")
+    project.run("dvc", "exp", "run", "--temp", "--set-param", "report.title=no", "--name", "aside")
     assert project.ran() == REPORT
     project.run("dvc", "exp", "run", "--run-all")
     assert project.ran() == stages
@@ -262,7 +258,8 @@ def test_experiments_run_and_are_compared(project: Project) -> None:
     assert means["here"] == means["aside"] != means["queued"]  # `aside` changes the report alone
     project.run("dvc", "exp", "apply", "queued")
     changes = json.loads(project.run("dvc", "params", "diff", "--json"))["params.yaml"]
-    assert {key: change["new"] for key, change in changes.items()} == {"allocation.lam": 3.0}
+    new = {key: change["new"] for key, change in changes.items()}
+    assert new == {"allocation.lam": 3.0, "train.learning_rate": 1e-5}
     assert project.reproduce() == set()
 
 
@@ -283,12 +280,6 @@ def test_the_commands_of_readme_work_as_they_are_written(project: Project) -> No
             while (said := project.run("dvc", "queue", "status")).count("Success") < 2:
                 assert "Failed" not in said and time.monotonic() < end, said
                 time.sleep(1)
-    stored = sum(file.is_file() for file in (project.folder / "storage").rglob("*"))
-    assert stored > len(TRAIN | EVALUATIONS)
-    shown = project.run("dvc", "exp", "show", "--only-changed", "--csv")
-    rows = list(csv.DictReader(io.StringIO(shown)))
-    assert {"2.0", "8.0"} <= {row["allocation.lam"] for row in rows}
-    assert "0.0005" in {row["train.learning_rate"] for row in rows}
 
 
 NAMES = ("here", "queued", "aside")
@@ -309,18 +300,6 @@ def check_comparison(project: Project) -> None:
     assert len(points) == 2 * 2  # epochs, revisions
 
 
-def test_dvc_writes_parameters_that_star_reads(tmp_path: Path) -> None:
-    """`dvc exp run --set-param` writes the file anew, by YAML 1.2, where a bare no is a string."""
-    path = tmp_path / "params.yaml"
-    shutil.copy(ROOT / "params.yaml", path)
-    before = read_values(path)
-    apply_overrides(path, ["train.learning_rate=1e-5", "model.compile=inductor"])
-    before["train"]["learning_rate"], before["model"]["compile"] = 1e-5, "inductor"
-    assert read_values(path) == before
-    apply_overrides(path, ["model.compile=no"])
-    assert read_values(path)["model"]["compile"] == "no"
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [(("dvc", "repro"), SNAKEMAKE), (SNAKEMAKE, ("dvc", "repro"))],
@@ -334,33 +313,18 @@ def test_the_second_of_two_at_once_is_refused(
     project.hold.touch()
     with project.start(*first) as running:
         try:
-            wait_until(project.journal.exists, running)
-            refused = project.run(
-                *second, expect=None, seconds=180
-            )  # it may not wait for the other
+            end = time.monotonic() + 180
+            while not project.journal.exists():
+                assert running.poll() is None and time.monotonic() < end, "no stage started"
+                time.sleep(0.1)
+            refused = project.run(*second, expect=None, seconds=180)  # it does not wait
+            assert re.search(rf"{owner} \(process \d+ on .+\) is at work in this folder", refused)
             assert "is at work in this folder" in make(project, "sync", expect=2)
             assert running.poll() is None
         finally:
             project.hold.unlink()
             said, _ = running.communicate(timeout=180)
-    if second[0] == "dvc":  # by DVC itself, before it deletes what the stage made
-        assert re.search(r"is busy, it is being blocked by:\s+\(PID \d+\): snakemake", refused), (
-            refused
-        )
-        assert "Running stage" not in refused
-    else:
-        assert re.search(rf"{owner} \(process \d+ on .+\) is at work in this folder", refused), (
-            refused
-        )
     assert running.returncode == 0, said
     assert project.ran() == REPORT
     assert project.pending() <= {RECORD}
     assert project.status() == {}
-
-
-def wait_until(happened: Callable[[], bool], running: subprocess.Popen[str]) -> None:
-    """Wait for what a running process does, no longer than it runs or three minutes."""
-    end = time.monotonic() + 180
-    while not happened():
-        assert running.poll() is None and time.monotonic() < end, "the stage did not start"
-        time.sleep(0.1)
