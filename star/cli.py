@@ -149,7 +149,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from star.report.compare import compare_runs
+    from star.report.compare.page import compare_runs
 
     print(compare_runs(options.runs, options.output))
     if options.output is not None:

@@ -1,5 +1,1 @@
-"""Scores and logs of a run -> one self-contained HTML page and small metric files."""
-
-from star.report.page import write_report
-
-__all__ = ["write_report"]
+"""Scores and logs of runs -> one self-contained HTML page, metric files, exported adapters."""

@@ -52,15 +52,15 @@ def export_adapter(
         params.model, params.rewards, params.evaluate, params.seed
     ):
         raise StarError(
-            f"{scores_file}: params_fingerprint: evaluated with another model, rewards, evaluate or "
-            f"seed than {params_path} has; evaluate this adapter again"
+            f"{scores_file}: params_fingerprint: evaluated with another model, rewards, evaluate "
+            f"or seed than {params_path} has; evaluate this adapter again"
         )
     *_, (last, _) = read_objects(log)
     model = params.model
+    of_hub = not Path(model.path).is_dir() and is_hub_id(model.path)
     card = ModelCard.from_template(
         ModelCardData(
-            # The hub refuses a card whose base_model is no id of it.
-            base_model=model.path if _is_of_hub(model.path) else None,
+            base_model=model.path if of_hub else None,  # the hub refuses what is none of its ids
             library_name="diffusers",
             pipeline_tag="text-to-image",
             tags=[*TAGS, scores["task"]],
@@ -83,15 +83,11 @@ def export_adapter(
     write_text_atomic(output / "README.md", f"{card}\n")
 
 
-def _is_of_hub(path: str) -> bool:
-    return not Path(path).is_dir() and is_hub_id(path)
-
-
 def _check_scores(scores: dict, recorded: dict, scores_file: Path, training: Path) -> None:
     """Refuse scores of another checkpoint than the training's."""
     if not scores.get("method"):
         raise StarError(
-            f"{scores_file}: an evaluation of the base model; give that of the adapter in {training}"
+            f"{scores_file}: an evaluation of base; give that of the adapter in {training}"
         )
     (task, method), theirs = (
         (values.get("task"), values.get("method")) for values in (recorded, scores)

@@ -39,7 +39,7 @@ def checked(kind: type[T], value: object, where: str, mend: str, folder: Path | 
         StarError: a missing key or a wrong value; the message names the first of them.
     """
     try:
-        return _adapter(kind).validate_python(value, context=folder)
+        return _adapter(kind).validate_python(value, context=folder)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         steps = (f"[{k}]" if isinstance(k, int) else f".{k}" for k in first["loc"])

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from star.evaluation.statistics import Interval
 from star.report.images import embedder
-from star.report.run import ImageScore
 from star.report.svg import color_class
 
 TEMPLATES = PackageLoader("star", "")
@@ -48,7 +47,6 @@ def environment(names: Mapping[str, str], **options: Any) -> Environment:
         interval=interval,
         verdict=verdict,
         times=times,
-        note=image_note,
         color=color_class,
         task=lambda name: names[name],
         svg=Markup,  # only ever applied to the output of `svg`, which escapes its texts
@@ -79,14 +77,3 @@ def verdict(difference: Interval) -> str:
     if not difference.excludes_zero:
         return "same"
     return "better" if difference.mean > 0 else "worse"
-
-
-def image_note(image: ImageScore) -> list[str]:
-    """Return the lines under an image: its score; right or wrong (GenEval); what was read (OCR)."""
-    detail = image.detail
-    lines = [number(detail.get("score", image.score))]  # a reward may be scaled, its detail is not
-    if "strict" in detail:
-        lines[0] += " \u2713" if detail["strict"] else " \u2717"
-    if "read" in detail:
-        lines.append(f"\u201c{detail['read']}\u201d")
-    return lines

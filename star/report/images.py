@@ -83,7 +83,7 @@ def data_uri(path: Path, limit: int) -> str:
         with Image.open(path) as image:
             small = max(image.size) <= LARGEST_SIDE and path.stat().st_size <= limit
             if small and image.format == "PNG":
-                return _uri("image/png", path.read_bytes())
+                return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
             smaller = image.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise StarError(
@@ -91,20 +91,12 @@ def data_uri(path: Path, limit: int) -> str:
         ) from error
     side = int(min(LARGEST_SIDE, max(SMALLEST_SIDE, math.sqrt(limit / _BYTES_PER_PIXEL))))
     smaller.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _uri("image/webp", _webp(smaller, limit))
-
-
-def _webp(image: Image.Image, limit: int) -> bytes:
     for quality in _QUALITIES:
         buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=quality)
+        smaller.save(buffer, "WEBP", quality=quality)
         if buffer.tell() <= limit:
             break
-    return buffer.getvalue()
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _thin(row: MapRow) -> MapRow:
@@ -112,5 +104,5 @@ def _thin(row: MapRow) -> MapRow:
     if count <= MAP_STEPS:
         return row
     kept = [round(k * (count - 1) / (MAP_STEPS - 1)) for k in range(MAP_STEPS)]
-    steps, maps = (tuple(part[k] for k in kept) for part in (row.steps, row.maps))
+    steps, maps = tuple(row.steps[k] for k in kept), tuple(row.maps[k] for k in kept)
     return replace(row, steps=steps, maps=maps)

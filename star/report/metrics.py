@@ -8,9 +8,9 @@ from star.report.comparison import metrics_of, score_of
 from star.report.run import Run
 
 CURVE_KEYS = (
-    "epoch images reward_mean reward_std ratio_mean clip_fraction kl grad_norm map_entropy "
-    "images_per_s"
-).split()
+    *("epoch", "images", "reward_mean", "reward_std", "ratio_mean", "clip_fraction"),
+    *("kl", "grad_norm", "map_entropy", "images_per_s"),
+)
 
 
 def summary_json(run: Run) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from star.config.params import Params, fingerprint
 
 PACKAGES = (
-    "torch diffusers transformers accelerate peft numpy scipy pillow rapidocr-onnxruntime "
-    "qtawesome snakemake dvc wandb"
-).split()
+    *("torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy", "pillow"),
+    *("rapidocr-onnxruntime", "qtawesome", "snakemake", "dvc", "wandb"),
+)
 
 
 def provenance(params: Params, params_path: Path) -> list[tuple[str, str]]:

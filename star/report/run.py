@@ -7,7 +7,7 @@ None, and the page says so."""
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ EVALUATE_AGAIN, TRAIN_AGAIN = "evaluate this checkpoint again", "train this run 
 def _existing(name: object, info: ValidationInfo) -> Path | None:
     """Return the named file of the folder that is read; None if it is not there or lies outside."""
     folder = info.context
-    if not isinstance(name, str):
+    if not isinstance(name, str) or folder is None:
         return None
     try:
         path = folder / name
@@ -114,14 +114,12 @@ def load_run(runs: Mapping[str, Sequence[str]], results: Path) -> Run:
 
     Raises:
         StarError: a missing or malformed file (a missing ``scores.json`` comes with the command
-            that makes it), or a checkpoint whose images are not the same prompts and seeds as
-            base's.
+            that makes it), or what `aligned` refuses against base.
     """
     evaluations, names = results / "evaluate", [(t, m) for t, ms in runs.items() for m in ms]
     base = load_checkpoint(evaluations / BASE, None, None)
-    trained = tuple(load_checkpoint(evaluations / f"{t}-{m}", t, m) for t, m in names)
-    for checkpoint in trained:
-        _check_pairs(checkpoint, base, evaluations / checkpoint.name / "images.jsonl")
+    others = [load_checkpoint(evaluations / f"{t}-{m}", t, m) for t, m in names]
+    trained = tuple(aligned(checkpoint, base) for checkpoint in others)
     trainings = tuple(_load_training(results / "train" / f"{t}-{m}", t, m) for t, m in names)
     return Run(base, trained, trainings)
 
@@ -163,19 +161,37 @@ def load_log(folder: Path) -> tuple[dict, ...]:
     return tuple(line for line, _ in lines)
 
 
-def _check_pairs(checkpoint: Checkpoint, base: Checkpoint, where: Path) -> None:
-    ours, theirs = ([(i.id, i.task, i.index, i.seed) for i in c.images] for c in (checkpoint, base))
-    if ours != theirs:
-        shared = min(len(ours), len(theirs))
-        line = next((n for n in range(shared) if ours[n] != theirs[n]), shared) + 1
+def aligned(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with its images in the order of ``first``'s: equal positions are pairs.
+
+    Raises:
+        StarError: the two have not the same prompts, seeds and numbers of images.
+    """
+    ours, theirs = _by_identity(checkpoint), _by_identity(first)
+    if ours.keys() != theirs.keys():
+        only = [[k for k in a if k not in b] for a, b in ((ours, theirs), (theirs, ours))]
+        here, there = (f"{len(keys)}{keys[:1] or ''}" for keys in only)
         raise StarError(
-            f"{where}:{line}: not the prompt, image and seed that base has there; evaluate base "
-            f"and {checkpoint.name} with the same parameters, because differences are paired"
+            f"{checkpoint.name}/images.jsonl: other images than in {first.name}/images.jsonl, only "
+            f"here {here}, only there {there}; evaluate both with the same test prompts, seed and "
+            "evaluate.images_per_prompt, because differences are paired"
         )
+    return replace(checkpoint, images=tuple(ours[key] for key in theirs))
+
+
+def _by_identity(checkpoint: Checkpoint) -> dict[str, ImageScore]:
+    """Return the images by what two must share to be a pair."""
+    found: dict[str, ImageScore] = {}
+    for image in checkpoint.images:
+        key = f"image {image.index} of {image.id} ({image.task}), seed {image.seed}: {image.prompt}"
+        if key in found:
+            raise StarError(f"{checkpoint.name}/images.jsonl: {key}: twice; {EVALUATE_AGAIN}")
+        found[key] = image
+    return found
 
 
 def _load_training(folder: Path, task: str, method: str) -> Training:
-    path, maps = folder / "maps" / "maps.json", ()
+    path, maps = folder / "maps" / "maps.json", tuple[MapRow, ...]()
     if path.is_file():
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))

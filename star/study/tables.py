@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,21 +23,20 @@ Row = dict[str, Any]
 
 def tables(settings: StudyParams, study: Study) -> dict[str, str]:
     """Return file name -> content."""
-
-    def table(rows: Callable[[TaskResult, MethodResult], list[Row]]) -> str:
-        found = []
-        for task in study.tasks:
-            for method in task.methods:
-                named = {"task": task.task, "method": method.name}
-                found += [named | row for row in rows(task, method)]
-        return _csv(found)
-
+    named = [
+        ({"task": task.task, "method": method.name}, task, method)
+        for task in study.tasks
+        for method in task.methods
+    ]
+    scores = [name | _flat(_numbers(method)) for name, _, method in named]
+    rates = [name | row for name, _, m in named for row in _rates(m, settings.rate_seeds)]
+    watch = [name | row for name, task, m in named for row in _watch(task, m)]
     return {
         "summary.json": summary_json(settings.seeds, study),
-        "scores.csv": table(lambda task, method: [_scores(method)]),
-        "best_rates.csv": table(lambda task, method: _rates(method, settings.rate_seeds)),
+        "scores.csv": _csv(scores),
+        "best_rates.csv": _csv(rates),
         "curves.csv": curves_csv(study),
-        "watch.csv": table(_watch),
+        "watch.csv": _csv(watch),
     }
 
 
@@ -90,61 +89,49 @@ def curves_csv(study: Study) -> str:
     )
 
 
-def _summary(method: MethodResult) -> Row:
-    kept = "graded exact to_flow_grpo control to_control area area_to_flow_grpo log".split()
-    best = method.best
+def _numbers(method: MethodResult) -> Row:
+    """Return a method's numbers at the shared rate, by their names in the files."""
     return {
-        **{key: getattr(method, key) for key in kept},
+        "graded": method.graded,
+        "exact": method.exact,
+        "to_flow_grpo": method.to_flow_grpo,
+        "control": method.control,
+        "to_control": method.to_control,
         "images_to_flow_grpo_final": method.images,
         "images_ratio": method.ratio,
-        "best_rate": {key: getattr(best, key) for key in ("rate", "graded", "to_flow_grpo")},
+        "area": method.area,
+        "area_to_flow_grpo": method.area_to_flow_grpo,
     }
 
 
-def _scores(method: MethodResult) -> Row:
-    return {
-        **_ends("graded", method.graded),
-        **_ends("exact", method.exact),
-        **_ends("to_flow_grpo", method.to_flow_grpo),
-        "control": method.control,
-        **_ends("to_control", method.to_control),
-        "images_to_flow_grpo_final": method.images,
-        **_ends("images_ratio", method.ratio),
-        **_ends("area", method.area),
-        **_ends("area_to_flow_grpo", method.area_to_flow_grpo),
-    }
+def _summary(method: MethodResult) -> Row:
+    best = {key: getattr(method.best, key) for key in ("rate", "graded", "to_flow_grpo")}
+    return _numbers(method) | {"log": method.log, "best_rate": best}
 
 
-def _rates(method: MethodResult, seeds: int) -> list[Row]:
-    best = method.best
-    return [
-        {
-            "rate": rate,
-            "seeds": seeds,
-            "graded": mean,
-            "best": int(rate == best.rate),
-            **_ends("to_flow_grpo_at_its_best", best.to_flow_grpo if rate == best.rate else None),
-        }
-        for rate, mean in best.means.items()
-    ]
+def _rates(method: MethodResult, seeds: int) -> Iterator[Row]:
+    for rate, mean in method.best.means.items():
+        best = rate == method.best.rate
+        row = {"rate": rate, "seeds": seeds, "graded": mean, "best": int(best)}
+        gap = method.best.to_flow_grpo if best else None
+        yield row | _flat({"to_flow_grpo_at_its_best": gap})
 
 
-def _watch(task: TaskResult, method: MethodResult) -> list[Row]:
-    return [
-        {
-            "figure": key,
-            "base": task.base_watch[key],
-            "final": final.mean,
-            **_ends("change", method.watch_change[key]),
-        }
-        for key, final in method.watch.items()
-    ]
+def _watch(task: TaskResult, method: MethodResult) -> Iterator[Row]:
+    for key, final in method.watch.items():
+        row = {"figure": key, "base": task.base_watch[key], "final": final.mean}
+        yield row | _flat({"change": method.watch_change[key]})
 
 
-def _ends(name: str, value: Interval | None) -> Row:
-    """Return three columns of an interval, `None` where there is none."""
-    ends = asdict(value) if value else {"mean": None, "low": None, "high": None}
-    return {name if key == "mean" else f"{name}_{key}": end for key, end in ends.items()}
+def _flat(row: Row) -> Row:
+    """Make three columns of each interval, empty ones where it is None."""
+    flat: Row = {}
+    for key, value in row.items():
+        flat[key] = value.mean if isinstance(value, Interval) else value
+        if value is None or isinstance(value, Interval):
+            ends = (value.low, value.high) if value else (None, None)
+            flat |= dict(zip((f"{key}_low", f"{key}_high"), ends, strict=True))
+    return flat
 
 
 def _csv(rows: list[Row]) -> str:

@@ -1,7 +1,10 @@
 """Reads an HTML page as a test wants it."""
 
 import base64
+import re
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 EVIL = '<script>document.documentElement.dataset.ran = "1"</script> & <b>'
 
@@ -39,5 +42,18 @@ class Outline(HTMLParser):
             self.text += f"{data} "
 
 
+def words_of(page: Path) -> str:
+    """The text of a page, one space between words."""
+    return re.sub(r"\s+", " ", Outline(page.read_text(encoding="utf-8")).text)
+
+
 def decoded(uri: str) -> bytes:
     return base64.b64decode(uri.split("base64,", 1)[1])
+
+
+def opened(browser: str, page: Path) -> str:
+    """The document of a page after its scripts, if any, have run in a browser."""
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    options = ("--headless", "--no-sandbox", "--disable-gpu", profile, "--dump-dom")
+    command = [browser, *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout

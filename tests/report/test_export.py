@@ -86,7 +86,7 @@ def test_plain_diffusers_loads_the_folder(trained):
 def test_missing_files_and_an_evaluation_of_base_are_named(trained, capsys):
     scores = trained / "evaluation" / "scores.json"
     scores.write_text(json.dumps({"task": None, "method": None, "benchmarks": {}}))
-    assert export(trained) == 1 and "an evaluation of the base model" in capsys.readouterr().err
+    assert export(trained) == 1 and "scores.json: an evaluation of base" in capsys.readouterr().err
     scores.unlink()
     assert export(trained) == 1 and "scores.json: no such file" in capsys.readouterr().err
     assert not (trained / "out").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 from star.config.params import TASKS
 from star.report.figures import SMOOTHING, TrainingLog, running_mean
 from star.report.files import read_object
-from star.report.run import EVALUATE_AGAIN, Checkpoint, ImageScore, load_checkpoint, load_log
+from star.report.run import EVALUATE_AGAIN, Checkpoint, aligned, load_checkpoint, load_log
 from star.system.errors import StarError
 
 RUN_FOLDER = "results/evaluate/<checkpoint>"
@@ -58,7 +58,8 @@ def load_runs(folders: Sequence[Path]) -> tuple[ComparedRun, ...]:
     named = zip(absolute, labels(absolute), strict=True)
     runs = [_load_run(folder, label, color) for color, (folder, label) in enumerate(named)]
     first = runs[0].checkpoint
-    return (runs[0], *(_aligned(run, first) for run in runs[1:]))
+    pairs = (replace(run, checkpoint=aligned(run.checkpoint, first)) for run in runs[1:])
+    return (runs[0], *pairs)
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -95,65 +96,10 @@ def _load_run(folder: Path, label: str, color: int) -> ComparedRun:
     if evaluated != checkpoint.benchmarks.keys() or not evaluated <= set(TASKS):
         scored, shown = (", ".join(sorted(names)) for names in (checkpoint.benchmarks, evaluated))
         raise StarError(
-            f"{scores}: benchmarks: scores of {scored or 'nothing'}, but images.jsonl has images of "
-            f"{shown}; {EVALUATE_AGAIN}"
+            f"{scores}: benchmarks: scores of {scored or 'nothing'}, but images.jsonl has images "
+            f"of {shown}; {EVALUATE_AGAIN}"
         )
     training = folder.parent.parent / "train" / folder.name
     recorded = training / "parameters.json"
     parameters = read_object(recorded) if recorded.is_file() else None
     return ComparedRun(folder, checkpoint, color, load_log(training), parameters)
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """What two images must share to be a pair."""
-
-    task: str
-    id: str
-    index: int  # among the prompt's images
-    seed: int
-    prompt: str
-
-    def __str__(self) -> str:
-        return f"image {self.index} of {self.id} ({self.task})"
-
-
-def _aligned(run: ComparedRun, first: Checkpoint) -> ComparedRun:
-    """Return the run with its images in the order of the first one's."""
-    ours, theirs = _by_identity(run.checkpoint), _by_identity(first)
-    if ours.keys() != theirs.keys():
-        raise StarError(
-            f"{run.label}/images.jsonl: {len(ours.keys() - theirs.keys())} of {len(ours)} images "
-            f"are not in {first.name}/images.jsonl, and {len(theirs.keys() - ours.keys())} of its "
-            f"{len(theirs)} are not here; {_first_difference(ours, theirs)}; evaluate both with "
-            "the same test prompts, seed and evaluate.images_per_prompt"
-        )
-    images = tuple(ours[key] for key in theirs)
-    return replace(run, checkpoint=replace(run.checkpoint, images=images))
-
-
-def _by_identity(checkpoint: Checkpoint) -> dict[_Identity, ImageScore]:
-    found: dict[_Identity, ImageScore] = {}
-    for image in checkpoint.images:
-        key = _Identity(image.task, image.id, image.index, image.seed, image.prompt)
-        if key in found:
-            raise StarError(
-                f"{checkpoint.name}/images.jsonl: {key} appears twice; {EVALUATE_AGAIN}"
-            )
-        found[key] = image
-    return found
-
-
-def _first_difference(
-    ours: dict[_Identity, ImageScore], theirs: dict[_Identity, ImageScore]
-) -> str:
-    """Say what sets the first image apart that only one of the two has."""
-    image = next((key for key in ours if key not in theirs), None)
-    if image is None:
-        return f"{next(key for key in theirs if key not in ours)} is missing here"
-    for other in theirs:
-        if (other.task, other.id, other.index) == (image.task, image.id, image.index):
-            if image.prompt != other.prompt:
-                return f"{image} has the prompt {image.prompt!r} here and {other.prompt!r} there"
-            return f"{image} has seed {image.seed} here and {other.seed} there"
-    return f"{image} is missing there"
