@@ -232,7 +232,8 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from star.plan import as_json, make_plan
+    from star.plan import make_plan
+    from star.plan.result import as_json
     from star.plan.table import show
 
     plan = make_plan(
