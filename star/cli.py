@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from star.plan import as_json, make_plan
+    from star.plan import make_plan
+    from star.plan.result import as_json
     from star.plan.table import show
 
     plan = make_plan(

@@ -3,13 +3,12 @@
 Models are built on the meta device, without weights. Bad input is refused before torch is imported.
 """
 
-
 from collections.abc import Sequence
 
 from star.config.params import TASKS, AllocationParams, Params
 from star.plan.configs import pipeline_configs, reward_configs
 from star.plan.counts import count, count_passes
-from star.plan.result import Operations, Plan, TaskPlan, as_json
+from star.plan.result import Operations, Plan, TaskPlan
 from star.system.runtime import quick_imports
 
 

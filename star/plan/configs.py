@@ -1,7 +1,7 @@
 """The config files of the models that a parameter file names, checked before torch is imported."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,85 +10,67 @@ from star.config.params import RewardsParams
 from star.config.values import read_values
 from star.system.errors import StarError
 
-Config = Mapping[str, Any]
+Config = dict[str, Any]
 
 SD35_MEDIUM = "stabilityai/stable-diffusion-3.5-medium"
-# The libraries have defaults for these keys, which are another model's: they must be in the file.
-PIPELINE_KEYS = {
-    "transformer": (
-        *("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "patch_size"),
-        *("joint_attention_dim", "pooled_projection_dim", "pos_embed_max_size"),
-    ),
-    "vae": ("block_out_channels", "layers_per_block", "latent_channels"),
-    "text_encoder": ("hidden_size", "num_hidden_layers", "max_position_embeddings"),
-    "text_encoder_2": ("hidden_size", "num_hidden_layers", "max_position_embeddings"),
-    "text_encoder_3": ("d_model", "d_ff", "num_layers"),
-    "tokenizer": ("model_max_length",),
-}
-CLIP_KEYS = ("projection_dim", "text_config", "vision_config")
-DETECTOR_KEYS = ("backbone_config", "feature_size", "hidden_dim", "feature_strides")
 
 
 @cache
-def known_models() -> dict[str, dict[str, Any]]:
-    """Return the configs of the hub ids that are known here, by id."""
-    return read_values(Path(__file__).with_name("known_models.yaml"))
+def _data() -> dict[str, dict[str, Any]]:
+    return read_values(Path(__file__).with_name("models.yaml"))
+
+
+def known_models() -> dict[str, Config]:
+    """Return the configs of the hub ids that are known without the hub, by id."""
+    return _data()["known"]
 
 
 def pipeline_configs(path: str) -> Mapping[str, Config] | None:
-    """Return the configs of a pipeline's parts, or None of a hub id that is not known.
+    """Return the configs of a pipeline's parts, or None for a hub id that is not known.
 
     Raises:
         StarError: a config file that is missing, broken, or of another model.
     """
-    if path in known_models():
-        return known_models()[path]
-    folder = Path(path)
-    if not folder.is_dir():
-        return None
-    files = {part: folder / part / "config.json" for part in PIPELINE_KEYS}
-    files["tokenizer"] = folder / "tokenizer" / "tokenizer_config.json"
-    return {
-        part: _read(file, PIPELINE_KEYS[part], "model.path", "an SD3 pipeline")
-        for part, file in files.items()
-    }
+    if path in known_models() or not Path(path).is_dir():
+        return known_models().get(path)
+    kind = "model.path an SD3 pipeline"
+    parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+    configs = {part: _read(Path(path, part, "config.json"), part, kind) for part in parts}
+    tokenizer = _read(Path(path, "tokenizer", "tokenizer_config.json"), "tokenizer", kind)
+    return configs | {"tokenizer": tokenizer}
 
 
 def reward_configs(rewards: RewardsParams, task: str) -> dict[str, Config | None]:
-    """Return the configs of a task's reward models by path, None of a hub id that is not known.
+    """Return the configs of a task's reward models by path, None for a hub id that is not known.
 
     Raises:
         StarError: a config file that is missing, broken, or of another model.
     """
-    geneval, preference = rewards.geneval, rewards.preference
+    detector, colors = rewards.geneval.path, rewards.geneval.color_path
+    wanted: list[tuple[str | None, str, str]] = []
     if task == "preference":
-        return {preference.path: _clip(preference.path, "rewards.preference.path")}
-    if task != "geneval" or geneval.detector != "mask2former":
-        return {}
-    assert geneval.path is not None and geneval.color_path is not None  # the parameters' check
-    kind = "a Mask2Former on a Swin"
-    return {
-        geneval.path: _known(geneval.path, DETECTOR_KEYS, "rewards.geneval.path", kind),
-        geneval.color_path: _clip(geneval.color_path, "rewards.geneval.color_path"),
-    }
+        wanted = [(rewards.preference.path, "clip", "rewards.preference.path a CLIPModel")]
+    elif task == "geneval":
+        wanted = [
+            (detector, "mask2former", "rewards.geneval.path a Mask2Former on a Swin"),
+            (colors, "clip", "rewards.geneval.color_path a CLIPModel"),
+        ]
+    found: dict[str, Config | None] = {}
+    for path, part, kind in wanted:
+        if path is None:  # the exact detector has neither
+            continue
+        found[path] = known_models().get(path)
+        if found[path] is None and Path(path).is_dir():
+            found[path] = _read(Path(path, "config.json"), part, kind)
+    return found
 
 
-def _clip(path: str, key: str) -> Config | None:
-    return _known(path, CLIP_KEYS, key, "a CLIPModel")
-
-
-def _known(path: str, keys: Sequence[str], parameter: str, kind: str) -> Config | None:
-    if path in known_models():
-        return known_models()[path]
-    return _read(Path(path) / "config.json", keys, parameter, kind) if Path(path).is_dir() else None
-
-
-def _read(file: Path, keys: Sequence[str], parameter: str, kind: str) -> Config:
+def _read(file: Path, part: str, kind: str) -> Config:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StarError(f"{file}: {error}; `star plan` reads {parameter}'s sizes there") from error
-    missing = [key for key in keys if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise StarError(f"{file}: no {missing[0]!r}; is {parameter} {kind}?")
+        raise StarError(f"{file}: {error}; is {kind}? `star plan` reads its sizes there") from error
+    for key in _data()["required"][part]:
+        if not isinstance(config, dict) or key not in config:
+            raise StarError(f"{file}: no {key!r}; is {kind}?")
     return config

@@ -8,10 +8,7 @@ from star.training.batches import check_processes, window_start
 
 @dataclass(frozen=True)
 class Counts:
-    """The arithmetic of one training.
-
-    accumulation: rollout batches of a process between its optimizer steps.
-    """
+    """The arithmetic of one training."""
 
     processes: int
     groups: int
@@ -19,7 +16,7 @@ class Counts:
     batches_per_epoch: int
     batches_per_process: int
     batches_per_update: int
-    accumulation: int
+    accumulation: int  # rollout batches of a process between its optimizer steps
     updates_per_epoch: int
     updates: int
     images: int
@@ -29,17 +26,13 @@ class Counts:
 class Passes:
     """Sequences through the transformer: an image's image and text tokens, of one guidance branch.
 
-    Attributes:
-        rollout: of one training, all processes together, with what a control's maps cost.
-        update: forward and backward.
-        reference: forward without the adapter, for the KL.
-        evaluation: of one checkpoint on all benchmarks, but for the few images of its diversities.
+    Those of a training are of all processes together.
     """
 
-    rollout: int
-    update: int
-    reference: int
-    evaluation: int
+    rollout: int  # with what a control's maps cost
+    update: int  # forward and backward
+    reference: int  # forward without the adapter, for the KL
+    evaluation: int  # of one checkpoint on all benchmarks, but for the images of its diversities
 
 
 def count(params: Params, processes: int) -> Counts:

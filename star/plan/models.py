@@ -18,6 +18,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    PreTrainedModel,
     T5Config,
     T5EncoderModel,
 )
@@ -30,17 +31,12 @@ from star.system.errors import StarError
 
 @dataclass(frozen=True)
 class Pipeline:
-    """An SD3 pipeline on the meta device, its transformer with a LoRA adapter.
+    """The parts of an SD3 pipeline."""
 
-    Attributes:
-        encoders: CLIP, second CLIP, T5.
-        clip_tokens: length of the CLIP part of the text sequence.
-    """
-
-    transformer: SD3Transformer2DModel
+    transformer: SD3Transformer2DModel  # with a LoRA adapter
     vae: AutoencoderKL
-    encoders: tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]
-    clip_tokens: int
+    encoders: tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]  # CLIP, second CLIP, T5
+    clip_tokens: int  # length of the CLIP part of the text sequence
 
     @property
     def adapter(self) -> int:
@@ -70,9 +66,8 @@ def build_pipeline(configs: Mapping[str, Config], model: ModelParams) -> Pipelin
     Raises:
         StarError: values of the config files that make no model.
     """
-
     with _on_meta(model.path):
-        transformer = SD3Transformer2DModel.from_config(dict(configs["transformer"]))
+        transformer = SD3Transformer2DModel.from_config(configs["transformer"])
         transformer.requires_grad_(False).eval()
         transformer.add_adapter(LoraConfig(r=model.lora_rank, target_modules=LORA_TARGETS))
         encoders = (
@@ -80,12 +75,12 @@ def build_pipeline(configs: Mapping[str, Config], model: ModelParams) -> Pipelin
             CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder_2"])),
             T5EncoderModel(T5Config.from_dict(configs["text_encoder_3"])),
         )
-        vae = AutoencoderKL.from_config(dict(configs["vae"])).eval()
+        vae = AutoencoderKL.from_config(configs["vae"]).eval()
         return Pipeline(transformer, vae, encoders, int(configs["tokenizer"]["model_max_length"]))
 
 
 def build_reward_model(config: Config, path: str) -> torch.nn.Module:
-    """Build a detector or a CLIP model from `star.plan.configs.reward_configs`.
+    """Build a Mask2Former or a CLIP model from `star.plan.configs.reward_configs`.
 
     Raises:
         StarError: values of the config file that make no model.
@@ -112,38 +107,32 @@ def parameters_of(*modules: torch.nn.Module) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of tensors that are made inside and live at one time.
+    """Count the bytes of tensors made inside: ``now``, and ``most`` of them that lived together.
 
-    Attributes:
-        now, most: bytes at present, and at the fullest moment.
-        copies: whether a convolution works on a copy of its input, as oneDNN's do on a CPU.
+    copies: whether a convolution works on a copy of its input, as oneDNN's do on a CPU.
     """
 
     def __init__(self, copies: bool = False) -> None:
         super().__init__()
         self.copies, self.now, self.most = copies, 0, 0
-        self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
-        given = {_key(t) for t in tree_iter((arguments, options)) if isinstance(t, torch.Tensor)}
+        given = _storages((arguments, options))
         result = function(*arguments, **(options or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor) and _key(tensor) not in given | self._sizes.keys():
-                self._add(tensor.untyped_storage())
+        made = _storages(result)
+        for key in made.keys() - given.keys():
+            self._add(made[key].nbytes())
+            weakref.finalize(made[key], self._add, -made[key].nbytes())
         copied = self.copies and function is torch.ops.aten.convolution.default
         self.most = max(self.most, self.now + (arguments[0].nbytes if copied else 0))
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self._sizes[storage._cdata] = storage.nbytes()
-        self.now += storage.nbytes()
-        weakref.finalize(storage, self._remove, storage._cdata)
-
-    def _remove(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
+    def _add(self, size: int) -> None:
+        self.now += size
 
 
-def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    tensors = (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}

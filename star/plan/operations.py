@@ -6,7 +6,6 @@ encoders, rewards, sample grids and saved states are not: a few per cent at most
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +17,16 @@ from star.plan.counts import count_passes, tested_images
 from star.plan.models import Pipeline
 from star.plan.result import Operations
 
-
 BLOCK = re.compile(r"\.transformer_blocks\.\d+$")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations of one sequence: without gradient, without the adapter, and of a training step.
-
-    decoding: of one image.
-    """
+    """Operations of one sequence, and of the decoding of one image."""
 
     forward: int
-    reference: int
-    training: int
+    reference: int  # forward without the adapter
+    training: int  # forward and backward
     decoding: int
 
 
@@ -65,7 +60,9 @@ def count_costs(pipeline: Pipeline, model: ModelParams, fused: bool) -> Costs:
     )
 
 
-def _plain_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, None]:
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, core: Tensor | None, image_tokens: int
+) -> tuple[Tensor, None]:
     """Attend as `star.method.attention.plain_attention`, whose autocast has no meta device."""
     return (query @ key.transpose(2, 3)).softmax(-1) @ value, None
 

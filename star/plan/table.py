@@ -1,130 +1,111 @@
-"""A plan as text for a terminal: aligned columns, one a task; images, 10^15 operations, hours and
-GiB."""
+"""A plan as text for a terminal: aligned columns, one a task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from star.plan.result import Memory, Plan, TaskPlan
 
-GIB = 2**30
-COUNTED = "operations: two for each multiply-add of transformer and VAE decoder; not of text encoders and rewards"
+GIB, PETA = 2**30, 10**15
+PASSES = {
+    "sequences forward: rollout": "rollout",
+    "forward and backward: update": "update",
+    "forward: KL reference": "reference",
+    "forward: one evaluation": "evaluation",
+}
+OPERATIONS = {"rollout": "rollout", "update, KL": "update", "one evaluation": "evaluation"}
+COUNTED = (
+    "operations: two for each multiply-add of transformer and VAE decoder; "
+    "not of text encoders and rewards"
+)
 ESTIMATED = (
     "summed over tensors: leave room for fragments, kernels' scratch and, on a GPU, its context"
 )
 
 
 def show(plan: Plan) -> str:
-    """The whole text."""
-    counts, tasks = plan.counts, list(plan.tasks.values())
-    lines = [
-        f"{plan.model} on {counts.processes} {'process' if counts.processes == 1 else 'processes'}",
-        "",
-    ]
-    lines += _aligned(_counts(plan), remarks=True)
-    lines += ["", *_aligned([["one training", *plan.tasks], *_work(tasks)]), COUNTED]
-    memories = [task.memory for task in tasks if task.memory is not None]
-    if memories:
-        device = "GPU" if plan.device == "cuda" else "process"
-        heads = [f"GiB of a {device}", *plan.tasks]
-        if plan.evaluation is not None:
-            memories, heads = [*memories, plan.evaluation], [*heads, "one evaluation"]
-        lines += ["", *_aligned([heads, *_memory(memories)]), ESTIMATED]
+    """Return the whole text."""
+    processes, tasks = plan.counts.processes, list(plan.tasks.values())
+    lines = [f"{plan.model} on {processes} {'process' if processes == 1 else 'processes'}", ""]
+    lines += [*_aligned(_counts(plan), remarks=True), ""]
+    lines += [*_aligned([["one training", *plan.tasks], *_work(tasks)]), COUNTED]
+    memories = {name: task.memory for name, task in plan.tasks.items()}
+    memories["one evaluation"] = plan.evaluation
+    if known := {name: memory for name, memory in memories.items() if memory is not None}:
+        head = ["GiB of a GPU" if plan.device == "cuda" else "GiB of a process", *known]
+        lines += ["", *_aligned([head, *_memory(list(known.values()))]), ESTIMATED]
     if plan.host is not None:
-        lines += ["", _host(plan.host, counts.processes)]
+        host, every = f"{plan.host / GIB:,.0f}", f"{plan.host * processes / GIB:,.0f}"
+        together = f", {every} for {processes} on one machine" if processes > 1 else ""
+        opened = "a process, which opens the whole pipeline there first"
+        lines += ["", f"GiB of host memory: {host} {opened}{together}"]
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
-
-
-def _host(host: int, processes: int) -> str:
-    together = (
-        f", {host * processes / GIB:,.0f} for {processes} on one machine" if processes > 1 else ""
-    )
-    return f"GiB of host memory: {host / GIB:,.0f} a process, which opens the whole pipeline there first{together}"
 
 
 def _counts(plan: Plan) -> list[list[str]]:
     counts = plan.counts
-    rows = [
-        ["images an epoch", f"{counts.images_per_epoch:,}", f"{counts.groups:,} groups"],
-        [
-            "rollout batches an epoch",
-            f"{counts.batches_per_epoch:,}",
-            f"{counts.batches_per_process:,} a process",
-        ],
-        [
-            "rollout batches an update",
-            f"{counts.batches_per_update:,}",
-            f"{counts.accumulation:,} a process, whose gradients are accumulated",
-        ],
-        ["updates", f"{counts.updates:,}", f"{counts.updates_per_epoch:,} an epoch"],
-        [
-            "images",
-            f"{counts.images:,}",
-            "; ".join(f"{n} x {task}" for task, n in plan.trainings.items()) + " trained",
-        ],
+    own = f"{counts.batches_per_process:,} a process"
+    accumulated = f"{counts.accumulation:,} a process, whose gradients are accumulated"
+    trained = "; ".join(f"{number} x {task}" for task, number in plan.trainings.items())
+    rows: list[tuple[str, int, str]] = [
+        ("images an epoch", counts.images_per_epoch, f"{counts.groups:,} groups"),
+        ("rollout batches an epoch", counts.batches_per_epoch, own),
+        ("rollout batches an update", counts.batches_per_update, accumulated),
+        ("updates", counts.updates, f"{counts.updates_per_epoch:,} an epoch"),
+        ("images", counts.images, f"{trained} trained"),
     ]
     if plan.tokens is not None:
-        rows.append(
-            [
-                "tokens of a sequence",
-                f"{sum(plan.tokens):,}",
-                "{:,} image, {:,} text".format(*plan.tokens),
-            ]
-        )
-    return rows
+        image, text = plan.tokens
+        rows.append(("tokens of a sequence", image + text, f"{image:,} image, {text:,} text"))
+    return [[name, f"{number:,}", remark] for name, number, remark in rows]
 
 
 def _work(tasks: Sequence[TaskPlan]) -> list[list[str]]:
     rows = [
-        ["sequences forward: rollout", *(f"{t.passes.rollout:,}" for t in tasks)],
-        ["forward and backward: update", *(f"{t.passes.update:,}" for t in tasks)],
-        ["forward: KL reference", *(f"{t.passes.reference:,}" for t in tasks)],
-        ["forward: one evaluation", *(f"{t.passes.evaluation:,}" for t in tasks)],
+        [label, *(f"{getattr(task.passes, name):,}" for task in tasks)]
+        for label, name in PASSES.items()
     ]
-    operations = [t.operations for t in tasks if t.operations is not None]
-    if operations:
-        rows.append(["10^15 operations: rollout", *(_short(o.rollout / 1e15) for o in operations)])
-        rows.append(
-            ["10^15 operations: update, KL", *(_short(o.update / 1e15) for o in operations)]
-        )
-        rows.append(
-            ["10^15 operations: one evaluation", *(_short(o.evaluation / 1e15) for o in operations)]
-        )
-    hours = [t.hours for t in tasks if t.hours is not None]
-    for name in hours[0] if hours else ():
-        label = f"hours: {name}" + (" by one process" if name == "evaluation" else "")
-        rows.append([label, *(_short(h[name]) for h in hours)])
-    caches = [t.prompt_cache for t in tasks if t.prompt_cache is not None]
-    if caches:
-        rows.append(["GB on disk: prompt cache", *(_short(cache / 1e9) for cache in caches)])
+    if operations := [task.operations for task in tasks if task.operations]:
+        rows += [
+            _row(f"10^15 operations: {label}", (getattr(o, name) for o in operations), PETA)
+            for label, name in OPERATIONS.items()
+        ]
+    if hours := [task.hours for task in tasks if task.hours]:
+        for name in hours[0]:
+            one = " by one process" if name == "evaluation" else ""
+            rows.append(_row(f"hours: {name}{one}", (taken[name] for taken in hours)))
+    if caches := [task.prompt_cache for task in tasks if task.prompt_cache]:
+        rows.append(_row("GB on disk: prompt cache", caches, 1e9))
     return rows
 
 
 def _memory(memories: Sequence[Memory]) -> list[list[str]]:
-    def row(name: str, values: Sequence[int]) -> list[str]:
-        return [name, *(_short(value / GIB) for value in values)]
-
-    rows = [row(name, [m.resident.get(name, 0) for m in memories]) for name in memories[0].resident]
-    rows.append(row("trajectories of an epoch", [m.trajectories for m in memories]))
-    for name in dict.fromkeys(name for m in memories for name in m.phases):
-        rows.append(row(f"phase: {name}", [m.phases.get(name, 0) for m in memories]))
-    for name in memories[0].alternatives:
-        values = [
-            _short(m.alternatives[name] / GIB) if name in m.alternatives else "-" for m in memories
-        ]
-        rows.append([f"of which {name}", *values])
-    rows.append(row("total at the peak", [m.total for m in memories]))
-    rows.append(["peak phase", *(m.peak for m in memories)])
-    return rows
+    values: dict[str, list[int | None]] = {}
+    for part in memories[0].resident:
+        values[part] = [memory.resident.get(part, 0) for memory in memories]
+    values["trajectories of an epoch"] = [memory.trajectories for memory in memories]
+    for phase in dict.fromkeys(phase for memory in memories for phase in memory.phases):
+        values[f"phase: {phase}"] = [memory.phases.get(phase, 0) for memory in memories]
+    for way in memories[0].alternatives:
+        values[f"of which {way}"] = [memory.alternatives.get(way) for memory in memories]
+    values["total at the peak"] = [memory.total for memory in memories]
+    rows = [_row(name, row, GIB) for name, row in values.items()]
+    return [*rows, ["peak phase", *(memory.peak for memory in memories)]]
 
 
-def _short(value: float) -> str:
-    """Two decimals, or two digits of what is smaller."""
-    return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+def _row(name: str, values: Iterable[float | None], unit: float = 1) -> list[str]:
+    """Write numbers with two decimals, or with two digits what is smaller."""
+
+    def written(value: float) -> str:
+        return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+    return [name, *("-" if value is None else written(value / unit) for value in values)]
 
 
 def _aligned(rows: Sequence[list[str]], remarks: bool = False) -> list[str]:
-    """Names to the left, figures to the right; with ``remarks`` the last column is text."""
+    """Write names to the left, figures to the right; with ``remarks`` the last column is text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = "<" + ">" * (len(widths) - 2 if remarks else len(widths) - 1) + ("<" if remarks else "")
+    sides = ["<", *">" * (len(widths) - 1)]
+    if remarks:
+        sides[-1] = "<"
     return [
         "  ".join(
             f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
