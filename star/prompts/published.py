@@ -1,8 +1,8 @@
 """Prompt sets by URL: fetched once, known by their SHA-256, kept in `FETCHED` under that name.
 
 The checksum is the pin, the URL only where the file can be had; give one that names a Git commit. A
-file that a user places under its checksum is as good as a fetched one, and the network is asked for
-nothing that is there.
+file that a user places under its checksum is as good as a fetched one: what is there is not asked
+for again.
 
 No file is trusted on first use: with ``sha256: null`` it is fetched and kept, and refused with the
 line that belongs into params.yaml. From then on params.yaml says for every machine what the prompts

@@ -33,7 +33,7 @@ def tokenizers(tmp_path_factory):
 
 
 def decoded(record, tokenizers, lengths=LENGTHS) -> list[str]:
-    """The text of the core positions, of each encoder, without blanks and in lower case."""
+    """Return the text of the core positions of each encoder, without blanks, in lower case."""
     weights = require_core_tokens(record, tokenizers, lengths, ALL_KINDS).weights
     parts = (weights[: lengths[0]], weights[: lengths[0]], weights[lengths[0] :])
     texts = []

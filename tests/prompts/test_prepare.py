@@ -235,9 +235,7 @@ def test_a_test_file_that_repeats_its_prompts_gives_each_once_first(tmp_path, co
 
 
 def test_lines_of_the_published_sets_are_taken_as_they_are(tmp_path):
-    """Lines as in GenEval's and Flow-GRPO's files: their class names, plurals, apostrophes and
-    marks."""
-    # Published as "benchs", "toothbrushs".
+    # Their class names, plurals ("benchs", "toothbrushs"), apostrophes and marks.
     names = ("computer mouse", "tv remote", "computer keyboard", "bench", "toothbrush")
     lines = [counting_line(name, 2, f"a photo of two {name}s") for name in names]
     remote = {"class": "tv remote", "count": 1, "position": ["left of", 0]}

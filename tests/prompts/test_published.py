@@ -68,7 +68,7 @@ def source(url: str, sha256: str | None = SHA) -> PromptSource:
 
 
 def refused(url: str, sha256: str | None = SHA) -> str:
-    """The message with which a source is refused; one line."""
+    """Return the message, of one line, with which a source is refused."""
     with pytest.raises(StarError) as caught:
         fetched_file(source(url, sha256), KEY)
     assert "\n" not in str(caught.value)
