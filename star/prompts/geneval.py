@@ -1,7 +1,8 @@
 """GenEval's prompt grammar: six forms over object classes, counts, colours and relations.
 
 Forms, tags and metadata are those of GenEval (Ghosh et al., arXiv 2310.11513), the tag weights
-those of Flow-GRPO's training set (arXiv 2505.05470). A *metadata line* is GenEval's own: ``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``."""
+those of Flow-GRPO's training set (arXiv 2505.05470). A *metadata line* is GenEval's own:
+``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``."""
 
 import difflib
 
