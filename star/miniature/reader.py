@@ -7,8 +7,8 @@ no segmentation of lines.
 
 Ink is how dark a pixel is, in [0, 1]: 0 on the white board, 1 in a letter. A slot's frame is
 correlated (Pearson) with every letter at every place up to `SHIFT` pixels off the slot's. The slot
-reads the letter that correlates best, unless there is no board or hardly any ink (the slot is
-empty), or the correlation is below `MIN_CORRELATION` (illegible)."""
+reads the letter that correlates best. It is empty where there is no board or hardly any ink, and
+illegible where the correlation is below `MIN_CORRELATION`."""
 
 from functools import cache
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from star.config.params import RewardsParams
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 from star.system.errors import StarError
 
 Config = dict[str, Any]

@@ -36,10 +36,11 @@ def train(
         digits: to which the log's losses are rounded.
     """
     muon, adamw = _split_optimizers(modules, is_matrix, config.learning_rate)
-    weights = {f"model.{name}": value for name, value in modules.named_parameters()}
+    trained = dict(modules.named_parameters())
+    weights: dict[str, Tensor] = {f"model.{name}": value for name, value in trained.items()}
     if average:
-        names = (name for name, _ in modules.named_parameters())
-        weights |= {f"ema.{n}": value for n, value in zip(names, average.values, strict=True)}
+        averages = zip(trained, average.values, strict=True)
+        weights |= {f"ema.{name}": value for name, value in averages}
     state = work / f"{part}.safetensors"
     first = 0
     if state.exists():

@@ -1,8 +1,8 @@
 """GenEval's prompt grammar: six forms over object classes, counts, colours and relations.
 
-Facts (forms, tags, metadata, tag weights of the training set) are those of GenEval (Ghosh et al.,
-arXiv 2310.11513) and of Flow-GRPO's training set (arXiv 2505.05470). A *metadata line* is GenEval's
-own: ``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``."""
+Forms, tags and metadata are those of GenEval (Ghosh et al., arXiv 2310.11513), the tag weights
+those of Flow-GRPO's training set (arXiv 2505.05470). A *metadata line* is GenEval's own:
+``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``."""
 
 import difflib
 
@@ -116,7 +116,7 @@ def check_metadata(line: dict, classes: tuple[str, ...], where: str) -> None:
         StarError: a missing or unknown key, a wrong tag, class, colour, count or relation; the
             message begins with ``where`` (file and line) and says what is allowed.
     """
-    _check_keys(line, {"tag", "include", "prompt"}, {"exclude"}, where)
+    check_keys(line, {"tag", "include", "prompt"}, {"exclude"}, where)
     if line["tag"] not in TAGS:
         raise StarError(f"{where}: tag {line['tag']!r} is not one of {', '.join(TAGS)}")
     if not isinstance(line["prompt"], str) or not any(map(str.isalnum, line["prompt"])):
@@ -147,7 +147,7 @@ def is_index(value: object) -> bool:
 def _check_clause(clause: object, index: int, classes: tuple[str, ...] | None, where: str) -> None:
     if not isinstance(clause, dict):
         raise StarError(f"{where} must be an object with class and count")
-    _check_keys(clause, {"class", "count"}, {"color", "position"}, where)
+    check_keys(clause, {"class", "count"}, {"color", "position"}, where)
     name, count = clause["class"], clause["count"]
     if not isinstance(name, str) or not name.strip():
         raise StarError(f"{where}: class {name!r} must be the name of an object")
@@ -170,7 +170,8 @@ def _check_clause(clause: object, index: int, classes: tuple[str, ...] | None, w
                 raise StarError(f"{where}: position {position!r} must be {form}")
 
 
-def _check_keys(value: dict, required: set[str], optional: set[str], where: str) -> None:
+def check_keys(value: dict, required: set[str], optional: set[str], where: str) -> None:
+    """Refuse a JSON object without a required key, or with an unknown one."""
     for key in sorted(required - set(value)):
         raise StarError(f"{where}: key {key!r} is missing")
     for key in sorted(set(value) - required - optional):

@@ -1,8 +1,8 @@
 """Prompt sets by URL: fetched once, known by their SHA-256, kept in `FETCHED` under that name.
 
 The checksum is the pin, the URL only where the file can be had; give one that names a Git commit. A
-file that a user places under its checksum is as good as a fetched one, and the network is asked for
-nothing that is there.
+file that a user places under its checksum is as good as a fetched one: what is there is not asked
+for again.
 
 No file is trusted on first use: with ``sha256: null`` it is fetched and kept, and refused with the
 line that belongs into params.yaml. From then on params.yaml says for every machine what the prompts
@@ -46,7 +46,8 @@ def fetched_file(source: PromptSource, key: str) -> Path:
     """
     path = FETCHED / (source.sha256 or "<its SHA-256>")
     if path.is_file():
-        if (found := _digest(path.read_bytes())) != source.sha256:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != source.sha256:
             another = f"its SHA-256 is {found}, not the one it is named by"
             raise StarError(f"{path}: {another}; remove the file")
         return path
@@ -60,7 +61,7 @@ def fetched_file(source: PromptSource, key: str) -> Path:
             f"{key}: {source.url} cannot be fetched ({_reason(error)}); get it elsewhere and "
             f"place it as {path.absolute()}{pin}"
         ) from error
-    found = _digest(body)
+    found = hashlib.sha256(body).hexdigest()
     if source.sha256 not in (None, found):
         another = f"has the SHA-256 {found}, params.yaml says {source.sha256}"
         raise StarError(f"{key}: {source.url} {another}; nothing was kept")
@@ -130,10 +131,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         text = f"HTTP {error.code} {text}"
     return " ".join(text.split()) or type(error).__name__
-
-
-def _digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
 
 
 def _keep(body: bytes, path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from star.config.params import TASKS
-from star.prompts.geneval import TAGS, check_clauses, is_index
+from star.prompts.geneval import TAGS, check_clauses, check_keys, is_index
 from star.system.errors import StarError
 from star.system.files import write_text_atomic
 
@@ -141,14 +141,11 @@ def _as_line(record: PromptRecord) -> str:
 
 def _parse_record(line: str, where: str) -> PromptRecord:
     value = parse_object(line, where)
+    check_keys(value, {"id", "metadata", "prompt", "task"}, {"core"}, where)
     for key, kind in (("id", str), ("task", str), ("prompt", str), ("metadata", dict)):
-        if key not in value:
-            raise StarError(f"{where}: key {key!r} is missing")
         if not isinstance(value[key], kind) or (kind is str and not value[key].strip()):
             wanted = "non-empty string" if kind is str else "JSON object"
             raise StarError(f"{where}: {key!r} must be a {wanted}")
-    if unknown := sorted(set(value) - {"id", "task", "prompt", "metadata", "core"}):
-        raise StarError(f"{where}: unknown key {unknown[0]!r}")
     if not re.fullmatch(ID, value["id"]):
         allowed = "names files: letters, digits, '.', '_' and '-', at most 100"
         raise StarError(f"{where}: id {value['id']!r} {allowed}")
@@ -176,8 +173,9 @@ def _parse_core(values: object, prompt: str, where: str) -> tuple[CoreSpan, ...]
         raise StarError(f"{where}: 'core' must be a list of spans")
     spans = []
     for value in values:
-        if not isinstance(value, dict) or set(value) | {"clause"} != set(CoreSpan.__annotations__):
-            raise StarError(f"{where}: {value!r} is no core span {{start, end, kind, clause}}")
+        if not isinstance(value, dict):
+            raise StarError(f"{where}: core span {value!r} must be a JSON object")
+        check_keys(value, {"start", "end", "kind"}, {"clause"}, f"{where}: core span")
         span = CoreSpan(**value)
         start, end, length = span.start, span.end, len(prompt)
         if not (is_index(start) and is_index(end) and start < end <= length):

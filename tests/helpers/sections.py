@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from star.config.params import Params
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 
 ROOT = Path(__file__).resolve().parents[2]
 Variables = dict[str, set[str]]  # name -> dotted keys of what it may hold; "": all of params.yaml

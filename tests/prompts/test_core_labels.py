@@ -20,14 +20,15 @@ TASKS = {"geneval": "geneval", "quoted": "ocr", "free": "preference"}
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\U00020000-\U0002ffff"  # kana and Han: a character is a word
 # Emoji can stand in for words, so each is one as well.
 _UNIT = re.compile(
-    rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’-][^\W_{_UNSPACED}]+)*|[\u2600-\u27bf\U0001f300-\U0001faff]"
+    rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’-][^\W_{_UNSPACED}]+)*"
+    r"|[\u2600-\u27bf\U0001f300-\U0001faff]"
 )
 
 Kinds = dict[int, str]  # index of a word of the prompt -> its kind
 
 
 def marked(prompt: str, spans: Iterable[tuple[int, int, str]]) -> Kinds:
-    """A word has the kind of the span that covers at least half of its letters."""
+    """Give each word the kind of the span that covers at least half of its letters."""
     units = [match.span() for match in _UNIT.finditer(prompt)]
     return {
         index: kind
@@ -57,52 +58,38 @@ def found(row: dict) -> Kinds:
     return marked(row["prompt"], spans)
 
 
-def precision_recall(true: Kinds, guess: Kinds, kind: str) -> tuple[int, int, int]:
-    """Words right (by their kind too), words found and words labelled, of one kind or of
-    ``all``."""
-    right, guessed, known = (
-        sum(kind in ("all", of) for of in words.values())
-        for words in ({i: of for i, of in guess.items() if true.get(i) == of}, guess, true)
-    )
-    return right, guessed, known
+def precision_recall(pairs: list[tuple[Kinds, Kinds]], kind: str) -> tuple[float, ...]:
+    """Return precision and recall over all words, then their means over prompts.
+
+    Of one kind or of ``all``; a prompt where nothing was found, or nothing was to be found, scores
+    0."""
+    counts = []
+    for true, guess in pairs:
+        right = {index: of for index, of in guess.items() if true.get(index) == of}
+        counted = [
+            sum(kind in ("all", of) for of in kinds.values()) for kinds in (right, guess, true)
+        ]
+        counts += [counted] if counted[1] or counted[2] else []
+    right, guessed, known = map(sum, zip(*counts, strict=True))
+    shares = [[count[0] / max(count[which], 1) for count in counts] for which in (1, 2)]
+    return right / max(guessed, 1), right / max(known, 1), *(sum(s) / len(s) for s in shares)
 
 
 @pytest.fixture(scope="module")
 def table() -> dict[tuple[str, str, str], tuple[float, ...]]:
-    """Of (split, group, kind): precision and recall over all words, then their means over
-    prompts."""
+    """Return the `precision_recall` of each split, group and kind, and print it."""
     rows = [json.loads(line) for line in LABELS.read_text("utf-8").splitlines()]
     assert len(rows) >= 150
-    pairs = [(row, labelled(row), found(row)) for row in rows]
+    read = [(row["split"], row["group"], labelled(row), found(row)) for row in rows]
     scores: dict[tuple[str, str, str], tuple[float, ...]] = {}
-    print(
-        "  split     group    kind      prompts   words   precision recall   a prompt: precision recall"
-    )
+    print("split     group    kind      precision recall   a prompt: precision recall")
     for split in ("dev", "held-out", "whole"):
         for group in TASKS:
-            part = [
-                (true, guess)
-                for row, true, guess in pairs
-                if row["group"] == group and split in (row["split"], "whole")
-            ]
-            kinds = sorted({of for true, _ in part for of in true.values()})
-            for kind in [*kinds, "all"] if len(kinds) > 1 else kinds:
-                counts = [precision_recall(true, guess, kind) for true, guess in part]
-                counts = [count for count in counts if count[1] or count[2]]
-                right, guessed, known = map(sum, zip(*counts, strict=True))
-                # A prompt where nothing was found, or nothing was to be found, scores 0.
-                means = [
-                    sum(c[0] / max(c[which], 1) for c in counts) / len(counts) for which in (1, 2)
-                ]
-                score = scores[split, group, kind] = (
-                    right / max(guessed, 1),
-                    right / max(known, 1),
-                    *means,
-                )
-                print(
-                    f"  {split:9} {group:8} {kind:8} {len(counts):8} {known:7}   {score[0]:9.3f} {score[1]:6.3f}"
-                    f"   {score[2]:19.3f} {score[3]:6.3f}"
-                )
+            part = [pair for s, g, *pair in read if g == group and split in (s, "whole")]
+            for kind in (*sorted({of for true, _ in part for of in true.values()}), "all"):
+                scores[split, group, kind] = score = precision_recall(part, kind)
+                figures = " ".join(f"{share:8.3f}" for share in score)
+                print(f"{split:9} {group:8} {kind:9} {figures}")
     return scores
 
 

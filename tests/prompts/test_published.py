@@ -1,17 +1,15 @@
 """Prompt sets by URL, from a server on the loopback: the checksum decides, errors say what to
 do."""
 
-import dataclasses
 import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from star.config.params import Params, PromptSource, load_params
+from star.config.params import TASKS, PromptSetParams, PromptSource, PromptsParams
 from star.prompts import published
 from star.prompts.prepare import prepare
 from star.prompts.published import FETCHED, fetched_file
@@ -38,9 +36,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        status, headers, body = self.server.answers[
-            min(self.server.requests, len(self.server.answers) - 1)
-        ]
+        last = len(self.server.answers) - 1
+        status, headers, body = self.server.answers[min(self.server.requests, last)]
         self.server.requests += 1
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -66,10 +63,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
+def source(url: str, sha256: str | None = SHA) -> PromptSource:
+    return PromptSource(url=url, sha256=sha256)
+
+
 def refused(url: str, sha256: str | None = SHA) -> str:
-    """The message with which a source is refused; one line."""
+    """Return the message, of one line, with which a source is refused."""
     with pytest.raises(StarError) as caught:
-        fetched_file(PromptSource(url, sha256), KEY)
+        fetched_file(source(url, sha256), KEY)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -81,60 +82,53 @@ def kept() -> list[str]:
 def test_a_file_is_fetched_once_with_a_progress_bar(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = PromptSource(f"{server.url}/dataset/ocr/test.txt?raw=1", SHA)
-    path = fetched_file(source, KEY)
+    named = source(f"{server.url}/dataset/ocr/test.txt?raw=1")
+    path = fetched_file(named, KEY)
     assert path == FETCHED / SHA
     assert path.read_bytes() == BODY
     assert kept() == [SHA]
     bar = capsys.readouterr().err
     assert "test.txt: " in bar
     assert "198k/198k" in bar
-    assert fetched_file(source, KEY) == path
+    assert fetched_file(named, KEY) == path
     assert server.requests == 1
 
 
 def test_a_body_of_unknown_length_is_fetched(server: Server) -> None:
     server.answers = [(200, {"Content-Length": ""}, BODY)]
-    assert fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+    assert fetched_file(source(server.url), KEY).read_bytes() == BODY
 
 
 def test_a_file_placed_by_hand_needs_no_server(server: Server) -> None:
     FETCHED.mkdir(parents=True)
     (FETCHED / SHA).write_bytes(BODY)
-    assert fetched_file(PromptSource(server.url, SHA), KEY) == FETCHED / SHA
+    assert fetched_file(source(server.url), KEY) == FETCHED / SHA
     assert server.requests == 0
+
+
+def prepared(train_file: PromptSource | None, test_file: PromptSource) -> list[str]:
+    """Return the words of the OCR task's test prompts."""
+    sets = PromptSetParams(train=9, test=3, train_file=train_file, test_file=test_file)
+    prompts = PromptsParams(world="miniature", **dict.fromkeys(TASKS, sets))
+    return [record.metadata["text"] for record in prepare("ocr", prompts, 0)[1]]
 
 
 def test_the_prompt_stage_reads_fetched_files_and_names_the_key_of_others(server: Server) -> None:
     server.answers = [(200, {}, BODY), (404, {}, b"")]
-    defaults = load_params(Path(__file__).parents[2] / "params.yaml")
-    sources = {"test_file": PromptSource(f"{server.url}/test.txt", SHA)}
-    params = with_ocr(defaults, test=3, **sources)
-    _, test = prepare("ocr", params)
-    assert [record.metadata["text"] for record in test] == ["HI"] * 3
-    assert prepare("ocr", params)[1] == test
+    test_file = source(f"{server.url}/test.txt")
+    for _ in range(2):
+        assert prepared(None, test_file) == ["HI"] * 3
     assert server.requests == 1
     with pytest.raises(StarError, match=r"^prompts\.ocr\.train_file: .*HTTP 404"):
-        prepare(
-            "ocr",
-            with_ocr(defaults, test=3, **sources, train_file=PromptSource(server.url, "0" * 64)),
-        )
-
-
-def with_ocr(params: Params, **values: Any) -> Params:
-    """The parameters with another prompt set for the OCR task."""
-    sets = dataclasses.replace(params.prompts.ocr, **values)
-    return dataclasses.replace(params, prompts=dataclasses.replace(params.prompts, ocr=sets))
+        prepared(source(server.url, "0" * 64), test_file)
 
 
 def test_a_kept_file_with_another_checksum_is_named_and_not_replaced(server: Server) -> None:
     FETCHED.mkdir(parents=True)
     (FETCHED / SHA).write_bytes(BODY + b"!")
     message = refused(server.url)
-    assert message.startswith(
-        f"{FETCHED / SHA}: its SHA-256 is {hashlib.sha256(BODY + b'!').hexdigest()}"
-    )
-    assert "remove the file" in message
+    assert message.startswith(f"{FETCHED / SHA}: ")
+    assert hashlib.sha256(BODY + b"!").hexdigest() in message
     assert server.requests == 0
 
 
@@ -149,7 +143,7 @@ TROUBLE = {
 @pytest.mark.parametrize("trouble", TROUBLE)
 def test_passing_trouble_is_tried_again(trouble: str, server: Server) -> None:
     server.answers = [TROUBLE[trouble], TROUBLE[trouble], (200, {}, BODY)]
-    assert fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+    assert fetched_file(source(server.url), KEY).read_bytes() == BODY
     assert server.requests == 3
 
 
@@ -158,7 +152,7 @@ def test_lasting_trouble_says_what_to_place_where(trouble: str, server: Server) 
     server.answers = [TROUBLE[trouble]]
     message = refused(server.url)
     assert message.startswith(f"{KEY}: {server.url} cannot be fetched (")
-    assert message.endswith(f"place it as {Path.cwd() / FETCHED / SHA}")
+    assert str(Path.cwd() / FETCHED / SHA) in message
     assert server.requests == 4
     assert not kept()
 
@@ -184,9 +178,7 @@ def test_without_a_network_the_message_names_url_place_and_checksum(server: Serv
     assert "Connection refused" in (message := refused(server.url))
     assert all(part in message for part in (KEY, server.url, str(Path.cwd() / FETCHED / SHA)))
     message = refused(server.url, None)
-    assert message.endswith(
-        f"place it as {Path.cwd() / FETCHED}/<its SHA-256>, with that SHA-256 as {KEY}.sha256 in params.yaml"
-    )
+    assert f"{Path.cwd() / FETCHED}/" in message and f"{KEY}.sha256" in message
 
 
 def test_another_file_is_refused_and_not_kept(server: Server) -> None:
@@ -204,9 +196,7 @@ def test_without_a_checksum_the_line_for_the_parameters_is_given_and_nothing_tru
     for _ in range(2):
         assert refused(server.url, None).endswith(f"put into params.yaml: sha256: {SHA}")
     assert server.requests == 2
-    assert (
-        fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
-    )  # what was kept, now pinned
+    assert fetched_file(source(server.url), KEY).read_bytes() == BODY, "what was kept, now pinned"
     assert server.requests == 2
 
 
@@ -221,16 +211,11 @@ def test_a_file_too_large_is_refused_at_once(
     assert not kept()
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "http://127.0.0.1:1/x",
-        "http://example.org/x",
-        "ftp://127.0.0.1/x",
-        "file:///etc/hostname",
-        "//127.0.0.1:1/x",
-    ],
-)
+ELSEWHERE = ("http://127.0.0.1:1/x", "http://example.org/x", "//127.0.0.1:1/x")
+OTHER_SCHEMES = ("ftp://127.0.0.1/x", "file:///etc/hostname")
+
+
+@pytest.mark.parametrize("target", [*ELSEWHERE, *OTHER_SCHEMES])
 def test_a_redirect_away_from_https_is_refused(target: str, server: Server) -> None:
     server.answers = [(302, {"Location": target}, b"")]
     message = refused(server.url)
@@ -240,7 +225,7 @@ def test_a_redirect_away_from_https_is_refused(target: str, server: Server) -> N
 
 def test_redirects_on_the_same_server_are_followed_but_not_for_ever(server: Server) -> None:
     server.answers = [(302, {"Location": "/there"}, b""), (200, {}, BODY)]
-    assert fetched_file(PromptSource(server.url, SHA), KEY).read_bytes() == BODY
+    assert fetched_file(source(server.url), KEY).read_bytes() == BODY
     server.answers = [(302, {"Location": "/here"}, b"")]
     assert "cannot be fetched (HTTP 302 " in refused(server.url, "0" * 64)
     assert server.requests < 20
@@ -255,4 +240,4 @@ def test_a_redirect_to_nonsense_is_a_message(target: str, server: Server) -> Non
 def test_a_folder_that_cannot_be_written_is_named(server: Server) -> None:
     FETCHED.parent.mkdir(parents=True)
     FETCHED.write_text("a file where the folder should be")
-    assert f"{FETCHED / SHA}: cannot be written" in refused(server.url)
+    assert refused(server.url).startswith(f"{FETCHED / SHA}: ")

@@ -20,15 +20,11 @@ from star.system.errors import StarError
 
 GOOD = {"id": "a", "task": "ocr", "prompt": 'a sign that says "HI"', "metadata": {"text": "HI"}}
 CAT = {"class": "cat", "count": 1}
-NEEDED = {
-    "geneval": {"tag": "single_object", "include": [CAT]},
-    "ocr": {"text": "HI"},
-}  # of a task's metadata
+# What a task's metadata need.
+NEEDED = {"geneval": {"tag": "single_object", "include": [CAT]}, "ocr": {"text": "HI"}}
 
-texts = st.text(max_size=20).map(
-    lambda text: text + "x"
-)  # any character, line ends of all kinds among them
-ids = st.from_regex(ID, fullmatch=True)
+# Any character, line ends of all kinds among them.
+texts = st.text(max_size=20).map(lambda text: text + "x")
 
 
 @st.composite
@@ -38,10 +34,10 @@ def records(draw) -> PromptRecord:
     end = draw(st.integers(start + 1, len(prompt)))
     span = CoreSpan(start, end, draw(st.sampled_from(KINDS)), draw(st.none() | st.integers(0, 5)))
     task = draw(st.sampled_from(TASKS))
-    metadata = draw(
-        st.dictionaries(texts, texts | st.integers() | st.lists(texts), max_size=3)
-    ) | NEEDED.get(task, {})
-    return PromptRecord(draw(ids), task, prompt, metadata, draw(st.sampled_from([None, (span,)])))
+    values = texts | st.integers() | st.lists(texts)
+    metadata = draw(st.dictionaries(texts, values, max_size=3)) | NEEDED.get(task, {})
+    name = draw(st.from_regex(ID, fullmatch=True))
+    return PromptRecord(name, task, prompt, metadata, draw(st.sampled_from([None, (span,)])))
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,192 +50,134 @@ def test_what_is_written_is_read_back(tmp_path_factory, values):
 
 def test_the_file_is_sorted_json_lines_and_replaced_whole(tmp_path):
     path = tmp_path / "new" / "set.jsonl"
-    write_records(
-        path,
-        [PromptRecord("b", "preference", "é cat", {"z": 1, "a": 2}, (CoreSpan(2, 5, "subject"),))],
-    )
+    span = CoreSpan(2, 5, "subject")
+    write_records(path, [PromptRecord("b", "preference", "é cat", {"z": 1, "a": 2}, (span,))])
     expected = (
         '{"core": [{"clause": null, "end": 5, "kind": "subject", "start": 2}], "id": "b", '
         '"metadata": {"a": 2, "z": 1}, "prompt": "é cat", "task": "preference"}\n'
     )
     assert path.read_bytes() == expected.encode("utf-8")
+    with pytest.raises(TypeError):
+        write_records(path, [PromptRecord("b", "ocr", "x", {"not json": object()})])
+    assert path.read_bytes() == expected.encode("utf-8"), "a failed write leaves the old file"
     assert [file.name for file in path.parent.iterdir()] == ["set.jsonl"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_escaped_pairs_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
     path = tmp_path / "set.jsonl"
-    write_records(path, [PromptRecord(**GOOD)])
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_records(
-            path, [PromptRecord(**GOOD), PromptRecord("b", "ocr", "x", {"not json": object()})]
-        )
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["set.jsonl"]
+    line = GOOD | {"prompt": '\U0001f408 "HI"'}
+    written = json.dumps(line)
+    assert "\\ud83d\\udc08" in written, "a surrogate pair is a character"
+    path.write_bytes(b"\xef\xbb\xbf" + written.encode() + b"\r\n\r\n")
+    assert read_records(path) == [PromptRecord(**line)]
 
 
-def test_a_surrogate_pair_is_a_character(tmp_path):
-    path = tmp_path / "set.jsonl"
-    path.write_text(json.dumps({**GOOD, "prompt": '\U0001f408 "HI"'}))
-    assert "\\ud83d\\udc08" in path.read_text()
-    assert read_records(path)[0].prompt == '\U0001f408 "HI"'
-
-
-def test_blank_lines_byte_order_mark_and_crlf_are_tolerated(tmp_path):
-    path = tmp_path / "set.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
-    assert read_records(path) == [PromptRecord(**GOOD)]
+def refused(path, *lines: str) -> str:
+    """Return the message, of one line, with which a file of these lines is refused."""
+    path.write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(StarError) as caught:
+        read_records(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("second", "message"),
+    ("second", "told"),
     [
-        ("{", "not valid JSON"),
-        ("[1]", "expected a JSON object, found list"),
-        ("[" * 100_000, "not valid JSON"),
+        ("{", "JSON"),
+        ("[1]", "list"),
+        ("[" * 100_000, "JSON"),
         (json.dumps(GOOD), "id 'a' appears twice, first on line 1"),
-        (
-            json.dumps({**GOOD, "id": "b", "prompt": "a \ud83d cat"}),
-            '"\\ud83d" is half a surrogate pair',
-        ),
-        (
-            json.dumps({**GOOD, "id": "b", "metadata": {"\udc00": 1}}),
-            '"\\udc00" is half a surrogate pair',
-        ),
-        (json.dumps({**GOOD, "id": "b", "prompt": "  "}), "'prompt' must be a non-empty string"),
-        (json.dumps({**GOOD, "id": 3}), "'id' must be a non-empty string"),
-        *(
-            (json.dumps({**GOOD, "id": i}), "names files")
-            for i in ("../b", "a/b", ".b", "a b", "é", "a\n", "a" * 101)
-        ),
-        (json.dumps({**GOOD, "id": "b", "metadata": []}), "'metadata' must be a non-empty object"),
-        (
-            json.dumps({**GOOD, "id": "b", "task": "sing"}),
-            "task 'sing' is not one of geneval, ocr, preference",
-        ),
-        (json.dumps({**GOOD, "id": "b", "spans": []}), "unknown key 'spans'"),
-        (json.dumps({**GOOD, "id": "b", "core": 3}), "'core' must be a list of spans"),
-        (json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 1}]}), "a core span is"),
-        (
-            json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 99, "kind": "text"}]}),
-            "does not lie in the prompt",
-        ),
-        (
-            json.dumps({**GOOD, "id": "b", "core": [{"start": 2, "end": 2, "kind": "text"}]}),
-            "does not lie in the prompt",
-        ),
-        (
-            json.dumps({**GOOD, "id": "b", "core": [{"start": True, "end": 2, "kind": "text"}]}),
-            "does not lie in the prompt",
-        ),
-        (
-            json.dumps({**GOOD, "id": "b", "core": [{"start": 0, "end": 2, "kind": "noun"}]}),
-            "core kind 'noun'",
-        ),
-        (
-            json.dumps(
-                {**GOOD, "id": "b", "core": [{"start": 0, "end": 2, "kind": "text", "clause": -1}]}
-            ),
-            "core clause -1",
-        ),
+        *(({"id": name}, "id ") for name in ("../b", "a/b", ".b", "a b", "é", "a\n", "a" * 101)),
+        ({"id": 3}, "'id'"),
+        ({"prompt": "a \ud83d cat"}, '"\\ud83d"'),
+        ({"metadata": {"\udc00": 1}}, '"\\udc00"'),
+        ({"prompt": "  "}, "'prompt'"),
+        ({"metadata": []}, "'metadata'"),
+        ({"task": "sing"}, "task 'sing' is not one of geneval, ocr, preference"),
+        ({"spans": []}, "unknown key 'spans'"),
+        ({"core": 3}, "'core'"),
+        ({"core": [{"start": 0, "end": 1}]}, "core span: key 'kind' is missing"),
+        ({"core": [3]}, "core span 3"),
+        ({"core": [{"start": 0, "end": 99, "kind": "text"}]}, "0 to 99"),
+        ({"core": [{"start": 2, "end": 2, "kind": "text"}]}, "2 to 2"),
+        ({"core": [{"start": True, "end": 2, "kind": "text"}]}, "True to 2"),
+        ({"core": [{"start": 0, "end": 2, "kind": "noun"}]}, "core kind 'noun'"),
+        ({"core": [{"start": 0, "end": 2, "kind": "text", "clause": -1}]}, "core clause -1"),
     ],
 )
-def test_a_malformed_line_is_named(tmp_path, second, message):
-    path = tmp_path / "set.jsonl"
-    path.write_text(json.dumps(GOOD) + "\n" + second + "\n")
-    with pytest.raises(StarError) as error:
-        read_records(path)
-    assert str(error.value).startswith(f"{path}:2: ")
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+def test_a_malformed_line_is_named(tmp_path, second, told):
+    line = second if isinstance(second, str) else json.dumps(GOOD | {"id": "b"} | second)
+    message = refused(tmp_path / "set.jsonl", json.dumps(GOOD), line)
+    assert message.startswith(f"{tmp_path}/set.jsonl:2: ") and told in message
+
+
+def geneval(*include, **more) -> tuple[str, dict]:
+    return "geneval", {"tag": "colors", "include": list(include), **more}
 
 
 @pytest.mark.parametrize(
-    ("task", "metadata", "message"),
+    ("task", "metadata", "told"),
     [
+        *(("geneval", {"tag": "colors", "include": x}, "'include'") for x in (5, [], {}, "x")),
+        *((*geneval(x), "include[0] ") for x in ("x", 5, None, [])),
+        (*geneval({}), "include[0]: key 'class'"),
         *(
-            ("geneval", {"tag": "colors", "include": include}, "'include' must be a list")
-            for include in (5, [], {}, "x")
-        ),
-        *(
-            ("geneval", {"tag": "colors", "include": [x]}, r"include\[0\] must be an object")
-            for x in ("x", 5, None, [])
-        ),
-        ("geneval", {"tag": "colors", "include": [{}]}, r"include\[0\]: key 'class' is missing"),
-        *(
-            (
-                "geneval",
-                {"tag": "colors", "include": [CAT, CAT | change]},
-                rf"include\[1\]: {message}",
-            )
-            for change, message in (
-                ({"class": 3}, "class 3 must be the name"),
-                ({"class": ["cat"]}, "class .* must be the name"),
-                ({"class": " "}, "class ' ' must be the name"),
-                ({"count": "1"}, "count '1' must be a whole number"),
-                ({"count": 0}, "count 0 must be"),
-                ({"count": True}, "count True must be"),
-                ({"position": 5}, "position 5 must be"),
-                ({"position": []}, r"position \[\] must be"),
-                ({"position": [["above"], 0]}, "position .* must be"),
+            (*geneval(CAT, CAT | change), f"include[1]: {told}")
+            for change, told in (
+                ({"class": 3}, "class 3"),
+                ({"class": ["cat"]}, "class ['cat']"),
+                ({"class": " "}, "class ' '"),
+                ({"count": "1"}, "count '1'"),
+                ({"count": 0}, "count 0"),
+                ({"count": True}, "count True"),
+                ({"position": 5}, "position 5"),
+                ({"position": []}, "position []"),
+                ({"position": [["above"], 0]}, "position [['above'], 0]"),
                 ({"position": ["above", 1]}, "position refers to clause 1"),
                 ({"color": 4}, "color 4 is not one of red"),
                 ({"colour": "red"}, "unknown key 'colour'"),
             )
         ),
-        ("geneval", {"tag": "colors", "include": [CAT], "exclude": 5}, "'exclude' must be a list"),
-        (
-            "geneval",
-            {"tag": "colors", "include": [CAT], "exclude": [3]},
-            r"exclude\[0\] must be an object",
-        ),
-        ("geneval", {}, "key 'include' is missing; a record of the task geneval needs it"),
+        (*geneval(CAT, exclude=5), "'exclude'"),
+        (*geneval(CAT, exclude=[3]), "exclude[0]"),
+        ("geneval", {}, "key 'include' is missing"),
         ("geneval", {"include": [CAT]}, "key 'tag' is missing"),
-        ("geneval", {"include": [CAT], "tag": ["colors"]}, "tag .* is not one of single_object"),
-        ("preference", {"include": [{}]}, r"include\[0\]: key 'class' is missing"),
-        ("ocr", {}, "key 'text' is missing; a record of the task ocr needs it"),
-        ("ocr", {"text": 5}, "text 5 must be the word"),
-        ("ocr", {"text": ""}, "text '' must be the word"),
+        ("geneval", {"include": [CAT], "tag": ["colors"]}, "tag ['colors']"),
+        ("preference", {"include": [{}]}, "include[0]: key 'class'"),
+        ("ocr", {}, "key 'text' is missing"),
+        ("ocr", {"text": 5}, "text 5"),
+        ("ocr", {"text": ""}, "text ''"),
     ],
 )
-def test_metadata_that_no_stage_can_use_are_named(tmp_path, task, metadata, message):
-    path = tmp_path / "set.jsonl"
-    path.write_text(json.dumps({**GOOD, "task": task, "metadata": metadata}))
-    with pytest.raises(StarError, match=f"^{path}:1: metadata: {message}") as error:
-        read_records(path)
-    assert "\n" not in str(error.value)
-
-
-def test_metadata_of_any_class_are_taken_as_they_are(tmp_path):
-    metadata = {
-        "tag": "position",
-        "include": [CAT, {"class": "axolotl", "count": 2, "position": ["above", 0]}],
-    }
-    path = tmp_path / "set.jsonl"
-    for task, kept in (
-        ("geneval", metadata),
-        ("preference", metadata),
-        ("preference", {}),
-        ("preference", {"a": 1}),
-    ):
-        path.write_text(json.dumps({**GOOD, "task": task, "metadata": kept}))
-        assert read_records(path)[0].metadata == kept
+def test_metadata_that_no_stage_can_use_are_named(tmp_path, task, metadata, told):
+    line = json.dumps(GOOD | {"task": task, "metadata": metadata})
+    message = refused(tmp_path / "set.jsonl", line)
+    assert message.startswith(f"{tmp_path}/set.jsonl:1: metadata: ") and told in message
 
 
 @pytest.mark.parametrize("key", sorted(GOOD))
 def test_a_missing_key_is_named(tmp_path, key):
+    line = json.dumps({name: value for name, value in GOOD.items() if name != key})
+    assert f":1: key '{key}' is missing" in refused(tmp_path / "set.jsonl", line)
+
+
+def test_metadata_of_any_class_are_taken_as_they_are(tmp_path):
+    include = [CAT, {"class": "axolotl", "count": 2, "position": ["above", 0]}]
+    metadata = {"tag": "position", "include": include}
     path = tmp_path / "set.jsonl"
-    path.write_text(json.dumps({name: value for name, value in GOOD.items() if name != key}))
-    with pytest.raises(StarError, match=f":1: key '{key}' is missing"):
-        read_records(path)
+    for task, kept in (
+        ("geneval", metadata),
+        *(("preference", m) for m in (metadata, {}, {"a": 1})),
+    ):
+        path.write_text(json.dumps(GOOD | {"task": task, "metadata": kept}))
+        assert read_records(path)[0].metadata == kept
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(StarError, match=r"none\.jsonl: cannot be read \(No such file"):
         read_records(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n \n")
-    with pytest.raises(StarError, match="the file is empty"):
-        read_records(tmp_path / "empty.jsonl")
+    assert refused(tmp_path / "empty.jsonl", "", " ").startswith(f"{tmp_path}/empty.jsonl: ")
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xe9\n")
     with pytest.raises(StarError, match=r"latin\.jsonl:2: not UTF-8"):
         read_records(tmp_path / "latin.jsonl")
@@ -253,17 +191,11 @@ def test_every_benchmark_has_its_own_task_and_ids(tmp_path):
     for task, values in sets.items():
         write_records(tmp_path / task / "test.jsonl", values)
     assert read_benchmarks(tmp_path) == sets
-    write_records(tmp_path / "preference" / "test.jsonl", sets["ocr"])
-    with pytest.raises(
-        StarError,
-        match="preference/test.jsonl: record ocr-0 is one of ocr; give the prompts of pref",
+    last = tmp_path / "preference" / "test.jsonl"
+    for records, told in (
+        (sets["ocr"], "record ocr-0 is one of ocr; "),
+        ([PromptRecord("ocr-1", "preference", "HI", {})], "record ocr-1 .*/ocr/test.jsonl"),
     ):
-        read_benchmarks(tmp_path)
-    write_records(
-        tmp_path / "preference" / "test.jsonl", [PromptRecord("ocr-1", "preference", "HI", {})]
-    )
-    with pytest.raises(
-        StarError,
-        match="preference/test.jsonl: record ocr-1 has the id of one in .*/ocr/test.jsonl",
-    ):
-        read_benchmarks(tmp_path)
+        write_records(last, records)
+        with pytest.raises(StarError, match=f"{last}: {told}"):
+            read_benchmarks(tmp_path)

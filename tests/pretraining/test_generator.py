@@ -1,0 +1,85 @@
+"""The base model: tokenizers, a tiny resumable training, its card."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from star.config.params import load_params
+from star.pretraining.config import GeneratorConfig
+from star.pretraining.generator import pretrain
+from star.pretraining.generator_card import card_text
+from star.pretraining.tokenizers import save_clip_tokenizer, save_t5_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_tokenizers_are_reproducible_and_spell_quoted_words(tmp_path):
+    for name in ("one", "two"):
+        save_clip_tokenizer(tmp_path / name / "clip")
+        save_t5_tokenizer(tmp_path / name / "t5")
+    for part in ("clip", "t5"):
+        files = [tmp_path / name / part / "tokenizer.json" for name in ("one", "two")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    clip = CLIPTokenizer.from_pretrained(tmp_path / "one" / "clip")
+    t5 = T5Tokenizer.from_pretrained(tmp_path / "one" / "t5")
+    words = clip.convert_ids_to_tokens(clip("a photo of four wine glasses").input_ids)
+    assert words[1:-1] == ["a</w>", "photo</w>", "of</w>", "four</w>", "wine</w>", "glasses</w>"]
+    spelled = t5.convert_ids_to_tokens(t5('a sign that says "STAR"').input_ids)
+    assert spelled == ["▁a", "▁sign", "▁that", "▁says", '▁"', "S", "T", "A", "R", '"', "</s>"]
+
+
+@pytest.mark.slow
+def test_pretraining_resumes_exactly_and_gives_a_pipeline(tmp_path):
+    config = GeneratorConfig(
+        vae_steps=2,
+        vae_batch=2,
+        steps=4,
+        stop=4,
+        batch=2,
+        warmup=1,
+        save_every=2,
+        log_every=1,
+        decay_share=0.5,
+    )
+    pretrain(tmp_path / "straight", tmp_path / "a", config)
+    # A run that is stopped after two steps and goes on.
+    for part in (dataclasses.replace(config, stop=2), config):
+        pretrain(tmp_path / "resumed", tmp_path / "b", part)
+    straight, resumed = (
+        load_file(tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("straight", "resumed")
+    )
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    log = (tmp_path / "b" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [0, 1, 1, 2, 3, 4]
+    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "straight", dtype=torch.float32)
+    shape = pipe.transformer.config
+    assert shape.dual_attention_layers and shape.qk_norm == "rms_norm"
+
+
+def test_the_committed_card_is_what_the_template_makes_of_its_figures():
+    folder = ROOT / "models" / "miniature"
+    committed = (folder / "README.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+)(?: \(([\d.]+) to ([\d.]+)\))? \|$", committed, re.M)
+    strict, soft, *tags, reward, exact, preference = (
+        dict(zip(("mean", "low", "high"), map(float, figures), strict=True))
+        for _, *figures in ((name, *(each or 0 for each in found)) for name, *found in rows)
+    )
+    names = [name.removeprefix("strict, ") for name, *_ in rows[2:-3]]
+    by_tag = {name: {"strict": tag["mean"]} for name, tag in zip(names, tags, strict=True)}
+    scores = {
+        "geneval": {"strict": strict, "soft": soft, "tags": by_tag},
+        "ocr": {"reward": reward, "exact": exact},
+        "preference": {"score": preference},
+    }
+    params = load_params(ROOT / "params.yaml")
+    text = card_text(folder, GeneratorConfig(), params, scores, 6_270_000)
+    by_hand = r"The committed weights are .*?\n\n"  # how this run was made
+    assert text == re.sub(by_hand, "", committed, flags=re.S)
