@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from star.plan.scorers import LABELS, MASK2FORMER_SWIN_S
+from star.plan.shapes import CLIP_L
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -23,8 +25,6 @@ from transformers import (
 )
 
 from benchmarks.measure import machine
-from star.plan.scorers import LABELS, MASK2FORMER_SWIN_S
-from star.plan.shapes import CLIP_L
 from star.rewards.mask2former import find_objects, network_input
 
 SIDE = 512  # pixels of an image, as the presets draw it

@@ -9,10 +9,10 @@ import itertools
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from star.plan.shapes import SD35_MEDIUM
 
 from benchmarks.speed import Free
 from star.config.params import AllocationParams, Params
-from star.plan.shapes import SD35_MEDIUM
 from star.policy.conditioning import Conditioning
 from star.policy.sd3 import SD3Policy
 from star.prompts.core_content import with_core

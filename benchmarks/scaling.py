@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from star.plan.shapes import read_pipeline
 
 from star.config.params import Params, load_params
 from star.plan.counts import count
 from star.plan.operations import count_operations
-from star.plan.shapes import read_pipeline
 from star.rewards.ocr import ppocrv4
 from star.rewards.reading import read_images
 from star.system.runtime import keep_freed_memory

@@ -4,7 +4,6 @@
 stages that need them, so that ``star prompts`` and ``--help`` answer at once."""
 
 import argparse
-import dataclasses
 import json
 import math
 import os

@@ -34,6 +34,8 @@ def test_the_ratio_of_an_update_on_the_old_policy_is_one(ran):
     assert ran["reward"].std() > 0 and ran["advantage"].abs().max() > 0.1
     with ran["torch"].no_grad():
         ran["transformer"].disable_adapters()
-        step = ran["sampler"].transition(ran["latents"][0], ran["velocity"](ran["latents"][0], 0), 0)
+        step = ran["sampler"].transition(
+            ran["latents"][0], ran["velocity"](ran["latents"][0], 0), 0
+        )
     # The adapter began at zero, so without it the first step is the one that was drawn.
     assert torch.equal(step.mean, ran["means"][0])

@@ -41,7 +41,9 @@ def params():
 def evaluated(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     for task in TASKS:
-        write_records(folder / "core" / task / "test.jsonl", prepare(task, params.prompts, params.seed)[1])
+        write_records(
+            folder / "core" / task / "test.jsonl", prepare(task, params.prompts, params.seed)[1]
+        )
     evaluate(params, "base", None, folder / "core", folder / "work", folder / "base")
     return folder
 

@@ -11,10 +11,7 @@ def test_edges_and_dark_of_a_half_black_image():
     image[0, :, 4:] = 255
     found = image_statistics(np.concatenate([image, np.full_like(image, 200)]))
     assert found["dark"].tolist() == [0.5, 0.0]
-    assert found["edges"].tolist() == [
-        pytest.approx(1 / 7),
-        0.0,
-    ]  # one of seven neighbours to the right
+    assert found["edges"].tolist() == pytest.approx([1 / 7, 0.0])  # one of seven neighbours
 
 
 def test_pixel_diversity_is_the_mean_difference():
@@ -32,6 +29,5 @@ class Judge:
 
 
 def test_feature_diversity_is_one_minus_the_cosine():
-    black, white = np.zeros((1, 2, 2, 3), np.uint8), np.ones((1, 2, 2, 3), np.uint8)
-    assert feature_diversity(Judge(), black, black).tolist() == [0.0]
-    assert feature_diversity(Judge(), black, white).tolist() == [1.0]
+    images = np.stack([np.full((2, 2, 3), level, np.uint8) for level in (0, 0, 1)])
+    assert feature_diversity(Judge(), images[:2], images[1:]).tolist() == [0.0, 1.0]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 from PIL import Image
+from star.config.values import read_values
 
 from star.config.params import StudyParams, StudyRun
-from star.config.values import read_values
 from star.prompts.geneval import TAGS
 from tests.helpers.pages import EVIL
 

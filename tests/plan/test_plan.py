@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from star.plan.shapes import read_pipeline
 
 from star.cli import main
 from star.config.params import load_params
 from star.plan import make_plan
 from star.plan.counts import Counts, Passes, count, count_passes
 from star.plan.memory import Sequence, decoding
-from star.plan.shapes import read_pipeline
 from star.system.errors import StarError
 
 PARAMS = load_params(Path("params.yaml"))

@@ -1,8 +1,8 @@
-"""GenEval's neural detector and its colours, against naive float64 and one-by-one references
-written here."""
+"""GenEval's neural detector and its colours, against naive float64 and one-by-one references."""
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
-    CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
@@ -29,6 +28,7 @@ from star.prompts.geneval import COCO_CLASSES, COLORS
 from star.prompts.records import PromptRecord, read_records
 from star.rewards import mask2former
 from star.rewards.base import RewardError
+from star.rewards.clip import Clip
 from star.rewards.colors import ColorClassifier, object_crop
 from star.rewards.detection import Detection
 from star.rewards.factory import build_detector
@@ -36,11 +36,14 @@ from star.rewards.geneval import GenevalReward
 from star.rewards.mask2former import Mask2FormerDetector, Sizes, find_objects, network_input
 from star.system.errors import StarError
 from star.system.images import read_image
+from tests.helpers.random_clip import save_random_clip
+from tests.helpers.rewards import geneval_params
 
 STAND_IN = Path(__file__).parents[2] / "models" / "miniature-preference"
 CLIP_SIDE = 32
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 48, 88, 3), dtype=np.uint8)
+SQUARE = Sizes((32, 32), (32, 32), (32, 32))
 
 
 def random_detector(labels: int) -> Mask2FormerForUniversalSegmentation:
@@ -49,16 +52,10 @@ def random_detector(labels: int) -> Mask2FormerForUniversalSegmentation:
     swin = SwinConfig(
         embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, out_features=stages
     )
-    widths = (
-        "feature_size",
-        "mask_feature_size",
-        "hidden_dim",
-        "encoder_feedforward_dim",
-        "dim_feedforward",
-    )
+    widths = "feature_size mask_feature_size hidden_dim encoder_feedforward_dim dim_feedforward"
     small = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 7}
     config = Mask2FormerConfig(
-        backbone_config=swin, num_labels=labels, **dict.fromkeys(widths, 32), **small
+        backbone_config=swin, num_labels=labels, **dict.fromkeys(widths.split(), 32), **small
     )
     model = Mask2FormerForUniversalSegmentation(config).eval()
     with torch.no_grad():
@@ -72,21 +69,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     random_detector(80).save_pretrained(folder / "detector")
-
     tokenizer = AutoTokenizer.from_pretrained(STAND_IN)
-    tower = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = tower | ends | {"vocab_size": len(tokenizer), "max_position_embeddings": 24}
-    vision = tower | {"image_size": CLIP_SIDE, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder / "clip")
     square = {"height": CLIP_SIDE, "width": CLIP_SIDE}
     images = CLIPImageProcessorPil(size={"shortest_edge": CLIP_SIDE}, crop_size=square)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder / "clip")
+    save_random_clip(folder / "clip", CLIPProcessor(images, tokenizer), 24)
     return folder
 
 
@@ -98,25 +84,15 @@ def small_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def params_for(folder: Path, **changes: object) -> GenevalParams:
-    params = GenevalParams(
-        detector="mask2former",
-        path=str(folder / "detector"),
-        revision=None,
-        color_path=str(folder / "clip"),
-        color_revision=None,
-        batch=2,
-        soft="clamped",
-        score_threshold=0.05,
-        counting_threshold=0.1,
-        max_per_class=16,
-    )
-    return dataclasses.replace(params, **changes)
+    values = {"detector": "mask2former", "batch": 2}
+    values |= {"path": str(folder / "detector"), "color_path": str(folder / "clip")}
+    values |= {"score_threshold": 0.05, "counting_threshold": 0.1}
+    return geneval_params(**values | changes)
 
 
 def record(index: int, *include: dict) -> PromptRecord:
-    return PromptRecord(
-        f"test-{index}", "geneval", "a photo", {"tag": "colors", "include": list(include)}
-    )
+    metadata = {"tag": "colors", "include": list(include)}
+    return PromptRecord(f"test-{index}", "geneval", "a photo", metadata)
 
 
 # ---------------------------------------------------------------- references
@@ -155,7 +131,6 @@ def expected_objects(
 
 
 def check_objects(found: list[Detection], expected: list[tuple[int, float, np.ndarray]]) -> None:
-    assert len(found) == len(expected)
     order = sorted(found, key=lambda detection: -detection.score)
     for detection, (label, score, logits) in zip(order, expected, strict=True):
         assert detection.name == COCO_CLASSES[label]
@@ -164,6 +139,32 @@ def check_objects(found: list[Detection], expected: list[tuple[int, float, np.nd
         np.testing.assert_array_equal(detection.mask[clear], (logits > 0)[clear])
         y, x = np.nonzero(detection.mask)
         assert detection.box == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+
+
+def expected_similarities(folder: Path, crop: np.ndarray, name: str) -> list[float]:
+    """CLIP by hand: one crop, one text at a time."""
+    model = CLIPModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scale = CLIP_SIDE / min(crop.shape[:2])
+    size = (int(scale * crop.shape[1]), int(scale * crop.shape[0]))
+    resized = np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BICUBIC))
+    top, left = (size[1] - CLIP_SIDE) // 2, (size[0] - CLIP_SIDE) // 2
+    levels = resized[top : top + CLIP_SIDE, left : left + CLIP_SIDE] / 255
+    pixels = torch.tensor((levels - CLIP_MEAN) / CLIP_STD).float().permute(2, 0, 1)[None]
+
+    def unit_text(text: str) -> torch.Tensor:
+        tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)
+        feature = model.text_projection(model.text_model(**tokens).pooler_output)[0].double()
+        return feature / feature.norm()
+
+    cosines = []
+    with torch.no_grad():
+        image = model.visual_projection(model.vision_model(pixels).pooler_output)[0].double()
+        for color in COLORS:
+            texts = (f"{color} {name}", f"{color}-colored {name}", f"{color} object")
+            mean = sum(unit_text(f"a photo of a {text}") for text in texts) / 3
+            cosines.append(float(image @ mean / image.norm() / mean.norm()))
+    return cosines
 
 
 # ---------------------------------------------------------------- before the network
@@ -219,44 +220,34 @@ def test_objects_are_those_of_the_reference(sizes: Sizes, threshold: float) -> N
     class_logits[2, 80] = 30  # sure of nothing
     mask_logits = rng.normal(0, 4, (9, sizes.padded[0] // 4, sizes.padded[1] // 4))
     mask_logits[int(class_logits[:, :80].max(1).argmax())] = -1.0  # the surest object has no pixels
-    found = find_objects(
-        torch.tensor(class_logits).float(), torch.tensor(mask_logits).float(), sizes, threshold
-    )
+    given = (torch.tensor(logits).float() for logits in (class_logits, mask_logits))
     expected = expected_objects(class_logits, mask_logits, sizes, threshold)
     assert 0 < len(expected) < 100  # of the hundred, the pairs of the query without pixels are gone
-    check_objects(found, expected)
+    check_objects(find_objects(*given, sizes, threshold), expected)
 
 
 def test_padding_is_cut_off_before_the_mask_is_measured() -> None:
-    """An object in the padding alone is none, and one that reaches into it ends at the image's
-    edge."""
-    sizes = Sizes((20, 32), (20, 32), (32, 32))
-    class_logits = torch.zeros(2, 81)
+    """An object in the padding alone is none; one that reaches into it ends at the image's edge."""
+    class_logits, mask_logits = torch.zeros(2, 81), torch.full((2, 32, 32), -5.0)
     class_logits[[0, 1], [15, 16]] = 20.0
-    mask_logits = torch.full((2, 32, 32), -5.0)
     mask_logits[0, 22:, :] = 5.0
     mask_logits[1, 10:, 4:9] = 5.0
+    sizes = Sizes((20, 32), (20, 32), (32, 32))
     (dog,) = find_objects(class_logits, mask_logits, sizes, 0.3)
     assert (dog.name, dog.box, dog.mask.shape) == ("dog", (4, 10, 9, 20), (20, 32))
     assert dog.score == pytest.approx(1 / (1 + np.exp(-5)), rel=1e-5)
 
 
-def test_nothing_likely_is_an_empty_list() -> None:
-    sizes = Sizes((32, 32), (32, 32), (32, 32))
-    assert find_objects(torch.zeros(3, 81), torch.ones(3, 8, 8), sizes, 0.3) == []
-
-
-def test_a_hundred_pairs_of_query_and_class_are_looked_at() -> None:
-    sizes = Sizes((32, 32), (32, 32), (32, 32))
-    assert len(find_objects(torch.randn(2, 81), torch.ones(2, 8, 8), sizes, 0.0)) == 100
+def test_a_hundred_pairs_are_looked_at_and_nothing_likely_is_an_empty_list() -> None:
+    assert len(find_objects(torch.randn(2, 81), torch.ones(2, 8, 8), SQUARE, 0.0)) == 100
+    assert find_objects(torch.zeros(3, 81), torch.ones(3, 8, 8), SQUARE, 0.3) == []
 
 
 def test_labels_are_named_by_their_index() -> None:
     """COCO's own names of 64 to 66 are mouse, remote and keyboard."""
     class_logits = torch.zeros(5, 81)
     class_logits[range(5), [0, 64, 65, 66, 79]] = 20.0
-    sizes = Sizes((32, 32), (32, 32), (32, 32))
-    names = {d.name for d in find_objects(class_logits, torch.ones(5, 8, 8), sizes, 0.3)}
+    names = {d.name for d in find_objects(class_logits, torch.ones(5, 8, 8), SQUARE, 0.3)}
     assert names == {"person", "computer mouse", "tv remote", "computer keyboard", "toothbrush"}
 
 
@@ -268,67 +259,30 @@ def test_the_miniatures_classes_are_among_its_own() -> None:
 
 
 def test_crop_is_the_box_with_grey_outside_the_mask() -> None:
-    image = np.random.default_rng(1).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    mask = np.random.default_rng(2).random((6, 9)) > 0.5
-    before = image.copy()
+    rng = np.random.default_rng(1)
+    image, mask = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8), rng.random((6, 9)) > 0.5
+    grey = image.copy()
     crop = object_crop(image, Detection("cat", 1.0, (2.0, 1.0, 7.0, 5.0), mask, None))
-    assert crop.dtype == np.uint8 and crop.shape == (4, 5, 3)
-    for y in range(4):
-        for x in range(5):
-            expected = image[1 + y, 2 + x] if mask[1 + y, 2 + x] else (0x99, 0x99, 0x99)
-            assert tuple(crop[y, x]) == tuple(expected)
-    np.testing.assert_array_equal(image, before)
-
-
-def expected_similarities(folder: Path, crop: np.ndarray, name: str) -> list[float]:
-    """CLIP by hand: one crop, one text at a time."""
-    model = CLIPModel.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    height, width = crop.shape[:2]
-    short = min(height, width)
-    size = (int(CLIP_SIDE * width / short), int(CLIP_SIDE * height / short))
-    resized = np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BICUBIC))
-    top, left = (size[1] - CLIP_SIDE) // 2, (size[0] - CLIP_SIDE) // 2
-    levels = resized[top : top + CLIP_SIDE, left : left + CLIP_SIDE] / 255
-    pixels = torch.tensor((levels - CLIP_MEAN) / CLIP_STD).float().permute(2, 0, 1)[None]
-    cosines = []
-    with torch.no_grad():
-        image = model.visual_projection(model.vision_model(pixels).pooler_output)[0].double()
-        for color in COLORS:
-            mean = torch.zeros_like(image)
-            for text in (f"a photo of a {color} {name}", f"a photo of a {color}-colored {name}"):
-                mean += unit_text(model, tokenizer, text) / 3
-            mean += unit_text(model, tokenizer, f"a photo of a {color} object") / 3
-            cosines.append(float(image @ mean / image.norm() / mean.norm()))
-    return cosines
-
-
-def unit_text(model: CLIPModel, tokenizer: AutoTokenizer, text: str) -> torch.Tensor:
-    tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)
-    feature = model.text_projection(model.text_model(**tokens).pooler_output)[0].double()
-    return feature / feature.norm()
+    np.testing.assert_array_equal(image, grey)
+    grey[~mask] = 0x99
+    assert crop.dtype == np.uint8
+    np.testing.assert_array_equal(crop, grey[1:5, 2:7])
 
 
 def test_similarities_are_those_of_clip_by_hand(models: Path) -> None:
     rng = np.random.default_rng(3)
-    # Three rows or one could be taken for channels.
-    crops = [
-        rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-        for size in ((40, 17), (3, 50), (1, 1), (32, 32))
-    ]
+    sizes = ((40, 17), (3, 50), (1, 1), (32, 32))  # three rows or one could be taken for channels
+    crops = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
     names = ["cat", "wine glass", "cat", "orange"]
-    classifier = ColorClassifier(str(models / "clip"), None, "cpu")
+    classifier = ColorClassifier(Clip(str(models / "clip")))
     found = classifier.similarities(crops, names)
     assert found.shape == (4, 10) and found.dtype == np.float32
-    expected = [
-        expected_similarities(models / "clip", crop, name)
-        for crop, name in zip(crops, names, strict=True)
-    ]
+    pairs = zip(crops, names, strict=True)
+    expected = [expected_similarities(models / "clip", crop, name) for crop, name in pairs]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert classifier.similarities([], []).shape == (0, 10)
-    assert (
-        classifier._processor.image_processor.backend == "pil"
-    )  # the other backend imports torchvision
+    # The other backend imports torchvision.
+    assert classifier.clip.processor.image_processor.backend == "pil"
 
 
 # ---------------------------------------------------------------- the detector
@@ -340,32 +294,24 @@ def test_detections_and_scores_of_images_with_models_from_disk(models: Path) -> 
     detector = build_detector(params)
     found = detector.detect(IMAGES)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(models / "detector").eval()
-    for image, objects in zip(IMAGES, found, strict=True):
+    records, scores = [], []
+    for index, (image, objects) in enumerate(zip(IMAGES, found, strict=True)):
         pixels, sizes = network_input(torch.from_numpy(image[None]))
         with torch.no_grad():
             output = model(pixel_values=pixels)
-        logits = (
-            output.class_queries_logits[0].double().numpy(),
-            output.masks_queries_logits[0].double().numpy(),
-        )
-        expected = expected_objects(*logits, sizes, 0.05)
+        logits = (output.class_queries_logits[0], output.masks_queries_logits[0])
+        expected = expected_objects(*(part.double().numpy() for part in logits), sizes, 0.05)
         assert expected
         check_objects(objects, expected)
         assert [d.score for d in objects] == sorted((d.score for d in objects), reverse=True)
-        best = expected_similarities(
-            models / "clip", object_crop(image, objects[0]), objects[0].name
-        )
-        assert objects[0].color == COLORS[int(np.argmax(best))]
-
-    records, scores = [], []
-    for index, objects in enumerate(found):
         first = objects[0]
-        same = [d for d in objects if d.name == first.name]
-        color_share = sum(d.color == first.color for d in same) / len(same)
-        records.append(
-            record(index, {"class": first.name, "count": len(same), "color": first.color})
-        )
-        scores.append((1 + color_share) / 2)
+        crop = object_crop(image, first)
+        best = int(np.argmax(expected_similarities(models / "clip", crop, first.name)))
+        assert first.color == COLORS[best]
+        same = [d.color for d in objects if d.name == first.name]
+        scores.append((1 + same.count(first.color) / len(same)) / 2)
+        wanted = {"class": first.name, "count": len(same), "color": first.color}
+        records.append(record(index, wanted))
     result = GenevalReward(detector, params).submit(IMAGES, records).result()
     np.testing.assert_allclose(result.scores, scores, rtol=1e-6)
     assert [detail["strict"] for detail in result.details] == [score == 1 for score in scores]
@@ -385,13 +331,14 @@ def test_only_classes_whose_colour_is_asked_for_go_through_clip(models: Path, mo
 
     monkeypatch.setattr(detector._colors, "similarities", counted)
     found = detector.detect(IMAGES, [{name}, set(), {"no such class"}])
-    assert set(compared) == {name} and len(compared) == sum(d.name == name for d in everything[0])
+    assert compared == [name] * sum(d.name == name for d in everything[0])
     for image, (objects, full) in enumerate(zip(found, everything, strict=True)):
-        assert [(d.name, d.score, d.box) for d in objects] == [
-            (d.name, d.score, d.box) for d in full
-        ]
-        wanted = [d.color if image == 0 and d.name == name else None for d in full]
-        assert [d.color for d in objects] == wanted
+        for detection, other in zip(objects, full, strict=True):
+            wanted = other.color if image == 0 and other.name == name else None
+            assert (detection.name, detection.score, detection.box, detection.color) == (
+                *(other.name, other.score, other.box),
+                wanted,
+            )
 
 
 def network_that_says(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> object:
@@ -402,24 +349,20 @@ def network_that_says(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> 
         device = torch.device("cpu")
 
         def __call__(self, pixel_values: torch.Tensor) -> SimpleNamespace:
-            classes, masks = zip(*(next(images) for _ in pixel_values), strict=True)
-            return SimpleNamespace(
-                class_queries_logits=torch.stack(classes), masks_queries_logits=torch.stack(masks)
-            )
+            logits = zip(*(next(images) for _ in pixel_values), strict=True)
+            classes, masks = map(torch.stack, map(list, logits))
+            return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
 
     return Network()
 
 
 def test_what_cannot_count_is_left_out(models: Path) -> None:
-    """Seventeen cats and a dog above the lower threshold, a cow below it; sixteen cats are kept,
-    all coloured."""
-    detector = Mask2FormerDetector(
-        params_for(models, score_threshold=0.3, counting_threshold=0.9), "cpu"
-    )
+    """Of seventeen cats and a dog above the lower threshold and a cow below it."""
+    params = params_for(models, score_threshold=0.3, counting_threshold=0.9)
+    detector = Mask2FormerDetector(params, "cpu")
     shares = torch.tensor([0.9 - 0.02 * i for i in range(17)] + [0.35, 0.29])
-    labels = [15] * 17 + [16, 19]
     class_logits = torch.full((1, 19, 81), -30.0)
-    class_logits[0, range(19), labels] = shares.log()
+    class_logits[0, range(19), [15] * 17 + [16, 19]] = shares.log()
     class_logits[0, :, 80] = (1 - shares).log()
     detector._model = network_that_says(class_logits, torch.full((1, 19, 24, 32), 20.0))
     (found,) = detector.detect(IMAGES[:1])
@@ -431,53 +374,39 @@ def test_what_cannot_count_is_left_out(models: Path) -> None:
 def test_output_that_is_not_finite_raises_with_the_record(models: Path) -> None:
     params = params_for(models)
     detector = Mask2FormerDetector(params, "cpu")
-    records = [record(index, {"class": "cat", "count": 1}) for index in range(3)]
+    reward = GenevalReward(detector, params)
+    records = [record(i, {"class": "cat", "count": 1, "color": "red"}) for i in range(3)]
     class_logits, mask_logits = torch.zeros(3, 2, 81), torch.ones(3, 2, 24, 32)
     class_logits[:, :, 15] = 20.0
-    mask_logits[2, 1, 3, 3] = float("nan")
+    broken = mask_logits.clone()
+    broken[2, 1, 3, 3] = float("nan")
+    detector._model = network_that_says(class_logits, broken)
+    with pytest.raises(RewardError, match="^test-2: .*detector"):
+        reward.submit(IMAGES, records)
     detector._model = network_that_says(class_logits, mask_logits)
-    with pytest.raises(RewardError, match="^test-2: .*detector's output is not finite"):
-        GenevalReward(detector, params).submit(IMAGES, records)
-    detector._model = network_that_says(class_logits, torch.ones(3, 2, 24, 32))
     with torch.no_grad():
-        detector._colors._model.visual_projection.weight.fill_(float("nan"))
-    colored = [record(index, {"class": "cat", "count": 1, "color": "red"}) for index in range(3)]
-    with pytest.raises(RewardError, match="^test-0: .*colour model's output is not finite"):
-        GenevalReward(detector, params).submit(IMAGES, colored)
+        detector._colors.clip.model.visual_projection.weight.fill_(float("nan"))
+    with pytest.raises(RewardError, match="^test-0: .*colour model"):
+        reward.submit(IMAGES, records)
 
 
 def test_an_evaluation_in_the_world_of_coco(
     models: Path, tmp_path: Path, default_values: dict, write_params
 ) -> None:
-    """The commands from parameters to scores, which are those of the images and prompts that they
-    leave behind."""
+    """The commands from parameters to scores, which are those of the images that they leave."""
     params = params_for(models)
     few = dict.fromkeys(TASKS, {"train": 6, "test": 6, "train_file": None, "test_file": None})
     default_values["prompts"] = {"world": "coco", **few}
     default_values["rewards"]["geneval"] = dataclasses.asdict(params)
-    default_values["evaluate"] |= {
-        "steps": 4,
-        "batch": 6,
-        "bootstrap": 100,
-        "second_reader": "none",
-    }
-    file = str(write_params(default_values))
+    short = {"steps": 4, "batch": 6, "bootstrap": 100, "second_reader": "none"}
+    default_values["evaluate"] |= short
+    file, out = str(write_params(default_values)), tmp_path / "out"
     for task in TASKS:
-        sets = [
-            part
-            for split in ("train", "test")
-            for part in (f"--{split}", str(tmp_path / task / f"{split}.jsonl"))
-        ]
+        train, test = (str(tmp_path / task / f"{split}.jsonl") for split in ("train", "test"))
+        sets = ["--train", train, "--test", test]
         assert main(["prompts", "--params", file, "--task", task, *sets]) == 0
-    out = tmp_path / "out"
-    places = [
-        "--prompts-dir",
-        str(tmp_path),
-        "--output",
-        str(out),
-        "--state",
-        str(tmp_path / "state"),
-    ]
+    places = ["--prompts-dir", str(tmp_path), "--output", str(out)]
+    places += ["--state", str(tmp_path / "state")]
     assert main(["evaluate", "--params", file, "--checkpoint", "base", *places]) == 0
 
     records = read_records(tmp_path / "geneval" / "test.jsonl")
@@ -485,63 +414,62 @@ def test_an_evaluation_in_the_world_of_coco(
     assert asked <= set(COCO_CLASSES) and not asked <= set(CLASSES)
     images = np.stack([read_image(out / "images" / f"{record.id}_0.png", 64) for record in records])
     reward = GenevalReward(build_detector(params), params)
-    details = [
-        d
-        for part in (slice(4), slice(4, 6))
-        for d in reward.submit(images[part], records[part]).result().details
-    ]
+    results = [reward.submit(images[part], records[part]) for part in (slice(4), slice(4, 6))]
+    details = [detail for result in results for detail in result.result().details]
     assert all(detail["found"] for detail in details)
     lines = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
     assert [line["detail"] for line in lines if line["task"] == "geneval"] == details
-    scores = json.loads((out / "scores.json").read_text())
-    softs = [
-        np.mean([d["soft"] for d in details if d["tag"] == tag])
-        for tag in {d["tag"] for d in details}
-    ]
-    assert scores["benchmarks"]["geneval"]["soft"]["mean"] == pytest.approx(np.mean(softs))
+    tags = {detail["tag"] for detail in details}
+    softs = [np.mean([d["soft"] for d in details if d["tag"] == tag]) for tag in tags]
+    scores = json.loads((out / "scores.json").read_text())["benchmarks"]["geneval"]
+    assert scores["soft"]["mean"] == pytest.approx(np.mean(softs))
 
 
 # ---------------------------------------------------------------- models that do not open
 
 
-def refusal(params: GenevalParams) -> str:
-    with pytest.raises(StarError) as caught:
-        build_detector(params)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_models_that_are_not_what_they_should_be(models: Path, tmp_path: Path) -> None:
-    assert "wants a path" in refusal(params_for(models, path=None))
-    (tmp_path / "empty").mkdir()
-    message = refusal(params_for(models, path=str(tmp_path / "empty")))
-    assert message.startswith("rewards.geneval.path") and "config.json is missing" in message
-    assert "it is a clip" in refusal(params_for(models, path=str(models / "clip")))
-    assert refusal(params_for(models, color_path=str(models / "detector"))).startswith(
-        "rewards.geneval.color_path"
-    )
-
-
-def test_model_with_missing_weights_or_classes_is_refused(models: Path, tmp_path: Path) -> None:
-    random_detector(133).save_pretrained(tmp_path)
-    assert "the model has 133 classes" in refusal(params_for(models, path=str(tmp_path)))
-    model = random_detector(80)
-    model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+def without_a_bias(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
     del tensors["class_predictor.bias"]
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    assert "weights are missing, the first is class_predictor.bias" in refusal(
-        params_for(models, path=str(tmp_path))
-    )
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    assert "no .safetensors weights" in refusal(params_for(models, path=str(tmp_path)))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_hub_id_without_network_says_what_to_do(
-    models: Path, monkeypatch: pytest.MonkeyPatch
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("labels", "spoil", "named"),
+    [
+        (133, lambda folder: None, "133 classes"),
+        (80, without_a_bias, "class_predictor.bias"),
+        (80, pickled, "safetensors"),
+    ],
+)
+def test_a_detector_that_is_not_whole_is_refused(models, tmp_path, labels, spoil, named) -> None:
+    random_detector(labels).save_pretrained(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(StarError, match=rf"^rewards.geneval.path[^\n]*{named}[^\n]*$"):
+        build_detector(params_for(models, path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "named"),
+    [
+        ("path", "empty", "config.json"),
+        ("path", "clip", "clip"),
+        ("color_path", "detector", "mask2former"),
+        ("path", None, "nobody/no-such-detector"),
+    ],
+)
+def test_a_model_of_another_kind_or_of_nobody_is_refused(
+    models: Path, monkeypatch: pytest.MonkeyPatch, key: str, path: str | None, named: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = refusal(params_for(models, path="nobody/no-such-detector"))
-    assert "rewards.geneval.path 'nobody/no-such-detector'" in message
-    assert "download it beforehand" in message
+    (models / "empty").mkdir(exist_ok=True)
+    given = str(models / path) if path else "nobody/no-such-detector"
+    wanted = rf"^rewards.geneval.{key} {re.escape(repr(given))}[^\n]*$"
+    with pytest.raises(StarError, match=wanted) as caught:
+        build_detector(params_for(models, **{key: given}))
+    assert named in str(caught.value)

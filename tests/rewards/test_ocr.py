@@ -1,5 +1,4 @@
-"""The OCR reward: closed forms of the score, then the reader on rendered signs, then its worker
-processes."""
+"""The OCR reward: closed forms of the score, the reader on rendered signs, its worker processes."""
 
 import os
 import signal
@@ -7,10 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,29 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.config.params import OcrParams
-from star.miniature.world import BACKGROUND, LETTERS, SIZE, Scene, render
-from star.prompts.records import PromptRecord
+from star.miniature.world import BACKGROUND, LETTERS, SIZE
 from star.rewards.base import RewardError
 from star.rewards.ocr import OcrReward, letter_shares, text_reward
 from star.rewards.reading import ReadingPool, TextReader
+from tests.helpers.rewards import noisy, ocr_record, signs
 
 WORDS = ("STAR", "HELLO", "CAT", "BY", "GRPO")
 TEXTS = st.text(alphabet="abcAB ", max_size=8)
 
 
-def record(text: str | None, number: int = 0) -> PromptRecord:
-    metadata = {} if text is None else {"text": text}
-    return PromptRecord(f"ocr-test-{number:05d}", "ocr", f'a sign that says "{text}"', metadata)
-
-
-def signs(words: tuple[str, ...]) -> tuple[np.ndarray, list[PromptRecord]]:
-    images = np.stack([render(Scene(text=word)) for word in words])
-    return images, [record(word, number) for number, word in enumerate(words)]
+def reward_of(workers: int) -> OcrReward:
+    return OcrReward(OcrParams(workers=workers, substring=False, read_side=128), 600.0)
 
 
 @pytest.fixture(scope="module")
 def pooled() -> Iterator[OcrReward]:
-    reward = OcrReward(OcrParams(workers=2, substring=False, read_side=128))
+    reward = reward_of(2)
     yield reward
     reward.close()
 
@@ -104,139 +95,105 @@ def test_text_reward_properties(read: str, target: str) -> None:
     assert text_reward(read.upper(), f" {target.upper()} ", substring=False) == strict
 
 
+# ---------------------------------------------------------------- the reader
+
+
 def test_signs_are_read_in_process_and_by_workers_alike(
     pooled: OcrReward, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    images, records = signs(WORDS)
+    images, records = signs(*WORDS)
     result = pooled.submit(images, records).result()
-    assert result.scores.dtype == np.float32
-    assert result.scores.tolist() == [1.0] * len(WORDS)
-    assert [detail["read"].lower() for detail in result.details] == [word.lower() for word in WORDS]
-    assert all(
-        set(detail) == {"target", "read", "exact", "score"} and detail["exact"]
-        for detail in result.details
-    )
-    in_process = OcrReward(OcrParams(workers=0, substring=False, read_side=128))
+    assert result.scores.dtype == np.float32 and result.scores.tolist() == [1.0] * len(WORDS)
+    assert [detail["read"].upper() for detail in result.details] == list(WORDS)
+    in_process = reward_of(0)
     assert in_process.submit(images, records).result().details == result.details
     in_process.close()
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_reading_does_not_depend_on_its_neighbours(pooled: OcrReward) -> None:
-    words = tuple(reversed(WORDS)) * 5  # several chunks for each worker
-    images, records = signs(words)
-    noisy = np.clip(images + np.random.default_rng(0).normal(0, 12, images.shape), 0, 255).astype(
-        np.uint8
-    )
-    together = pooled.submit(noisy, records).result()
-    assert len(together.details) == len(words)
-    for index in (0, 7, 24):
-        alone = pooled.submit(noisy[index : index + 1], records[index : index + 1]).result()
-        assert alone.details == together.details[index : index + 1]
-
-
-def test_random_words_on_noisy_signs(pooled: OcrReward) -> None:
+def test_random_words_on_noisy_signs_each_read_on_its_own(pooled: OcrReward) -> None:
     rng = np.random.default_rng(5)
-    words = tuple("".join(rng.choice(list(LETTERS), size=rng.integers(2, 6))) for _ in range(60))
-    images, records = signs(words)
-    noisy = np.clip(images + rng.normal(0, 8, images.shape), 0, 255).astype(np.uint8)
-    for batch in (images, noisy):
+    images, records = signs(
+        *("".join(rng.choice(list(LETTERS), rng.integers(2, 6))) for _ in range(60))
+    )
+    for batch in (images, noisy(images, 8.0)):  # several chunks for each worker
         result = pooled.submit(batch, records).result()
         assert np.mean([detail["exact"] for detail in result.details]) >= 0.95
         assert result.scores.mean() >= 0.98
+    for index in (0, 17, 59):
+        alone = pooled.submit(batch[index : index + 1], records[index : index + 1]).result()
+        assert alone.details == result.details[index : index + 1]
 
 
 def test_wrong_words_and_blank_images(pooled: OcrReward) -> None:
-    images, _ = signs(("STAR", "CAT"))
     blank = np.full((1, SIZE, SIZE, 3), BACKGROUND, np.uint8)
-    result = pooled.submit(
-        np.concatenate([images, blank]), [record("STIR"), record("DOG"), record("CAT")]
-    ).result()
+    images = np.concatenate([signs("STAR", "CAT")[0], blank])
+    records = [ocr_record(word) for word in ("STIR", "DOG", "CAT")]
+    result = pooled.submit(images, records).result()
     assert result.scores.tolist() == [0.75, 0.0, 0.0]
     assert result.details[2] == {"target": "CAT", "read": "", "exact": False, "score": 0.0}
 
 
 def test_larger_and_oblong_images(pooled: OcrReward) -> None:
-    image = render(Scene(text="HELLO"))
-    large = image.repeat(8, axis=0).repeat(8, axis=1)[None]  # 512 x 512
+    images, records = signs("HELLO")
+    large = images.repeat(8, axis=1).repeat(8, axis=2)  # 512 x 512
     oblong = np.full((1, 64, 160, 3), BACKGROUND, np.uint8)
-    oblong[0, :, 48:112] = image
-    for images in (large, oblong):
-        assert pooled.submit(images, [record("HELLO")]).result().scores.tolist() == [1.0]
+    oblong[:, :, 48:112] = images
+    for batch in (large, oblong):
+        assert pooled.submit(batch, records).result().scores.tolist() == [1.0]
 
 
-def test_record_without_text_is_named(pooled: OcrReward) -> None:
-    images, _ = signs(("STAR", "CAT"))
-    for bad in (record(None, 41), record(" ", 41)):
-        with pytest.raises(RewardError, match="ocr-test-00041"):
-            pooled.submit(images, [record("STAR"), bad])
+@pytest.mark.parametrize("text", [None, " "])
+def test_record_without_text_is_named(pooled: OcrReward, text: str | None) -> None:
+    images, records = signs("STAR", "CAT")
+    with pytest.raises(RewardError, match="^ocr-test-00041: "):
+        pooled.submit(images, [records[0], ocr_record(text, 41)])
 
 
 def test_failing_reader_is_an_error_that_names_the_record_never_a_zero(pooled: OcrReward) -> None:
-    future = pooled.submit(
-        np.zeros((2, 0, 64, 3), np.uint8), [record("STAR", 7), record("STAR", 8)]
-    )
+    images, records = np.zeros((2, 0, 64, 3), np.uint8), [ocr_record("STAR", i) for i in (7, 8)]
     with pytest.raises(RewardError, match="^ocr-test-00007: [^\n]+$"):
-        future.result()
-    images, records = signs(("CAT",))
-    assert pooled.submit(images, records).result().scores.tolist() == [1.0]  # the pool survives
+        pooled.submit(images, records).result()
+    assert pooled.submit(*signs("CAT")).result().scores.tolist() == [1.0]  # the pool survives
 
 
-def test_submit_does_not_wait_and_workers_have_no_torch(pooled: OcrReward) -> None:
-    images, records = signs(("STAR",) * 64)
-    future = pooled.submit(images, records)
-    assert not future.done()
-    assert future.result().scores.tolist() == [1.0] * 64
-    assert pooled._pool._pool is not None
-    loaded = pooled._pool._pool.submit(eval, "sorted(__import__('sys').modules)").result()
+# ---------------------------------------------------------------- worker processes
+
+
+def test_workers_open_their_readers_at_once_and_have_no_torch() -> None:
+    reward = reward_of(1)
+    assert reward._pool._pool is not None
+    loaded = reward._pool._pool.submit(eval, "sorted(__import__('sys').modules)").result()
+    reward.close()
     assert "rapidocr_onnxruntime" in loaded
     assert not {"torch", "diffusers", "transformers", "torchvision"} & set(loaded)
 
 
-class Stalled(ThreadPoolExecutor):
-    """A pool whose workers read nothing before they are let go."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-        self.begun, self.go = threading.Event(), threading.Event()
-
-    def submit(
-        self, function: Callable[..., Any], /, *arguments: Any, **options: Any
-    ) -> "Future[Any]":
-        def held() -> Any:
-            self.begun.set()
-            assert self.go.wait(20), "submit waits for the readers"
-            return function(*arguments, **options)
-
-        return super().submit(held)
-
-
 def test_submit_returns_however_slow_the_readers_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches are handed over before either is read: on a GPU the trainer draws the next one
-    meanwhile."""
-    monkeypatch.setattr(
-        "star.rewards.reading.read_images", lambda reader, given, ids: ["STAR"] * len(ids)
-    )
-    pool = Stalled()
-    reward = OcrReward(OcrParams(workers=0, substring=False, read_side=128))
-    reward._pool._workers, reward._pool._pool = 2, pool  # type: ignore[assignment]
-    images, records = signs(("STAR", "CAT"))
-    futures = [reward.submit(images, records) for _ in range(2)]
-    assert pool.begun.wait(20) and not any(future.done() for future in futures)
-    pool.go.set()
+    """Two batches are handed over before either is read: meanwhile the trainer samples the next."""
+    begun, go = threading.Event(), threading.Event()
+
+    def read(images: np.ndarray, ids: list[str]) -> list[str]:
+        begun.set()
+        assert go.wait(20), "submit waits for the readers"
+        return ["STAR"] * len(ids)
+
+    reward = reward_of(0)
+    monkeypatch.setattr(reward._pool, "read", read)
+    futures = [reward.submit(*signs("STAR", "CAT")) for _ in range(2)]
+    assert begun.wait(20) and not any(future.done() for future in futures)
+    go.set()
     assert [future.result(60).scores.tolist() for future in futures] == [[1.0, 0.0]] * 2
     reward.close()
 
 
 def test_a_worker_that_dies_is_replaced_once(caplog: pytest.LogCaptureFixture) -> None:
-    reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
-    images, records = signs(("STAR", "CAT"))
+    reward = reward_of(1)
     for _ in range(2):  # once in each batch
         assert reward._pool._pool is not None
         reward._pool._pool.submit(eval, "__import__('os')._exit(3)")
-        assert reward.submit(images, records).result().scores.tolist() == [1.0, 1.0]
-    assert caplog.text.count("an OCR worker died") == 2
-    reward.close()
+        assert reward.submit(*signs("STAR", "CAT")).result().scores.tolist() == [1.0, 1.0]
+    assert len(caplog.records) == 2
     reward.close()
 
 
@@ -251,17 +208,19 @@ def reads_until_it_meets(image: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("color", "message"),
-    [(0, "b: OCR workers died twice"), (2, "b: the OCR reader hangs at .* 3 s")],
+    ("color", "timeout", "said"), [(0, 60.0, "died twice"), (2, 3.0, "hangs .* 3 s")]
 )
-def test_a_image_that_kills_or_stops_its_reader_is_named(color: int, message: str) -> None:
+def test_an_image_that_kills_or_stops_its_reader_is_named(
+    color: int, timeout: float, said: str
+) -> None:
     reader = TextReader(load=os.getpid, lines=reads_until_it_meets, side=8)
-    pool = ReadingPool(reader, workers=1, timeout=60.0 if color == 0 else 3.0)
+    pool = ReadingPool(reader, workers=1, timeout=60.0)
     images = np.full((20, 8, 8, 3), 100, np.uint8)
-    assert pool.read(images[:1], ["a"]) == ["read"]
+    assert pool.read(images[:1], ["a"]) == ["read"]  # the process has started
+    pool._timeout = timeout
     images[17, ..., color] = 255
     ids = [*"acdefghijklmnopq", "b", *"rst"]  # the second chunk begins with b
-    with pytest.raises(RewardError, match=message):
+    with pytest.raises(RewardError, match=f"^b: .*{said}"):
         pool.read(images, ids)
     start = time.monotonic()
     pool.close()
@@ -273,7 +232,7 @@ from star.config.params import OcrParams
 from star.rewards.ocr import OcrReward
 
 if __name__ == "__main__":
-    reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128))
+    reward = OcrReward(OcrParams(workers=1, substring=False, read_side=128), 600.0)
     print(reward._pool._pool.submit(eval, "__import__('os').getpid()").result(), flush=True)
     input()
 """
@@ -283,12 +242,8 @@ if __name__ == "__main__":
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT, encoding="utf-8")
-    root = Path(__file__).parents[2]
-    env = os.environ | {"PYTHONPATH": str(root)}
-    pipe, null = (
-        subprocess.PIPE,
-        subprocess.DEVNULL,
-    )  # null: the standard library warns of the killed pool's semaphores
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL  # null: warnings of the pool's semaphores
     parent = subprocess.Popen(
         [sys.executable, script], stdin=pipe, stdout=pipe, stderr=null, env=env, text=True
     )

@@ -15,7 +15,7 @@ from star.evaluation.scoring import PlannedImage, Sample
 from star.method.precision import resolve_precision
 from star.miniature.world import Scene, render
 from star.policy.sd3 import load_policy
-from star.prompts.core_content import with_core
+from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.study.run import run_study, watch_figures
