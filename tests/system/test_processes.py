@@ -18,9 +18,7 @@ from star.config.params import load_params
 from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records
-from star.system.errors import StarError
 from star.system.processes import ALONE, Processes
-from star.training.batches import check_processes
 
 SMOKE = Path(__file__).parents[1] / "smoke" / "params.yaml"
 
@@ -69,22 +67,6 @@ def test_alone_nothing_changes():
     parts = [torch.ones(2, 1), torch.zeros(2, 1)]
     assert ALONE.gather(parts, 1) == parts and ALONE.shard([5, 6], 1) == [5, 6] and ALONE.main
     assert torch.equal(ALONE.table(torch.tensor([1.0, 2.0])), torch.tensor([[1.0, 2.0]]))
-
-
-def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do():
-    params = load_params(
-        Path("params.yaml")
-    )  # 8 x 16 images in batches of 64, 2 updates: 1 batch an update
-    check_processes(params, 1)
-    with pytest.raises(
-        StarError,
-        match="2 processes cannot share the 1 batches .* launch 1, or lower rollout.batch",
-    ):
-        check_processes(params, 2)
-    params = dataclasses.replace(params, rollout=dataclasses.replace(params.rollout, batch=8))
-    check_processes(params, 4)
-    with pytest.raises(StarError, match="3 processes .* launch 1, 2, 4, 8"):
-        check_processes(params, 3)
 
 
 @pytest.mark.slow
