@@ -96,7 +96,7 @@ def test_a_parameter_file_says_its_counts(file):
 def test_preset_is_complete_consistent_and_says_what_it_costs(file):
     params = load_params(file)
     _, scale, task = file.stem.split("-")
-    check_processes(params, SCALES[scale])
+    check_processes(params.train, params.rollout, SCALES[scale])
     assert [name for name, methods in params.runs.items() if methods] == [task]
     text = said(file)
     assert f"cp presets/{file.name} params.yaml" in text

@@ -1,18 +1,14 @@
 """Prompt embeddings: encoded once, kept on disk, read again without the encoders."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
 
-from star.config.params import load_params
 from star.policy.conditioning import KEPT, Conditioning, PromptStore
 from star.policy.sd3 import encoder_key, load_policy
 from star.system.errors import StarError
-
-MODEL = load_params(Path("params.yaml")).model
-CPU = torch.device("cpu")
+from tests.helpers.training import CPU, EXACT, PROMPTS, policy_of
 
 
 class Encoder:
@@ -24,9 +20,8 @@ class Encoder:
     def __call__(self, prompts):
         self.asked.append(list(prompts))
         lengths = torch.tensor([float(len(prompt)) for prompt in prompts], dtype=torch.bfloat16)
-        return Conditioning(
-            lengths[:, None, None].expand(-1, 3, 2).clone(), lengths[:, None].clone()
-        )
+        embeds = lengths[:, None, None].expand(-1, 3, 2).clone()
+        return Conditioning(embeds, lengths[:, None].clone())
 
 
 def test_prompts_are_encoded_once_and_given_in_the_order_asked():
@@ -35,9 +30,7 @@ def test_prompts_are_encoded_once_and_given_in_the_order_asked():
     found = store.get(["aaa", "b", "aaa"])
     assert found.pooled.flatten().tolist() == [3, 1, 3] and found.embeds.shape == (3, 3, 2)
     store.get(["b", "cc"])
-    assert encode.asked == [["aaa", "b"], ["cc", ""]], (
-        "filled up to the batch that the encoders always get"
-    )
+    assert encode.asked == [["aaa", "b"], ["cc", ""]], "filled up to the encoders' batch"
 
 
 def test_a_folder_serves_another_process_that_never_encodes(tmp_path):
@@ -45,18 +38,14 @@ def test_a_folder_serves_another_process_that_never_encodes(tmp_path):
     encode = Encoder()
     store = PromptStore(encode, tmp_path / "made", CPU, 2)
     found = store.get(["b", "aaa"])
-    assert (
-        found.pooled.flatten().tolist() == [1, 3]
-        and found.pooled.dtype == torch.bfloat16
-        and encode.asked == []
-    )
+    assert found.pooled.flatten().tolist() == [1, 3] and found.pooled.dtype == torch.bfloat16
     store.fill(["aaa", "b"])
     assert encode.asked == [] and not list(tmp_path.rglob("*.tmp"))
 
 
 def test_memory_beside_a_folder_is_bounded(tmp_path):
-    store = PromptStore(Encoder(), tmp_path, CPU, 1)
-    for i in range(0, 3 * KEPT, 64):
+    store = PromptStore(Encoder(), tmp_path, CPU, 64)
+    for i in range(0, 2 * KEPT, 64):
         store.get([f"prompt {j}" for j in range(i, i + 64)])
     assert len(store._kept) <= KEPT
 
@@ -66,29 +55,25 @@ def test_a_half_written_file_is_named(tmp_path, kept):
     PromptStore(Encoder(), tmp_path, CPU, 1).fill(["aaa"])
     file = next(tmp_path.glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(
-        StarError, match=f"{file.name}: not a readable prompt embedding .* delete it"
-    ):
+    with pytest.raises(StarError, match=f"{file.name}: not a readable prompt embedding .* delete"):
         PromptStore(Encoder(), tmp_path, CPU, 1).get(["aaa"])
 
 
 def test_the_policy_reads_from_the_cache_what_it_would_encode(tmp_path):
-    prompts = ["a photo of a red car", 'a sign that says "STAR"']
-    plain = load_policy(MODEL, CPU).encode(prompts)
-    cached = dataclasses.replace(MODEL, prompt_cache=str(tmp_path))
-    load_policy(cached, CPU).prepare_prompts(prompts)
-    policy = load_policy(cached, CPU)
-    for encoder in policy._encoders():
+    plain = policy_of().encode(PROMPTS)
+    policy_of(prompt_cache=str(tmp_path)).prepare_prompts(PROMPTS)
+    policy = load_policy(dataclasses.replace(EXACT, prompt_cache=str(tmp_path)), CPU)
+    for encoder in policy.encoders:
         encoder.forward = None  # may not be asked
-    found = policy.encode(prompts)
+    found = policy.encode(PROMPTS)
     assert torch.equal(found.pooled, plain.pooled) and torch.equal(found.embeds, plain.embeds)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3, "the empty prompt of the guidance too"
 
 
 def test_encoders_leave_the_device_and_come_back_for_a_new_prompt(tmp_path):
-    policy = load_policy(dataclasses.replace(MODEL, prompt_cache=str(tmp_path)), CPU)
+    policy = load_policy(dataclasses.replace(EXACT, prompt_cache=str(tmp_path)), CPU)
     moves = []
-    for encoder in policy._encoders():
+    for encoder in policy.encoders:
         encoder.to = moves.append
         encoder.register_forward_pre_hook(lambda *_: moves.append("asked"))
     policy.prepare_prompts(["a photo of a red car"])
@@ -103,21 +88,14 @@ def test_encoders_leave_the_device_and_come_back_for_a_new_prompt(tmp_path):
 def test_what_a_prompt_becomes_does_not_depend_on_its_neighbours():
     things = ("car", "dog", "umbrella", "cup", "bus", "cat")
     prompts = [f"a photo of {count} {thing}s" for count in range(3) for thing in things]
-    together = load_policy(MODEL, CPU).encode(prompts)
-    store = load_policy(MODEL, CPU).prompts
+    together, store = policy_of().encode(prompts), policy_of().prompts
     found = [store.get([prompt]) for prompt in reversed(prompts)][::-1]
-    assert torch.equal(torch.cat([c.embeds for c in found]), together.embeds)
-    assert torch.equal(torch.cat([c.pooled for c in found]), together.pooled)
+    assert torch.equal(torch.cat([one.embeds for one in found]), together.embeds)
+    assert torch.equal(torch.cat([one.pooled for one in found]), together.pooled)
 
 
 def test_another_model_or_length_has_a_folder_of_its_own():
-    keys = {encoder_key(MODEL, device) for device in ("cpu", "cuda")}
-    keys |= {
-        encoder_key(dataclasses.replace(MODEL, **c), "cpu")
-        for c in ({"t5_tokens": 8}, {"precision": "no"})
-    }
-    keys |= {
-        encoder_key(dataclasses.replace(MODEL, path="an/id", revision=r), "cpu")
-        for r in ("a" * 40, "b" * 40)
-    }
-    assert len(keys) == 6
+    changes = [{}, {"t5_tokens": 8}, {"precision": "bf16"}]
+    changes += [{"path": "an/id", "revision": letter * 40} for letter in "ab"]
+    keys = {encoder_key(dataclasses.replace(EXACT, **change), "cpu") for change in changes}
+    assert len(keys | {encoder_key(EXACT, "cuda")}) == 6

@@ -2,40 +2,49 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from star.config.params import load_params
 from star.policy.loading import find_pipeline, open_pipeline, open_tokenizers
 from star.system.errors import StarError
+from tests.helpers.training import EXACT
 
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = dataclasses.replace(
-    load_params(ROOT / "params.yaml").model, path=str(ROOT / "models/miniature")
-)
-TRANSFORMER, VAE = (
-    f"{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "vae")
-)
-Damage = Callable[[Path], None]
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+CLIP, CLIP_2, T5 = (f"text_encoder{part}/model.safetensors" for part in ("", "_2", "_3"))
+INDEX = "model_index.json"
+QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+T5_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the miniature."""
+    return Path(shutil.copytree(EXACT.path, tmp_path / "model"))
 
 
 def edited(file: str, **values: object) -> Damage:
-    """Damage: keys of a JSON file."""
+    """Damage: other values in a JSON file."""
 
     def damage(folder: Path) -> None:
-        path = folder / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | values))
 
     return damage
 
 
+def written(file: str, text: str) -> Damage:
+    return lambda folder: (folder / file).write_text(text)
+
+
 def weighed(file: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    """Damage: the tensors of a safetensors file."""
+    """Damage: other tensors in a safetensors file."""
 
     def damage(folder: Path) -> None:
         tensors = load_file(folder / file)
@@ -45,12 +54,16 @@ def weighed(file: str, change: Callable[[dict[str, torch.Tensor]], object]) -> D
     return damage
 
 
-def cut(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
-    return lambda tensors: tensors.update({name: tensors[name][:-1].contiguous()})
+def without(file: str, part: str) -> Damage:
+    return weighed(file, lambda tensors: [tensors.pop(n) for n in list(tensors) if part in n])
 
 
-def spoilt(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], object]:
-    return lambda tensors: tensors[name].view(-1)[-1:].fill_(value)
+def cut(file: str, name: str) -> Damage:
+    return weighed(file, lambda tensors: tensors.update({name: tensors[name][:-1].contiguous()}))
+
+
+def spoilt(file: str, name: str, value: float) -> Damage:
+    return weighed(file, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
 
 
 def refusal(folder: Path, open_it: Callable[..., object], *arguments: object) -> str:
@@ -62,139 +75,104 @@ def refusal(folder: Path, open_it: Callable[..., object], *arguments: object) ->
     return message
 
 
-DESCRIBED = {
-    "another transformer in the index": (
-        edited("model_index.json", transformer=["diffusers", "FluxTransformer2DModel"]),
-        "model_index.json, transformer: a FluxTransformer2DModel and not a SD3Transformer2DModel",
-    ),
-    "another transformer in its configuration": (
-        edited("transformer/config.json", _class_name="PixArtTransformer2DModel"),
-        "transformer/config.json: a PixArtTransformer2DModel and not a SD3Transformer2DModel",
-    ),
-    "another scheduler in the index": (
-        edited("model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
-        "the scheduler is a DDIMScheduler; a flow matching model is needed",
-    ),
-    "another scheduler in its configuration": (
-        edited("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"),
-        "the scheduler is a EulerDiscreteScheduler",
-    ),
-    "code of its own": (
-        edited("model_index.json", transformer=["my_transformer", "MyTransformer"]),
-        "a MyTransformer and not a SD3Transformer2DModel",
-    ),
-    "without T5": (
-        edited("model_index.json", text_encoder_3=[None, None]),
-        "names no text_encoder_3; a pipeline with all three text encoders is needed",
-    ),
-    "a configuration that is no JSON": (
-        lambda folder: (folder / "transformer/config.json").write_text("{"),
-        "transformer/config.json cannot be read",
-    ),
-    "an index that is a list": (
-        lambda folder: (folder / "model_index.json").write_text("[]"),
-        "model_index.json is no JSON object",
-    ),
-    "an index that nests too deep": (
-        lambda folder: (folder / "model_index.json").write_text("[" * 100_000),
-        "model_index.json cannot be read (maximum recursion depth",
-    ),
-    "a class that is a number": (
-        edited("model_index.json", tokenizer=["transformers", 5]),
-        "model_index.json, tokenizer: ['transformers', 5] is not a library and a class",
-    ),
-    "pickled weights": (
-        lambda folder: (folder / TRANSFORMER).rename(
-            folder / "transformer/diffusion_pytorch_model.bin"
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "no such directory"),
+        (lambda folder: (folder / INDEX).unlink(), "model_index.json is missing"),
+        (written(INDEX, "[]"), "model_index.json is no JSON object"),
+        (written(INDEX, "[" * 100_000), "cannot be read (maximum recursion depth"),
+        (edited(INDEX, _class_name="FluxPipeline"), "a FluxPipeline, not a StableDiffusion3"),
+        (
+            edited(INDEX, transformer=["diffusers", "FluxTransformer2DModel"]),
+            "model_index.json, transformer: a FluxTransformer2DModel and not a SD3Transformer2D",
         ),
-        "transformer/ has no .safetensors weights",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DESCRIBED)
-def test_what_describes_another_pipeline_is_refused_before_a_weight_is_read(
-    tmp_path: Path, name: str
-) -> None:
-    damage, message = DESCRIBED[name]
-    folder = Path(copytree(ROOT / "models/miniature", tmp_path / "model"))
+        (edited(INDEX, transformer=["my_transformer", "MyTransformer"]), "a MyTransformer and not"),
+        (
+            edited(INDEX, tokenizer=["my_tokenizer", "CLIPTokenizer"]),
+            "of 'my_tokenizer' is not run",
+        ),
+        (
+            edited(INDEX, text_encoder_3=[None, None]),
+            "for text_encoder_3, but [None, None]; a pipe",
+        ),
+        (edited(INDEX, tokenizer=["transformers", 5]), "for tokenizer, but ['transformers', 5]"),
+        (edited(INDEX, scheduler=["diffusers", "DDIMScheduler"]), "scheduler is a DDIMScheduler"),
+        (
+            edited("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"),
+            "the scheduler is a EulerDiscreteScheduler; a flow matching model is needed",
+        ),
+        (
+            edited("transformer/config.json", _class_name="PixArtTransformer2DModel"),
+            "transformer/config.json: a PixArtTransformer2DModel and not a SD3Transformer2DModel",
+        ),
+        (written("transformer/config.json", "{"), "transformer/config.json cannot be read"),
+        (lambda folder: shutil.rmtree(folder / "text_encoder_3"), "text_encoder_3/ is missing"),
+        (
+            lambda folder: (folder / VAE).rename(folder / "vae/model.bin"),
+            "vae/ has no .safetensors",
+        ),
+    ],
+)
+def test_what_is_described_otherwise_is_refused_before_a_weight_is_read(folder, damage, message):
     damage(folder)
-    assert message in refusal(folder, find_pipeline, dataclasses.replace(MODEL, path=str(folder)))
+    model = dataclasses.replace(EXACT, path=str(folder))
+    assert message in refusal(folder, find_pipeline, model)
 
 
-QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"
-T5_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
-WEIGHED = {
-    "a weight of the transformer is missing": (
-        weighed(TRANSFORMER, lambda tensors: tensors.pop("proj_out.weight")),
-        "SD3Transformer2DModel (transformer/) (1 weights are missing, the first is proj_out.weight)",
-    ),
-    "a block of the VAE is missing": (
-        weighed(
-            VAE,
-            lambda tensors: [
-                tensors.pop(name) for name in list(tensors) if "decoder.conv_out" in name
-            ],
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            without(TRANSFORMER, "proj_out.weight"),
+            "(transformer/) (1 weights are missing, the first is proj_out.weight)",
         ),
-        "AutoencoderKL (vae/) (2 weights are missing, the first is decoder.conv_out.bias)",
-    ),
-    "a weight of CLIP is missing": (
-        weighed("text_encoder_2/model.safetensors", lambda tensors: tensors.pop(QUERY)),
-        f"CLIPTextModelWithProjection (text_encoder_2/) (1 weights are missing, the first is {QUERY})",
-    ),
-    "a weight of T5 is missing": (
-        weighed("text_encoder_3/model.safetensors", lambda tensors: tensors.pop(T5_QUERY)),
-        f"T5EncoderModel (text_encoder_3/) (1 weights are missing, the first is {T5_QUERY})",
-    ),
-    "a weight of the transformer has another shape": (
-        weighed(TRANSFORMER, cut("proj_out.weight")),
-        "proj_out.weight expected shape torch.Size([32, 128]), but got torch.Size([31, 128])",
-    ),
-    "the transformer's configuration is another": (
-        edited("transformer/config.json", num_layers=9),
-        "SD3Transformer2DModel (transformer/)",
-    ),
-    "a weight of CLIP has another shape": (
-        weighed("text_encoder/model.safetensors", cut(QUERY)),
-        f"(text_encoder/) ({QUERY} has the shape (63, 64), and (64, 64) by the configuration)",
-    ),
-    "a number of the transformer is not one": (
-        weighed(TRANSFORMER, spoilt("transformer_blocks.3.attn.to_k.weight", float("nan"))),
-        "transformer_blocks.3.attn.to_k.weight has numbers that are not finite",
-    ),
-    "a number of T5 is infinite": (
-        weighed("text_encoder_3/model.safetensors", spoilt(T5_QUERY, float("-inf"))),
-        f"{T5_QUERY} has numbers that are not finite",
-    ),
-    "a file ends too early": (
-        lambda folder: (folder / VAE).write_bytes((folder / VAE).read_bytes()[:5000]),
-        "AutoencoderKL (vae/)",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WEIGHED)
-def test_weights_that_do_not_fill_the_pipeline_are_refused(tmp_path: Path, name: str) -> None:
+        (
+            without(VAE, "decoder.conv_out"),
+            "AutoencoderKL (vae/) (2 weights are missing, the first is decoder.conv_out.bias)",
+        ),
+        (
+            without(CLIP_2, QUERY),
+            f"(text_encoder_2/) (1 weights are missing, the first is {QUERY})",
+        ),
+        (
+            without(T5, T5_QUERY),
+            f"(text_encoder_3/) (1 weights are missing, the first is {T5_QUERY})",
+        ),
+        (
+            cut(TRANSFORMER, "proj_out.weight"),
+            "proj_out.weight expected shape torch.Size([32, 128]), but got torch.Size([31, 128])",
+        ),
+        (edited("transformer/config.json", num_layers=9), "SD3Transformer2DModel (transformer/)"),
+        (
+            cut(CLIP, QUERY),
+            f"(text_encoder/) ({QUERY} has the shape (63, 64), and (64, 64) by the configuration)",
+        ),
+        (
+            spoilt(TRANSFORMER, "transformer_blocks.3.attn.to_k.weight", float("nan")),
+            "transformer_blocks.3.attn.to_k.weight has numbers that are not finite",
+        ),
+        (spoilt(T5, T5_QUERY, float("-inf")), f"{T5_QUERY} has numbers that are not finite"),
+        (
+            lambda folder: (folder / VAE).write_bytes((folder / VAE).read_bytes()[:5000]),
+            "AutoencoderKL (vae/)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fill_the_pipeline_are_refused(folder, damage, message):
     """The libraries open most of these, with random numbers in the gaps."""
-    damage, message = WEIGHED[name]
-    folder = Path(copytree(ROOT / "models/miniature", tmp_path / "model"))
     damage(folder)
-    model = dataclasses.replace(MODEL, path=str(folder))
+    model = dataclasses.replace(EXACT, path=str(folder))
     assert message in refusal(folder, open_pipeline, find_pipeline(model), model, torch.float32)
 
 
-def test_tokenizers_open_without_the_models(tmp_path: Path) -> None:
-    folder = Path(copytree(ROOT / "models/miniature", tmp_path / "model"))
+def test_tokenizers_open_without_the_models(folder):
     for file in folder.rglob("*.safetensors"):
         file.write_bytes(b"")
-    pipe = open_tokenizers(folder, MODEL)
-    assert (
-        pipe.transformer is None
-        and pipe.tokenizer.model_max_length == 16
-        and pipe.tokenizer_3("a cat")["input_ids"]
-    )
+    pipe = open_tokenizers(folder, EXACT)
+    assert pipe.transformer is None and pipe.tokenizer.model_max_length == 16
+    assert pipe.tokenizer_3("a cat")["input_ids"]
     (folder / "tokenizer_3/tokenizer.json").write_text("{")
-    model = dataclasses.replace(MODEL, path=str(folder))
-    assert "cannot be opened as a StableDiffusion3Pipeline" in refusal(
-        folder, open_tokenizers, folder, model
-    )
+    model = dataclasses.replace(EXACT, path=str(folder))
+    message = refusal(folder, open_tokenizers, folder, model)
+    assert "cannot be opened as a StableDiffusion3Pipeline" in message

@@ -1,6 +1,5 @@
 """Several processes train as one does: the same prompts, noise, advantages and gradients."""
 
-import dataclasses
 import json
 import os
 import re
@@ -19,9 +18,7 @@ from star.config.params import load_params
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records
-from star.system.errors import StarError
 from star.system.processes import ALONE, Processes
-from star.training.batches import check_processes
 from tests.helpers.smoke import smoke_values
 
 WriteParams = Callable[[dict], Path]
@@ -67,26 +64,6 @@ def test_alone_nothing_changes() -> None:
     parts = [torch.ones(2, 1), torch.zeros(2, 1)]
     assert ALONE.gather(parts, 1) == parts and ALONE.shard([5, 6], 1) == [5, 6] and ALONE.main
     assert torch.equal(ALONE.table(torch.tensor([1.0, 2.0])), torch.tensor([[1.0, 2.0]]))
-
-
-@pytest.mark.parametrize(
-    ("batch", "count", "mend"),
-    [
-        (64, 1, None),
-        (64, 2, "1 batches .* launch 1, or lower rollout.batch"),
-        (8, 4, None),
-        (8, 3, "launch 1, 2, 4, 8"),
-    ],
-)
-def test_numbers_of_processes_that_do_not_divide_are_refused_with_those_that_do(
-    batch: int, count: int, mend: str | None
-) -> None:
-    params = load_params(Path("params.yaml"))  # 128 images and 2 updates an epoch
-    params = dataclasses.replace(params, rollout=dataclasses.replace(params.rollout, batch=batch))
-    if mend is None:
-        return check_processes(params, count)
-    with pytest.raises(StarError, match=f"{count} processes .*{mend}"):
-        check_processes(params, count)
 
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
-"""A training on a disk that fills up: a tmpfs of its own, in a mount namespace that ends with the
-test."""
+"""A training on a disk that fills up: a tmpfs in a mount namespace that ends with the test."""
 
 import json
 import os
@@ -22,8 +21,7 @@ MEGABYTES = 64
 
 @dataclass(frozen=True)
 class Disk:
-    """A small disk at ``path``, which processes of a namespace alone see mounted; others reach it
-    by ``folder``."""
+    """A small disk at ``path`` in a namespace; other processes reach it by ``folder``."""
 
     holder: int
     path: Path
@@ -32,39 +30,33 @@ class Disk:
     def folder(self) -> Path:
         return Path(f"/proc/{self.holder}/root{self.path}")
 
-    def star(self, *arguments: str) -> "subprocess.Popen[str]":
+    def star(self, arguments: str) -> "subprocess.Popen[str]":
         """Start a stage in the disk's folder; its messages to a pipe."""
-        enter = [
-            "nsenter",
-            f"--target={self.holder}",
-            "--user",
-            "--mount",
-            "--preserve-credentials",
-        ]
-        command = [
-            "sh",
-            "-c",
-            f"cd '{self.path}' && exec \"$@\"",
-            "sh",
-            sys.executable,
-            "-m",
-            "star.cli",
-            *arguments,
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        enter = ["nsenter", f"--target={self.holder}", "--user", "--mount"]
+        inside = ["sh", "-c", f"cd '{self.path}' && exec \"$@\"", "sh"]
+        stage = [sys.executable, "-m", "star.cli", *arguments.split()]
         return subprocess.Popen(
-            [*enter, *command], env=environment, stderr=subprocess.PIPE, text=True
+            [*enter, "--preserve-credentials", *inside, *stage],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
         )
+
+    def run(self, arguments: str) -> None:
+        process = self.star(arguments)
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said[-2000:]
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    mount = (
-        f"mount -t tmpfs -o size={MEGABYTES}m tmpfs '{tmp_path}' && echo mounted && exec sleep 600"
-    )
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
+    mount = f"mount -t tmpfs -o size={MEGABYTES}m tmpfs '{tmp_path}'"
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*command, f"{mount} && echo mounted && exec sleep 600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as holder:
         try:
             if holder.stdout is None or holder.stdout.readline() != "mounted\n":
@@ -87,36 +79,15 @@ def fill(path: Path) -> None:
 
 def test_a_training_ends_with_a_clear_error_and_goes_on_once_there_is_room(disk: Disk) -> None:
     values = smoke_values()
-    values["train"] |= {
-        "epochs": EPOCHS,
-        "save_every": 1,
-        "sample_every": EPOCHS,
-        "tracker": "none",
-    }
+    values["train"] |= {"epochs": EPOCHS, "save_every": 1, "sample_every": EPOCHS}
+    values["train"]["tracker"] = "none"
     (disk.folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    for arguments in (
-        ("prompts", "--task", "geneval", "--train", "train.jsonl", "--test", "test.jsonl"),
-        ("core", "--prompts", "train.jsonl", "--output", "core.jsonl"),
-    ):
-        said = (process := disk.star(*arguments)).communicate(timeout=120)[1]
-        assert process.returncode == 0, said
-    train = (
-        "train",
-        "--task",
-        "geneval",
-        "--method",
-        "star",
-        "--prompts",
-        "core.jsonl",
-        "--output",
-        "results",
-    )
-    process = disk.star(*train)
-    saved = disk.folder / ".star" / "state"
+    disk.run("prompts --task geneval --train train.jsonl --test test.jsonl")
+    disk.run("core --prompts train.jsonl --output core.jsonl")
+    train = "train --task geneval --method star --prompts core.jsonl --output results"
+    process, saved = disk.star(train), disk.folder / ".star/state"
     deadline = time.monotonic() + 120
-    while (
-        sum(file.read_text(encoding="utf-8").count("\n") for file in saved.glob("*/log.jsonl")) < 3
-    ):
+    while sum(file.read_text().count("\n") for file in saved.glob("*/log.jsonl")) < 3:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.01)
     fill(disk.folder / "filler")
@@ -126,11 +97,9 @@ def test_a_training_ends_with_a_clear_error_and_goes_on_once_there_is_room(disk:
     (log,) = saved.glob("*/log.jsonl")
     before = log.read_text(encoding="utf-8").splitlines()
     (disk.folder / "filler").unlink()
-    said = (process := disk.star(*train)).communicate(timeout=300)[1]
-    assert process.returncode == 0, said[-2000:]
-    lines = (disk.folder / "results" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [
-        json.loads(line)["epoch"] for line in lines if line in before
-    ]  # with its times: not done again
+    disk.run(train)
+    lines = (disk.folder / "results/log.jsonl").read_text(encoding="utf-8").splitlines()
+    # Those with their times were not done again.
+    kept = [json.loads(line)["epoch"] for line in lines if line in before]
     assert kept == list(range(1, len(kept) + 1)) and len(kept) >= len(before) - 1 > 0
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, EPOCHS + 1))

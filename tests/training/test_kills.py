@@ -14,15 +14,8 @@ from benchmarks.kills import PHASES
 def test_twenty_kills_in_every_phase_leave_no_trace():
     """The same script runs longer by hand; it ends with an error at the first difference."""
     # Not `-m`: each worker that reads text would import torch with the main module.
-    command = [
-        sys.executable,
-        "-c",
-        "from benchmarks.kills import main; main()",
-        "--kills",
-        "20",
-        "--stop",
-        "2",
-    ]
+    program = "from benchmarks.kills import main; main()"
+    command = [sys.executable, "-c", program, "--kills", "20", "--stop", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr[-3000:]

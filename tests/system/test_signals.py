@@ -1,0 +1,35 @@
+"""A process that is asked to stop, and asked again."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from star.system.signals import SAME
+
+PROGRAM = """
+import time
+from star.system.signals import listening
+with listening() as asked:
+    print("ready", flush=True)
+    while not asked():
+        time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_second_sigterm_ends_the_process_at_once(first):
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGTERM)  # a launcher's, which hands the scheduler's on
+        time.sleep(SAME + 0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == -signal.SIGTERM

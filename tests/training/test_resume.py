@@ -1,0 +1,73 @@
+"""Which states belong to a training: by parameters, prompts, models, precision and code."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from star.config.differences import described
+from star.prompts.records import write_records
+from star.system.errors import StarError
+from star.training.checkpoint import States
+from star.training.resume import state_folder, training_identity
+from tests.helpers.training import BASE, ROOT, changed, geneval_records
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    write_records(tmp_path / "prompts.jsonl", geneval_records())
+    return tmp_path / "prompts.jsonl"
+
+
+def test_changed_parameters_make_another_training_and_say_so(tmp_path, prompts, capsys):
+    def identity(**train):
+        params = changed(BASE, train=train)
+        return training_identity(params, "geneval", "star", params.method("star"), prompts)
+
+    first = state_folder(tmp_path / "state", identity())
+    States(first, 2, identity()).save(7, {"a": torch.ones(1)}, {"epoch": 7})
+    assert state_folder(tmp_path / "state", identity()) == first
+    other = identity(learning_rate=0.5)
+    assert state_folder(tmp_path / "state", other) != first
+    difference = f"train.learning_rate {BASE.train.learning_rate} -> 0.5"
+    printed = "".join(capsys.readouterr())
+    assert f"{first}: an unfinished training (epoch 7)" in printed and difference in printed
+    States(first, 2, {}).finish()
+    state_folder(tmp_path / "state", other)
+    assert "".join(capsys.readouterr()) == "", "one that is done is no unfinished one"
+    with pytest.raises(StarError, match=f"a state of other parameters, {difference}; set them"):
+        States(first, 2, other).newest()
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_other_weights_and_another_precision_make_another_training(tmp_path, prompts, monkeypatch):
+    """Of the models that a training opens, and of what `auto` stands for on this machine."""
+    base, judge = tmp_path / "base", tmp_path / "judge"
+    shutil.copytree(ROOT / "models/miniature", base)
+    shutil.copytree(ROOT / "models/miniature-preference", judge)
+    params = changed(
+        BASE,
+        model={"path": str(base), "precision": "auto"},
+        rewards={"preference": changed(BASE.rewards, preference={"path": str(judge)}).preference},
+    )
+
+    def identity(task="preference", found=("amx_bf16",)):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(found, True))
+        return training_identity(params, task, "star", params.method("star"), prompts)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    known, other_task = identity(), identity("ocr")
+    assert described(known, identity(found=())) == "computing.precision bf16 -> no"
+    flip_a_bit(judge / "model.safetensors")
+    assert described(known, identity()).startswith("files.rewards.preference.path ")
+    assert identity("ocr") == other_task
+    flip_a_bit(base / "vae" / "diffusion_pytorch_model.safetensors")
+    assert described(other_task, identity("ocr")).startswith("files.model.path ")
+    prompts.write_text("")
+    assert "prompts" in identity("ocr") and "prompts " in described(other_task, identity("ocr"))
