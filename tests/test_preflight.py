@@ -90,31 +90,21 @@ def half_a_model(folder: Path) -> Params:
     return small(path=str(copy))
 
 
-def file_as_cache(folder: Path) -> Params:
-    (folder / "file").write_text("in the way")
-    return small(prompt_cache=str(folder / "file"))
+def file_as(name: str) -> Callable[[Path], Params]:
+    def wrong(folder: Path) -> Params:
+        (folder / name).write_text("in the way")
+        return small(prompt_cache=str(folder / name) if name == "cache" else None)
 
-
-def file_as_work(folder: Path) -> Params:
-    (folder / "work").write_text("in the way")
-    return small()
-
-
-def file_as_output(folder: Path) -> Params:
-    (folder / "out").write_text("in the way")
-    return small()
+    return wrong
 
 
 @pytest.fixture
 def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model and no reward may be opened."""
-    for module, name in (
-        *(("training.loop", "load_policy"), ("training.loop", "build_reward")),
-        *(("evaluation.evaluate", "load_policy"), ("evaluation.evaluate", "build_reward")),
-        *(("study.run", "load_policy"), ("study.run", "build_reward")),
-        *(("evaluation.evaluate", "PreferenceReward"), ("study.run", "PreferenceReward")),
-    ):
-        monkeypatch.setattr(f"star.{module}.{name}", lambda *_: pytest.fail("something was opened"))
+    for module in ("training.loop", "evaluation.evaluate", "study.run"):
+        for name in ("load_policy", "build_reward", "PreferenceReward"):
+            if (module, name) != ("training.loop", "PreferenceReward"):
+                monkeypatch.setattr(f"star.{module}.{name}", lambda *_: pytest.fail("it opens"))
 
 
 def stages(params: Params, task: str, folder: Path) -> dict[str, Callable[[], None]]:
@@ -136,9 +126,9 @@ def stages(params: Params, task: str, folder: Path) -> dict[str, Callable[[], No
 @pytest.mark.parametrize(
     ("wrong", "task", "message"),
     [
-        (file_as_cache, "geneval", "model.prompt_cache .*file: cannot be written"),
-        (file_as_work, "geneval", "the folder of states .*work: cannot be written"),
-        (file_as_output, "geneval", "the output folder .*out: cannot be written"),
+        (file_as("cache"), "geneval", "model.prompt_cache .*cache: cannot be written"),
+        (file_as("work"), "geneval", "the folder of states .*work: cannot be written"),
+        (file_as("out"), "geneval", "the output folder .*out: cannot be written"),
         (half_a_model, "geneval", "model.path .* text_encoder_3/ has no .safetensors weights"),
         (no_such_judge, "preference", "rewards.preference.path .*nowhere': no such directory"),
         (no_detector, "geneval", r"rewards.geneval.path .*it is a clip"),

@@ -105,16 +105,19 @@ def refusal(section: Any, values: Any, error: ValidationError) -> str:
         section: the dataclass that refused.
         values: what it was to be made of, as the file has it.
     """
+
+    def rank(place: tuple[str, list[str], Any, Any, str]) -> tuple[bool, int]:
+        """An unknown key may be why another one is missing; of the ways in which a value can be
+        written, the one in which pydantic came deepest is meant."""
+        kind, path, *_ = place
+        return kind in UNKNOWN, len(path) + (kind == "missing")
+
     known = all_keys(section)
     places = [
         (fault["type"], *_place(known, values, fault["loc"]), str((None, *fault["loc"])[-1]))
         for fault in error.errors(include_url=False, include_input=False)
     ]
-    # An unknown key may be the reason why another one is missing; of the ways in which a value can
-    # be written, the one that goes deepest is meant.
-    kind, path, at, value, last = max(
-        places, key=lambda p: (p[0] in UNKNOWN, len(p[1]) + (p[0] == "missing"))
-    )
+    kind, path, at, value, last = max(places, key=rank)
     if kind in UNKNOWN:
         return f"{dotted(path)}: {_unknown(last, known[at].names)}"
     if kind == "missing":
