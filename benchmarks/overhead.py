@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,7 +77,7 @@ def main() -> None:
     )  # on a CPU: two threads wait for each other, by more than is measured here
     layers, group = options.layers or (LAYERS if gpu else 2), options.group or (8 if gpu else 2)
     params = load_params(options.params)
-    precision = resolve_precision("auto", device)
+    precision: Any = resolve_precision("auto", device)
     params = dataclasses.replace(
         params,
         model=dataclasses.replace(

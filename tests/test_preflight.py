@@ -14,7 +14,7 @@ from star.config.params import Params, StudyRun, load_params
 from star.evaluation.evaluate import evaluate
 from star.policy.sd3 import load_policy
 from star.preflight import check_blocks, check_core, check_writable
-from star.prompts.core_content import extract_core
+from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import CoreSpan, PromptRecord, write_records
 from star.study.run import run_study
@@ -90,19 +90,12 @@ def half_a_model(folder: Path) -> Params:
     return small(path=str(copy))
 
 
-def file_as_cache(folder: Path) -> Params:
-    (folder / "file").write_text("in the way")
-    return small(prompt_cache=str(folder / "file"))
+def file_as(name: str) -> Callable[[Path], Params]:
+    def wrong(folder: Path) -> Params:
+        (folder / name).write_text("in the way")
+        return small(prompt_cache=str(folder / name) if name == "cache" else None)
 
-
-def file_as_work(folder: Path) -> Params:
-    (folder / "work").write_text("in the way")
-    return small()
-
-
-def file_as_output(folder: Path) -> Params:
-    (folder / "out").write_text("in the way")
-    return small()
+    return wrong
 
 
 @pytest.fixture
@@ -112,14 +105,13 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     opened += " evaluation.evaluate.load_policy evaluation.evaluate.build_reward"
     opened += " evaluation.evaluate.Judge study.run.Judge"
     for name in opened.split():
-        monkeypatch.setattr(f"star.{name}", lambda *_: pytest.fail("something was opened"))
+        monkeypatch.setattr(f"star.{name}", lambda *_: pytest.fail("it opens"))
 
 
 def stages(params: Params, task: str, folder: Path) -> dict[str, Callable[[], None]]:
     """Training, study run and evaluation, each with its folders below ``folder``."""
     prompts, seed = small().prompts, small().seed
-    drawn = prepare(task, prompts, seed)[0]
-    records = [dataclasses.replace(r, core=extract_core(r)) for r in drawn]
+    records = with_core(prepare(task, prompts, seed)[0])
     for name in params.runs:
         write_records(folder / "core" / name / "test.jsonl", prepare(name, prompts, seed)[1])
     work, out = folder / "work", folder / "out"
@@ -136,9 +128,9 @@ def stages(params: Params, task: str, folder: Path) -> dict[str, Callable[[], No
 @pytest.mark.parametrize(
     ("wrong", "task", "message"),
     [
-        (file_as_cache, "geneval", "model.prompt_cache .*file: cannot be written"),
-        (file_as_work, "geneval", "the folder of states .*work: cannot be written"),
-        (file_as_output, "geneval", "the output folder .*out: cannot be written"),
+        (file_as("cache"), "geneval", "model.prompt_cache .*cache: cannot be written"),
+        (file_as("work"), "geneval", "the folder of states .*work: cannot be written"),
+        (file_as("out"), "geneval", "the output folder .*out: cannot be written"),
         (half_a_model, "geneval", "model.path .* text_encoder_3/ has no .safetensors weights"),
         (no_such_judge, "preference", "rewards.preference.path .*nowhere': no such directory"),
         (no_detector, "geneval", r"rewards.geneval.path .*it is a clip"),

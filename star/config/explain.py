@@ -105,38 +105,44 @@ def refusal(section: Any, values: Any, error: ValidationError) -> str:
         section: the dataclass that refused.
         values: what it was to be made of, as the file has it.
     """
-    faults = error.errors(include_url=False, include_input=False)
-    # An unknown key may be the reason why another one is missing; of the ways in which a value can
-    # be written, the one that goes deepest is meant.
-    places = [(fault["type"] in UNKNOWN, _place(values, fault["loc"]), fault) for fault in faults]
-    unknown, path, fault = max(places, key=lambda place: (place[0], len(place[1])))
-    name = str(fault["loc"][-1]) if fault["loc"] else ""
-    if unknown or name == "[key]":
-        *path, name = path
-    known, value = all_keys(section), values
-    pattern: tuple[str, ...] = ()
-    for part in path:
-        pattern = (*pattern, part if (*pattern, part) in known else ANY_NAME)
-        value = value[part]
-    key, where = known[pattern], dotted(path)
-    if unknown:
-        return f"{where}: {_unknown(name, key.names)}"
-    if fault["loc"] and fault["loc"][-1] == "[key]":
-        return f"{where}: {shown(name)} is not allowed; use {allowed(Name)}"
-    if fault["type"] == "missing":
-        missing = known[*pattern, name]
-        return f"{dotted((*path, name))} is missing; give {missing.allowed}. {missing.description}"
-    return f"{where}: {shown(value)} is not allowed; use {key.allowed}. {key.description}"
+
+    def rank(place: tuple[str, list[str], Any, Any, str]) -> tuple[bool, int]:
+        """An unknown key may be why another one is missing; of the ways in which a value can be
+        written, the one in which pydantic came deepest is meant."""
+        kind, path, *_ = place
+        return kind in UNKNOWN, len(path) + (kind == "missing")
+
+    known = all_keys(section)
+    places = [
+        (fault["type"], *_place(known, values, fault["loc"]), str((None, *fault["loc"])[-1]))
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    kind, path, at, value, last = max(places, key=rank)
+    if kind in UNKNOWN:
+        return f"{dotted(path)}: {_unknown(last, known[at].names)}"
+    if kind == "missing":
+        missing = known[*at, last]
+        return f"{dotted([*path, last])} is missing; give {missing.allowed}. {missing.description}"
+    if last == "[key]":  # pydantic says so of a key that is wrong itself
+        return f"{dotted(path[:-1])}: {shown(path[-1])} is not allowed; use {allowed(Name)}"
+    key = known[at]
+    return f"{dotted(path)}: {shown(value)} is not allowed; use {key.allowed}. {key.description}"
 
 
-def _place(values: Any, loc: Iterable[str | int]) -> list[str]:
-    """Return where pydantic's error is in the file: without the kinds and list indices it names."""
-    path = []
+def _place(
+    known: Mapping[tuple[str, ...], Key], values: Any, loc: Iterable[Any]
+) -> tuple[list[str], tuple[str, ...], Any]:
+    """Return what an error of pydantic is about: path in the file, path in ``known``, value.
+
+    Its ``loc`` also names list indices and the ways in which a value can be written.
+    """
+    path: list[str] = []
+    at: tuple[str, ...] = ()
     for part in loc:
-        if isinstance(values, dict) and part in values:
-            path.append(str(part))
-            values = values[part]
-    return path
+        inner = (*at, part) if (*at, part) in known else (*at, ANY_NAME)
+        if isinstance(values, dict) and part in values and inner in known:
+            path, at, values = [*path, part], inner, values[part]
+    return path, at, values
 
 
 def _unknown(name: str, known: list[str]) -> str:

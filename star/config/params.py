@@ -59,8 +59,7 @@ class ModelParams(Section):
     t5_tokens: Annotated[Whole, Field(ge=1, le=512)]
     """Length of the T5 part of the text sequence, in tokens."""
     precision: Literal["auto", "no", "bf16", "fp16"]
-    """Autocast type of the transformer. "no" is float32; auto is bf16 where the device has
-    instructions for it and float32 elsewhere."""
+    """Autocast of the transformer; "no" is float32, auto is bf16 if the device has it, else no."""
     guidance_scale: Annotated[Number, Field(ge=1, le=50)]
     """Classifier-free guidance of rollout, update and evaluation; a factor, 1 is none."""
     lora_rank: Annotated[Whole, Field(ge=1, le=1024)]
@@ -139,9 +138,8 @@ class CoreParams(Section):
     """The core content of a prompt."""
 
     weights: Annotated[dict[str, float], Keys(dict.fromkeys(SPANS, Factor))]
-    """Weight of each kind of span; a factor, 0 leaves it out. object: nouns; count: number words;
-    color; relation: spatial ones; text: quoted; carrier: what carries quoted text, as a sign;
-    subject: of a free prompt; content: its other content words."""
+    """Weight of each kind of span; a factor, 0 leaves it out. A carrier has quoted text on it, as
+    a sign; subject and content (its other content words) are of a free prompt."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +149,13 @@ class RolloutParams(Section):
     steps: Annotated[Whole, Field(ge=2, le=1000)]
     """Denoising steps of a rollout."""
     sampler: Literal["flow_sde", "dance", "cps"]
-    """The stochastic step: flow_sde (Flow-GRPO), dance (DanceGRPO's constant noise) or cps
-    (Flow-CPS)."""
+    """The stochastic step: of Flow-GRPO, of DanceGRPO (constant noise), or of Flow-CPS."""
     noise_level: Annotated[Number, Field(gt=0, le=10)]
     """The sampler's factor a of the noise; without unit, at most 1 for cps."""
     window: Annotated[list[Index], Strict(), Field(min_length=2, max_length=2, title="two indices")]
-    """Steps [first, end) that are stochastic and trained, counted from 0; the others are ODE
-    steps."""
+    """Steps [first, end), from 0, that are stochastic and trained; the others are ODE steps."""
     slide_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
-    """Epochs after which the window moves on by one step, back to step 0 from the end; 0 keeps
-    it."""
+    """Epochs after which the window moves on by a step, from the end to step 0; 0 keeps it."""
     same_latent: Flag
     """Whether the rollouts of a group start from one initial noise."""
     batch: Batch
@@ -275,8 +270,7 @@ class GenevalParams(Section):
     batch: Batch
     """Images a forward pass of mask2former."""
     soft: Literal["clamped", "published"]
-    """Soft reward: clamped to 0 to 1 with one entry a requirement, or as published with
-    Flow-GRPO."""
+    """Soft reward: clamped to 0 to 1, one entry a requirement; or as published by Flow-GRPO."""
     score_threshold: Share
     """Least score of a detection that counts; a share."""
     counting_threshold: Share
@@ -418,8 +412,7 @@ class Params(Section):
         dict[str, list[str]],
         Keys(dict.fromkeys(TASKS, Annotated[list[Name], Strict(), EachOnce])),
     ]
-    """What is trained: for each task the names of methods (sections of `methods`); an empty list
-    trains none."""
+    """What is trained: for each task the names of methods (sections of `methods`), or none."""
     model: ModelParams
     prompts: PromptsParams
     core: CoreParams

@@ -340,6 +340,8 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
     yield text("train.learning_rat", 1), "train", "'learning_rat'", "did you mean 'learning_rate'?"
     for key in ("seed", "model.path", "train", "rollout.window", "study.aim", "core.weights"):
         yield text(key), key, "is missing", "give "
+    half = {"url": SOURCE["url"]}
+    yield text("prompts.ocr.test_file", half), "prompts.ocr.test_file.sha256", "is missing", "64"
     for key in ("seed", "model.resolution", "train.epochs", "evaluate.batch", "study.seeds"):
         for value in ("8", None, [8], True):
             yield text(key, value), key, repr(value), "a whole number"
@@ -369,6 +371,7 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
         ("runs.ocr", ["nobody"], "'nobody'", "known: star, flow_grpo"),
         ("allocation.blocks", "some", "'some'", "all, or a list"),
         ("allocation.blocks", [], "[]", "at least 1 long"),
+        ("allocation.blocks", {"literal['all']": 1}, "{", "all, or a list"),
         ("model.prompt_cache", 3, "3", "null keeps both in memory"),
         ("model.revision", "a b", "'a b'", "commit"),
         ("model.path", " x", "' x'", "a path or hub id"),
