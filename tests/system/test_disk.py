@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from star.config.params import load_params
-from star.evaluation.evaluate import _save_images
+from star.evaluation.drawing import ImageDrawer, PlannedImage
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
@@ -27,11 +27,18 @@ from star.training.loop import _append, train
 
 LONG = "x" * 100_000
 IMAGES = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), np.uint8)
-RECORD = PromptRecord("a", "ocr", "a sign", {})
+PLANNED = PlannedImage(0, PromptRecord("a", "ocr", "a sign", {}), 0, 1)
+
+
+def save_image(folder: Path) -> None:
+    drawer = ImageDrawer(policy=None, settings=None, seed=0, folder=folder)  # type: ignore[arg-type]
+    drawer._save([PLANNED], IMAGES)
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text.json": lambda path: write_text_atomic(path, LONG),
     "state": lambda path: save_state(path, {"a": torch.zeros(10_000)}, {}),
-    "a_0.png": lambda path: _save_images(path.parent, [(RECORD, 0, 0)], IMAGES),
+    "a_0.png": lambda path: save_image(path.parent),
     "faults": lambda path: save_fault(path, Fault("wrong", [], IMAGES)),
     "log.jsonl": lambda path: _append(path, {"a": LONG}),
 }
