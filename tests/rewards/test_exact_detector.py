@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from star.miniature.templates import coverage, full_templates, soft_iou
 from star.miniature.world import (
     BACKGROUND,
     CLASSES,
@@ -57,23 +56,6 @@ def scenes(tag, count, seed):
 def strict_share(lines, images):
     found = zip(DETECTOR.detect(images), lines, strict=True)
     return np.mean([judge(d, metadata, geneval_params()).strict for d, metadata in found])
-
-
-def test_soft_iou_of_a_template_with_itself_is_one_and_with_nothing_zero():
-    templates = full_templates(25)
-    own = soft_iou(templates.shapes, templates)
-    np.testing.assert_allclose(np.diag(own), 1, atol=1e-5)
-    assert soft_iou(np.zeros_like(templates.shapes[:1]), templates).max() == 0
-    classes = own[: len(CLASSES), : len(CLASSES)]
-    assert (classes - np.eye(len(CLASSES))).max() < 0.85  # no class resembles another
-
-
-@pytest.mark.parametrize("color", COLORS)
-def test_coverage_is_the_glyph_whatever_its_color(color):
-    cover, mask = coverage(one("horse", color)), silhouette("horse", 36)
-    top, left = 32 - mask.shape[0] // 2, 32 - mask.shape[1] // 2
-    cover[top : top + mask.shape[0], left : left + mask.shape[1]] -= mask
-    assert np.abs(cover).mean() < 0.02
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -23,7 +23,6 @@ from transformers import (
 
 from star.cli import main
 from star.config.params import TASKS, GenevalParams
-from star.miniature.world import CLASSES
 from star.prompts.geneval import COCO_CLASSES, COLORS
 from star.prompts.records import PromptRecord, read_records
 from star.rewards import mask2former
@@ -251,10 +250,6 @@ def test_labels_are_named_by_their_index() -> None:
     assert names == {"person", "computer mouse", "tv remote", "computer keyboard", "toothbrush"}
 
 
-def test_the_miniatures_classes_are_among_its_own() -> None:
-    assert set(CLASSES) <= set(Mask2FormerDetector.classes)
-
-
 # ---------------------------------------------------------------- colours
 
 
@@ -335,10 +330,8 @@ def test_only_classes_whose_colour_is_asked_for_go_through_clip(models: Path, mo
     for image, (objects, full) in enumerate(zip(found, everything, strict=True)):
         for detection, other in zip(objects, full, strict=True):
             wanted = other.color if image == 0 and other.name == name else None
-            assert (detection.name, detection.score, detection.box, detection.color) == (
-                *(other.name, other.score, other.box),
-                wanted,
-            )
+            assert (detection.name, detection.score) == (other.name, other.score)
+            assert detection.color == wanted
 
 
 def network_that_says(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> object:
@@ -410,8 +403,6 @@ def test_an_evaluation_in_the_world_of_coco(
     assert main(["evaluate", "--params", file, "--checkpoint", "base", *places]) == 0
 
     records = read_records(tmp_path / "geneval" / "test.jsonl")
-    asked = {clause["class"] for record in records for clause in record.metadata["include"]}
-    assert asked <= set(COCO_CLASSES) and not asked <= set(CLASSES)
     images = np.stack([read_image(out / "images" / f"{record.id}_0.png", 64) for record in records])
     reward = GenevalReward(build_detector(params), params)
     results = [reward.submit(images[part], records[part]) for part in (slice(4), slice(4, 6))]
@@ -419,10 +410,6 @@ def test_an_evaluation_in_the_world_of_coco(
     assert all(detail["found"] for detail in details)
     lines = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
     assert [line["detail"] for line in lines if line["task"] == "geneval"] == details
-    tags = {detail["tag"] for detail in details}
-    softs = [np.mean([d["soft"] for d in details if d["tag"] == tag]) for tag in tags]
-    scores = json.loads((out / "scores.json").read_text())["benchmarks"]["geneval"]
-    assert scores["soft"]["mean"] == pytest.approx(np.mean(softs))
 
 
 # ---------------------------------------------------------------- models that do not open
