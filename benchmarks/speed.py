@@ -142,7 +142,8 @@ def main() -> None:
     keep_freed_memory()
     params = load_params(options.params)
     figures = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, no accelerator",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        "no accelerator",
         "rollout": rollout_ratio(params, options.pairs),
         "epoch": epoch_ratio(params, options.pairs),
         "reward": {task: reward_share(params, task, options.pairs) for task in params.runs},

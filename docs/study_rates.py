@@ -63,7 +63,8 @@ def other_rates(study: StudyParams, finals: Finals) -> list[str]:
             against = [None, None]
         cells = [difference(ours, theirs) for theirs in against]
         lines.append(
-            f"| {task} | {rate:g} | `{method}` | {len(ours)} | {mean(ours):.3f} | {cells[0]} | {cells[1]} |"
+            f"| {task} | {rate:g} | `{method}` | {len(ours)} | {mean(ours):.3f} "
+            f"| {cells[0]} | {cells[1]} |"
         )
     return lines
 

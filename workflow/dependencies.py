@@ -1,6 +1,6 @@
 """The one table of what each rule's results depend on, besides its input files.
 
-The rules read it (`workflow/support.py`), and `python -m workflow.make_dvc` writes dvc.yaml from it.
+The rules read it (`workflow/support.py`), and `python -m workflow.make_dvc` makes dvc.yaml of it.
 The code of a rule is whole packages of star/: coarser than single files, and so short enough to
 check by eye. Files in them that make no results are named in .dvcignore, for Snakemake too.
 `tests/workflow/test_contract.py` compares the table with what the modules import and read."""

@@ -97,7 +97,7 @@ class ImageDrawer:
         return images
 
     def read(self, batch: Sequence[PlannedImage]) -> np.ndarray | None:
-        """Return a batch from the folder; None if the folder lacks an image or has a damaged one."""
+        """Return a batch from the folder; None if one of its images is missing or damaged."""
         paths = [self.folder / planned.file for planned in batch] if self.folder else []
         if not paths or not all(path.exists() for path in paths):
             return None

@@ -109,7 +109,7 @@ def check_processes(train: TrainParams, rollout: RolloutParams, count: int) -> N
     if share % count:
         fit = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
         raise StarError(
-            f"{count} processes cannot share the {share} batches of an update evenly: launch {fit}, "
-            "or lower rollout.batch (batches: train.prompts_per_epoch x train.group_size / "
+            f"{count} processes cannot share the {share} batches of an update evenly: launch "
+            f"{fit}, or lower rollout.batch (batches: train.prompts_per_epoch x train.group_size / "
             "rollout.batch / train.updates_per_epoch)"
         )

@@ -191,7 +191,7 @@ def run_epochs(
     look: Callable[[], None],
     tracker: Tracker | None = None,
 ) -> None:
-    """Train to the last epoch, from the newest of ``states``, with a line an epoch in ``log.jsonl``.
+    """Train to the last epoch from the newest state; write a line an epoch to ``log.jsonl``.
 
     Of several processes the main one writes, looks and logs; all read the state.
 

@@ -1,8 +1,7 @@
-"""Decides which states belong to a training: those of the same parameters, prompts, models and code.
+"""Decides which states belong to a training: parameters, prompts, models and code must be the same.
 
-Another kind of device or precision makes another training, too, in another folder: no state is ever
-continued with other values. An unfinished training of the same name is mentioned, with what
-differs, and left alone.
+So must the kind of device and the precision. Others make another training, in another folder. An
+unfinished training of the same name is mentioned, with what differs, and left alone.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Shows what a training learns: sample grids of fixed prompts and seeds, and maps over the steps."""
+"""Shows what a training learns: sample grids of fixed prompts and seeds, maps over the steps."""
 
 import json
 from collections.abc import Sequence

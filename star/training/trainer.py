@@ -250,7 +250,7 @@ class Trainer:
         }
 
     def update(self, scored: Sequence[Scored]) -> dict[str, Any]:
-        """Take the epoch's optimizer steps, each over its share of the batches; return log facts."""
+        """Take the epoch's optimizer steps, each on its share of the batches; return log facts."""
         share = len(scored) // self.train.updates_per_epoch
         steps = len(scored[0].trajectory.means)
         ratios, clipped, norms, losses = [], [], [], []
@@ -377,7 +377,7 @@ class Trainer:
         return surrogate, transition
 
     def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
-        """Return the KL of one step from the base model's, by a second forward pass without LoRA."""
+        """Return the KL of one step from the base model's, by a second pass without LoRA."""
         with torch.no_grad(), self.policy.reference():
             reference = self.roller.again(item.trajectory, row)
         return kl_penalty(transition, reference.mean, self.train.kl_form)
