@@ -109,10 +109,10 @@ def compare(run: Run, resamples: int, seed: int, preference: str | None = None) 
     highest = [max(scores[c.name][k].mean for c in run.checkpoints) for k in range(len(metrics))]
 
     def cell(checkpoint: Checkpoint, k: int) -> Cell:
-        score, own, gap = scores[checkpoint.name][k], checkpoint.task == metrics[k].task, None
+        score, metric, gap = scores[checkpoint.name][k], metrics[k], None
         if checkpoint is not run.base:
-            gap = difference(checkpoint, run.base, metrics[k], resamples, seed)
-        return Cell(score, gap, trained_on=own, best=score.mean == highest[k])
+            gap = difference(checkpoint, run.base, metric, resamples, seed)
+        return Cell(score, gap, checkpoint.task == metric.task, score.mean == highest[k])
 
     cells = {c.name: tuple(cell(c, k) for k in range(len(metrics))) for c in run.checkpoints}
     verdicts = []

@@ -170,11 +170,11 @@ def aligned(checkpoint: Checkpoint, first: Checkpoint) -> Checkpoint:
     ours, theirs = _by_identity(checkpoint), _by_identity(first)
     if ours.keys() != theirs.keys():
         only = [[k for k in a if k not in b] for a, b in ((ours, theirs), (theirs, ours))]
-        here, there = (f"{len(keys)}{keys[:1] or ''}" for keys in only)
+        here, there = (f"{len(keys)} ({keys[0]})" if keys else "none" for keys in only)
         raise StarError(
-            f"{checkpoint.name}/images.jsonl: other images than in {first.name}/images.jsonl, only "
-            f"here {here}, only there {there}; evaluate both with the same test prompts, seed and "
-            "evaluate.images_per_prompt, because differences are paired"
+            f"{checkpoint.name}/images.jsonl: other images than in {first.name}/images.jsonl; only "
+            f"here: {here}, only there: {there}; evaluate both with the same test prompts, seed "
+            "and evaluate.images_per_prompt, because differences are paired"
         )
     return replace(checkpoint, images=tuple(ours[key] for key in theirs))
 
@@ -183,7 +183,8 @@ def _by_identity(checkpoint: Checkpoint) -> dict[str, ImageScore]:
     """Return the images by what two must share to be a pair."""
     found: dict[str, ImageScore] = {}
     for image in checkpoint.images:
-        key = f"image {image.index} of {image.id} ({image.task}), seed {image.seed}: {image.prompt}"
+        place = f"image {image.index} of {image.id} ({image.task})"
+        key = f"{place}, seed {image.seed}, prompt {image.prompt!r}"
         if key in found:
             raise StarError(f"{checkpoint.name}/images.jsonl: {key}: twice; {EVALUATE_AGAIN}")
         found[key] = image

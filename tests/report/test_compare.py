@@ -75,6 +75,13 @@ def test_paired_differences_by_hand(folders):
     assert all(cell.difference is None for cell in cells_of(folders)[ONE])
 
 
+def test_images_are_paired_by_identity_not_by_line(folders):
+    expected = cells_of(folders)
+    path = folders[1] / "images.jsonl"
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    assert cells_of(folders) == expected
+
+
 def test_labels_are_the_shortest_ends_that_tell_the_runs_apart(tmp_path):
     ends = ("a/r/evaluate/x", "b/r/evaluate/x", "b/r/evaluate/y", "c/b/r/evaluate/x")
     first, second, *others = labels([tmp_path / end for end in ends])
@@ -118,8 +125,8 @@ def test_page_has_scores_curves_parameters_and_where_the_runs_lie(folders):
     text, page = words_of(page_of(folders)), page_of(folders).read_text()
     assert "0.812 [0.688, 0.938] ▲ +0.750 [+0.500, +1.000]" in text
     assert "trained on GenEval by star: 1,536 images drawn in 12 epochs, reward 1.000" in text
-    for line in ('<path class="line c0"', '<path class="line c1"'):
-        assert page.count(line) == 1  # in one chart
+    for line in ("line c0", "line c1", "faint c0", "faint c1"):
+        assert page.count(f'<path class="{line}"') == 1  # in one chart
     assert f"allocation.{EVIL} nothing true" in text and "seed 0 1" in text
     assert "lora_rank" not in text and "Evaluated with other" not in text
     assert all(str(folder) in text for folder in folders) and text.count("evaluated with 0f0f") == 2

@@ -232,9 +232,9 @@ def test_images_that_make_no_pairs_are_refused(made, change, capsys):
     file = folder / {"report": OCR_STAR, "compare": TWO}[name] / "images.jsonl"
     first, *others = file.read_text().splitlines()
     lines, told = {
-        "other prompt": ([first.replace(" geneval 0", " x"), *others], "only here 1['image 0"),
+        "other prompt": ([first.replace(" geneval 0", " x"), *others], "only here: 1 (image 0"),
         "other seed": ([first.replace(": 40", ": 7"), *others], "of geneval-0 (geneval), seed 7"),
-        "missing": (others, "only here 0, only there 1['image 0 of geneval-0"),
+        "missing": (others, "only here: none, only there: 1 (image 0 of geneval-0"),
         "twice": ([first, first, *others], "image 0 of geneval-0 (geneval), seed 40"),
     }[change]
     file.write_text("\n".join(lines))

@@ -105,13 +105,6 @@ def test_best_method_comes_first_and_its_lead_is_paired(results):
     assert verdict.lead == Interval(0.25, 0.25, 0.25)
 
 
-def test_images_are_paired_by_identity_not_by_line(results):
-    expected = compare(load_run(RUNS, results), 50, 0)
-    path = results / "evaluate" / "ocr-star" / "images.jsonl"
-    path.write_text("\n".join(reversed(path.read_text().splitlines())))
-    assert compare(load_run(RUNS, results), 50, 0) == expected
-
-
 def test_metric_files(results):
     words(results)
     text = (results / "metrics" / "summary.json").read_text()

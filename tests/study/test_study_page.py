@@ -87,7 +87,7 @@ ANSWERS = [
     ("star", (0.2, 0.45, 0.7), (-0.12, 0, 0.12), "not settled by", "×, but the interval", "beats"),
     ("star", (0.2, 0.41, 0.52), RISING, "not met", "not at most 0.70×, and the", "by +0.120"),
     ("star", (0.2, 0.4, 0.5), (0.25, -0.1, -0.1), "not met", "though the", "of shuffled is"),
-    ("star", (0.2, 0.3, 0.4), FALLING, "not met", "does not reach", "contains zero"),
+    ("star", (0.2, 0.3, 0.4), FALLING, "not met", "does not reach", "of shuffled is −0.010"),
     ("star", (0.2, 0.3, 0.3), RISING, "not met", "run, [> 1, > 1]", "is behind that of shuffled"),
     ("flow_grpo", (0.2, 0.2, 0.1), RISING, "not met", "no higher than base, so", "beats"),
 ]
