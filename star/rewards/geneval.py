@@ -19,7 +19,8 @@ from star.rewards.base import Reward, RewardError, RewardResult, check_batch, fi
 from star.rewards.detection import Box, Detection, DetectionError, Detector
 from star.system.errors import StarError
 
-Groups = Mapping[str, Sequence[Detection]]  # kept detections of each class, best first
+Detections = Sequence[Detection]
+Groups = Mapping[str, Detections]  # kept detections of each class, best first
 
 POSITION_MARGIN = 0.1  # of the two boxes' dimensions added
 POSITION_COMPONENT = 0.5  # of the offset's norm
@@ -46,9 +47,7 @@ class Judgement:
     clauses: list[ClauseScore]
 
 
-def keep_detections(
-    detections: Sequence[Detection], threshold: float, max_per_class: int
-) -> dict[str, list[Detection]]:
+def keep_detections(detections: Detections, threshold: float, max_per_class: int) -> Groups:
     """Group by class what scores above ``threshold``, best first, at most ``max_per_class``."""
     groups: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=_rank):
@@ -80,7 +79,7 @@ def strict_correct(groups: Groups, metadata: dict) -> bool:
     An include clause looks at the best ``count`` detections of its class. All must have the colour.
     Each must stand in the relation to each object of the clause referred to, which must itself
     hold."""
-    matched: list[Sequence[Detection] | None] = []
+    matched: list[Detections | None] = []
     for clause in metadata["include"]:
         found = groups.get(clause["class"], ())[: clause["count"]]
         holds = len(found) >= clause["count"]
@@ -107,7 +106,7 @@ def clause_scores(groups: Groups, metadata: dict, published: bool) -> list[Claus
     adds a 0 and then a 1, and what refers to it scores 0. A clause with colour and position has one
     0 for both where its count is wrong, and no position where its colour is."""
     scores: list[ClauseScore] = []
-    exact: list[Sequence[Detection] | None] = []
+    exact: list[Detections | None] = []
     for index, clause in enumerate(metadata["include"]):
         found, count = groups.get(clause["class"], ()), clause["count"]
         complete = len(found) == count
@@ -132,7 +131,7 @@ def clause_scores(groups: Groups, metadata: dict, published: bool) -> list[Claus
     return scores
 
 
-def judge(detections: Sequence[Detection], metadata: dict, params: GenevalParams) -> Judgement:
+def judge(detections: Detections, metadata: dict, params: GenevalParams) -> Judgement:
     """Return the strict verdict and the soft reward of one image's detections."""
     counting = metadata["tag"] == "counting"
     threshold = params.counting_threshold if counting else params.score_threshold
@@ -213,9 +212,7 @@ def _closeness(found: int, count: int) -> float:
     return 1 - abs(count - found) / count
 
 
-def _all_related(
-    found: Sequence[Detection], targets: Sequence[Detection] | None, relation: str
-) -> bool:
+def _all_related(found: Detections, targets: Detections | None, relation: str) -> bool:
     return targets is not None and all(
         relation in relations(a.box, b.box) for a in found for b in targets
     )

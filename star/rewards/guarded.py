@@ -23,7 +23,7 @@ class GuardedReward(Reward):
         self.reward, self.name, self.timeout = reward, reward.name, timeout
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
-        """Score the images; see `in_time` for the errors."""
+        """Score the images; raises as `in_time`."""
         what = f"{records[0].id} and {len(records) - 1} more: reward {self.name}"
         return finished(
             in_time(lambda: self.reward.submit(images, records).result(), what, self.timeout)
@@ -60,9 +60,7 @@ def in_time(work: Callable[[], T], what: str, timeout: float) -> T:
         raise RewardError(f"{what}: no scores after {timeout:g} s; rewards.timeout allows more")
     try:
         return outcome.result()
-    except StarError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, StarError) or is_out_of_memory(error):
             raise
         raise RewardError(f"{what}: {type(error).__name__}: {error}") from error

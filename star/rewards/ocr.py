@@ -33,7 +33,7 @@ def text_reward(read: str, target: str, substring: bool) -> float:
     """Return ``1 - min(d, len) / len`` in [0, 1], d the Levenshtein distance of normalised texts.
 
     Flow-GRPO's OCR task (arXiv 2505.05470) is ``substring=True``: d is 0 wherever the read text
-    contains the target, so "LOVEE" pays in full for "LOVE". Else each extra character costs 1.
+    contains the target, so "LOVEE" pays in full for "LOVE". Else each extra character is an edit.
 
     Raises:
         ValueError: the target is empty."""
