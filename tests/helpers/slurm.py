@@ -88,17 +88,26 @@ def scheduler(folder: Path) -> Iterator[None]:
 
 
 def _configuration(folder: Path, host: str) -> str:
-    """Return slurm.conf: its fixed part is slurm.conf beside this file."""
+    """Return slurm.conf, filled in from the file beside this one."""
     processors = min(2, os.cpu_count() or 1)
-    fixed = Path(__file__).with_suffix(".conf").read_text(encoding="utf-8")
-    lines = [f"{_OWNER}{os.getpid()}"]
-    lines.append(fixed.format(folder=folder, host=host, second=_SECOND, kill_wait=_KILL_WAIT))
-    lines += [
+    nodes = [
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={processors} "
         "RealMemory=20000 Gres=gpu:1 State=UNKNOWN"
         for port, name in enumerate((host, _SECOND), 16818)
     ]
-    return "\n".join(lines) + "\n"
+    return (
+        Path(__file__)
+        .with_suffix(".conf")
+        .read_text(encoding="utf-8")
+        .format(
+            owner=f"{_OWNER}{os.getpid()}",
+            folder=folder,
+            host=host,
+            second=_SECOND,
+            kill_wait=_KILL_WAIT,
+            nodes="\n".join(nodes),
+        )
+    )
 
 
 def _ask(*command: str) -> "subprocess.CompletedProcess[str]":
