@@ -15,37 +15,32 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from star.plan.scorers import LABELS, MASK2FORMER_SWIN_S
-from star.plan.shapes import CLIP_L
 from transformers import (
     CLIPConfig,
     CLIPModel,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
-    SwinConfig,
 )
 
 from benchmarks.measure import machine
+from star.plan.configs import known_models
 from star.rewards.mask2former import find_objects, network_input
 
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+COLORS = "openai/clip-vit-large-patch14"
 SIDE = 512  # pixels of an image, as the presets draw it
 THRESHOLD = 0.3
 
 
 def random_detector() -> Mask2FormerForUniversalSegmentation:
-    """Mask2Former Swin-S for COCO instances."""
-    stages = [f"stage{number}" for number in range(1, 5)]
-    sizes = {name: value for name, value in MASK2FORMER_SWIN_S.items() if name != "backbone_config"}
-    swin = SwinConfig(**MASK2FORMER_SWIN_S["backbone_config"], out_features=stages)
-    config = Mask2FormerConfig(backbone_config=swin, num_labels=LABELS, **sizes)
+    """Return a Mask2Former Swin-S for COCO instances."""
+    config = Mask2FormerConfig.from_dict(known_models()[DETECTOR])
     return Mask2FormerForUniversalSegmentation(config).eval()
 
 
 def random_clip() -> CLIPModel:
-    """CLIP ViT-L/14."""
-    texts, images = CLIP_L["text_config"], CLIP_L["vision_config"]
-    return CLIPModel(
-        CLIPConfig(text_config=texts, vision_config=images, projection_dim=CLIP_L["projection_dim"])
-    ).eval()
+    """Return a CLIP ViT-L/14."""
+    return CLIPModel(CLIPConfig.from_dict(known_models()[COLORS])).eval()
 
 
 @torch.no_grad()
@@ -68,7 +63,7 @@ def detector_rate(device: torch.device, batch: int, repeats: int) -> float:
 @torch.no_grad()
 def clip_rate(device: torch.device, batch: int, repeats: int) -> float:
     """Crops/s of CLIP's image half, which each object whose colour is asked for goes through."""
-    clip, side = random_clip().to(device), CLIP_L["vision_config"]["image_size"]
+    clip, side = random_clip().to(device), known_models()[COLORS]["vision_config"]["image_size"]
     crops = torch.randn(batch, 3, side, side, device=device)
     return batch / _best(lambda: clip.get_image_features(crops), repeats, device)
 

@@ -27,7 +27,11 @@ import torch
 from benchmarks.measure import resident
 from benchmarks.speed import Free
 from star.config.params import Params, load_params
-from star.plan import make_plan
+from star.plan import costliest
+from star.plan.configs import pipeline_configs
+from star.plan.memory import MemoryEstimate
+from star.plan.models import build_pipeline
+from star.plan.reward_models import Scorer
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
@@ -129,8 +133,11 @@ def measure(params: Params) -> dict[str, float]:
 
 
 def estimated(params: Params) -> dict[str, float]:
-    memory = make_plan(params, ["geneval"], device="cpu").tasks["geneval"].memory
-    assert memory is not None
+    """Return the bytes of each phase by `star plan`; the exact detector takes none."""
+    configs = pipeline_configs(params.model.path)
+    assert configs is not None  # the miniature's directory
+    estimate = MemoryEstimate(params, build_pipeline(configs, params.model), "cpu")
+    memory = estimate.training("geneval", costliest(params, "geneval"), Scorer(0, 0), processes=1)
     return {phase: float(sum(memory.resident.values()) + memory.phases[phase]) for phase in PHASES}
 
 

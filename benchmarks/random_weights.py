@@ -9,10 +9,10 @@ import itertools
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
-from star.plan.shapes import SD35_MEDIUM
 
 from benchmarks.speed import Free
 from star.config.params import AllocationParams, Params
+from star.plan.configs import SD35_MEDIUM, known_models
 from star.policy.conditioning import Conditioning
 from star.policy.sd3 import SD3Policy
 from star.prompts.core_content import with_core
@@ -29,29 +29,18 @@ TINY_VAE = {
 def random_transformer(layers: int = LAYERS, positions: int = 384) -> SD3Transformer2DModel:
     """SD3.5-M's transformer cut to ``layers`` blocks; ``positions``: side of its position table, in
     image tokens."""
-    shape = SD35_MEDIUM["transformer"]
-    return SD3Transformer2DModel(
-        **{
-            **shape,
-            "num_layers": layers,
-            "pos_embed_max_size": positions,
-            "dual_attention_layers": tuple(i for i in shape["dual_attention_layers"] if i < layers),
-        },
-        sample_size=128,
-        caption_projection_dim=1536,
-        out_channels=16,
-    )
+    whole = known_models()[SD35_MEDIUM]["transformer"]
+    cut = {
+        "num_layers": layers,
+        "pos_embed_max_size": positions,
+        "dual_attention_layers": tuple(i for i in whole["dual_attention_layers"] if i < layers),
+    }
+    return SD3Transformer2DModel(**{**whole, **cut})
 
 
 def random_vae(tiny: bool = False) -> AutoencoderKL:
     """SD3.5-M's VAE, or a ``tiny`` one of the same latent."""
-    return AutoencoderKL(
-        **{**SD35_MEDIUM["vae"], **(TINY_VAE if tiny else {})},
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        shift_factor=0.0609,
-        scaling_factor=1.5305,
-    )
+    return AutoencoderKL(**{**known_models()[SD35_MEDIUM]["vae"], **(TINY_VAE if tiny else {})})
 
 
 def random_pipeline(

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from star.plan.shapes import read_pipeline
 
 from star.config.params import Params, load_params
+from star.plan.configs import pipeline_configs
 from star.plan.counts import count
-from star.plan.operations import count_operations
+from star.plan.models import build_pipeline
+from star.plan.operations import Costs, count_costs, count_operations
 from star.rewards.ocr import ppocrv4
 from star.rewards.reading import read_images
 from star.system.runtime import keep_freed_memory
@@ -57,18 +58,18 @@ def larger_batch(params: Params) -> Params:
     )
 
 
-def epoch_costs(params: Params, gpus: int, reading: float, assumed: Assumed) -> dict[str, float]:
+def epoch_costs(
+    params: Params, gpus: int, reading: float, assumed: Assumed, costs: Costs, adapter: int
+) -> dict[str, float]:
     """Seconds of an epoch by part, with OCR and with a neural reward, and images/s of all GPUs.
 
     Args:
         reading: seconds in which one core reads an image.
+        costs: operations of a sequence and of decoding.
+        adapter: numbers that the gradients' mean sends.
     """
-    counts, pipeline = count(params, gpus), read_pipeline(params.model.path)
-    assert pipeline is not None  # SD3.5-M's sizes are built in
-    operations, rate = (
-        count_operations(params, params.method("star"), pipeline, True),
-        assumed.tflops * 1e12 * gpus,
-    )
+    counts, rate = count(params, gpus), assumed.tflops * 1e12 * gpus
+    operations = count_operations(params, params.method("star"), costs)
     rollout, update = (
         work / params.train.epochs / rate for work in (operations.rollout, operations.update)
     )
@@ -77,7 +78,7 @@ def epoch_costs(params: Params, gpus: int, reading: float, assumed: Assumed) -> 
     ocr = max(
         params.rollout.batch * reading / workers, images * reading / workers - (rollout - last)
     )
-    sent = 2 * (gpus - 1) / gpus * FLOAT * pipeline.transformer.adapter(params.model.lora_rank)
+    sent = 2 * (gpus - 1) / gpus * FLOAT * adapter
     messages = 2 * (gpus - 1) * assumed.latency
     reduce = counts.updates_per_epoch * (sent / assumed.bandwidth + messages) if gpus > 1 else 0.0
     seconds = {
@@ -161,8 +162,14 @@ def main() -> None:
     assumed = Assumed(options.tflops, options.bandwidth, options.latency, options.neural)
     reading = reading_time(options.images, params.rewards.ocr.read_side)
     share = params.images_per_epoch // params.rollout.batch // params.train.updates_per_epoch
+    configs = pipeline_configs(params.model.path)
+    assert configs is not None  # SD3.5-M's sizes are known
+    pipeline = build_pipeline(configs, params.model)
+    costs, adapter = count_costs(pipeline, params.model, fused=True), pipeline.adapter
     rows = [
-        epoch_costs(larger_batch(params) if share % gpus else params, gpus, reading, assumed)
+        epoch_costs(
+            larger_batch(params) if share % gpus else params, gpus, reading, assumed, costs, adapter
+        )
         for gpus in options.gpus
     ]
     figures = {

@@ -40,13 +40,14 @@ def make_plan(
     rewards = {task: reward_configs(params.rewards, task) for task in TASKS}
     with quick_imports():
         from star.plan.memory import MemoryEstimate, drawn_prompts
-        from star.plan.models import build_pipeline, build_reward_model
+        from star.plan.models import build_pipeline, build_reward_model, on_meta
         from star.plan.operations import count_costs, count_operations
         from star.plan.reward_models import read_scorer
 
     pipeline = build_pipeline(configs, params.model)
-    estimate = MemoryEstimate(params, pipeline, device)
-    costs = count_costs(pipeline, params.model, estimate.sequence.fused)
+    with on_meta(path):
+        estimate = MemoryEstimate(params, pipeline, device)
+        costs = count_costs(pipeline, params.model, estimate.sequence.fused)
     known = {name: c for task in TASKS for name, c in rewards[task].items() if c is not None}
     built = {name: build_reward_model(config, name) for name, config in known.items()}
     models = {task: {n: built[n] for n in rewards[task] if n in built} for task in TASKS}

@@ -66,7 +66,7 @@ def build_pipeline(configs: Mapping[str, Config], model: ModelParams) -> Pipelin
     Raises:
         StarError: values of the config files that make no model.
     """
-    with _on_meta(model.path):
+    with on_meta(model.path):
         transformer = SD3Transformer2DModel.from_config(configs["transformer"])
         transformer.requires_grad_(False).eval()
         transformer.add_adapter(LoraConfig(r=model.lora_rank, target_modules=LORA_TARGETS))
@@ -85,14 +85,19 @@ def build_reward_model(config: Config, path: str) -> torch.nn.Module:
     Raises:
         StarError: values of the config file that make no model.
     """
-    with _on_meta(path):
+    with on_meta(path):
         if "backbone_config" in config:
             return Mask2FormerForUniversalSegmentation(Mask2FormerConfig.from_dict(config))
         return CLIPModel(CLIPConfig.from_dict(config))
 
 
 @contextmanager
-def _on_meta(path: str) -> Iterator[None]:
+def on_meta(path: str) -> Iterator[None]:
+    """Make tensors on the meta device inside.
+
+    Raises:
+        StarError: anything fails; the config files of ``path`` make no model that runs.
+    """
     try:
         with torch.device("meta"):
             yield

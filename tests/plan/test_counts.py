@@ -1,0 +1,89 @@
+"""Images, batches, updates and sequences, worked by hand."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from star.cli import main
+from star.config.params import load_params
+from star.plan.counts import Counts, Passes, count, count_passes
+from tests.helpers.plans import changed
+
+PARAMS = load_params(Path("params.yaml"))
+PUBLISHED = changed(
+    PARAMS,
+    model={"guidance_scale": 4.5},
+    rollout={"steps": 10, "window": [0, 9], "same_latent": False, "batch": 9},
+    train={"prompts_per_epoch": 48, "group_size": 24, "epochs": 100, "kl_beta": 0.04},
+)
+
+
+@pytest.mark.parametrize(
+    ("processes", "own", "accumulation"), [(1, 128, 64), (8, 16, 8), (32, 4, 2)]
+)
+def test_the_arithmetic_of_the_published_recipe(processes, own, accumulation):
+    """48 x 24 = 1,152 images = 128 batches of 9; 64 of them an update."""
+    assert count(PUBLISHED, processes) == Counts(
+        processes=processes,
+        groups=48,
+        images_per_epoch=1152,
+        batches_per_epoch=128,
+        batches_per_process=own,
+        batches_per_update=64,
+        accumulation=accumulation,
+        updates_per_epoch=2,
+        updates=200,
+        images=115_200,
+    )
+
+
+def test_passes_of_the_published_recipe():
+    """Each image: 10 steps of rollout, 9 of update and of its KL, with two branches of guidance."""
+    tested = 192 + 96 + 384
+    expected = Passes(
+        115_200 * 10 * 2, 115_200 * 9 * 2, 115_200 * 9 * 2, tested * PARAMS.evaluate.steps * 2
+    )
+    assert count_passes(PUBLISHED, PUBLISHED.allocation) == expected
+
+
+def test_passes_that_a_group_shares():
+    """params.yaml: 8 x 16 images, one noise a group, 8 steps of which the first two are trained.
+
+    There is no guidance. The groups' first step is one: 8 + 7 x 128 sequences to draw, 8 + 128 to
+    learn, 4 for the KL's log (a batch's).
+    """
+    found = count_passes(PARAMS, PARAMS.allocation)
+    assert found == Passes(45 * (8 + 7 * 128), 45 * (8 + 128), 45 * 4, 672 * 8)
+    guided = count_passes(PARAMS, dataclasses.replace(PARAMS.allocation, source="guidance"))
+    assert guided.rollout - found.rollout == 2 * found.update, "two more passes a trained step"
+    alone = changed(PARAMS, rollout={"same_latent": False}, train={"kl_form": "none"})
+    assert count_passes(alone, alone.allocation) == Passes(45 * 8 * 128, 45 * 2 * 128, 0, 672 * 8)
+
+
+def test_a_sliding_window_moves_what_is_shared():
+    """Window [0, 2] of 4 steps over 4 epochs starts at 0, 1, 0, 1; so far a group is one."""
+    slid = changed(PARAMS, rollout={"steps": 4, "slide_every": 1}, train={"epochs": 4})
+    assert count_passes(slid, slid.allocation).rollout == 2 * (8 + 3 * 128) + 2 * (2 * 8 + 2 * 128)
+
+
+@pytest.mark.parametrize(
+    ("batch", "updates", "options", "named"),
+    [
+        (9, 2, [], "use a batch of 1, 2, 3, 4, 6, 8, 12, 24, 48, 72,"),
+        (7, 2, [], "use one of 1, 2, 3, 4, 6, 8, 12, 24, 48,"),
+        (288, 3, [], "one of 1, 2, 4, or"),
+        (8, 2, ["--processes", "7"], "launch 1, 2, 3, 4, 6, 8, 9, 12, 18, 24, 36, 72, or"),
+    ],
+)
+def test_numbers_that_do_not_divide_are_refused_with_those_that_do(
+    default_values, write_params, capsys, batch, updates, options, named
+):
+    default_values["train"] |= {
+        **{"prompts_per_epoch": 48, "group_size": 24},
+        "updates_per_epoch": updates,
+    }
+    default_values["rollout"]["batch"] = batch
+    assert main(["plan", "--params", str(write_params(default_values)), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("star plan: error: ") and named in error and error.count("\n") == 1
