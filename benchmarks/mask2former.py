@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from star.plan.scorers import LABELS, MASK2FORMER_SWIN_S
 from transformers import (
     CLIPConfig,
     CLIPModel,

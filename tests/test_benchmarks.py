@@ -9,8 +9,6 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
-from star.plan.scorers import CLIP_L_ID, MASK2FORMER_ID, read_clip, read_detector
-from star.plan.shapes import SD35_MEDIUM_ID, read_pipeline
 
 from benchmarks import orchestration, scaling, sd35m
 from benchmarks.mask2former import random_clip, random_detector

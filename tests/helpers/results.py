@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 from PIL import Image
-from star.config.values import read_values
+from star.config.yaml_file import read_values
 
-from star.config.params import StudyParams, StudyRun
+from star.config.params import StudyParams, StudyRun, load_params
 from star.prompts.geneval import TAGS
 from tests.helpers.pages import EVIL
 
@@ -48,7 +48,8 @@ STUDY = {
 
 def write_params(folder: Path, **changes: object) -> Path:
     """params.yaml with `RUNS`, `STUDY`, few resamples and an evil title; ``a__b`` changes a.b."""
-    values = read_values(ROOT / "params.yaml") | {"runs": RUNS, "study": dict(STUDY)}
+    values = json.loads(json.dumps(vars(load_params(ROOT / "params.yaml")), default=vars))
+    values |= {"runs": RUNS, "study": STUDY}
     for key, value in {"report__title": EVIL, "evaluate__bootstrap": 200, **changes}.items():
         section, *rest = key.split("__")
         values[section] = values[section] | {rest[0]: value} if rest else value
