@@ -25,7 +25,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether zero lies outside: for a difference, significance at 5 % (two-sided)."""
+        """Say whether zero lies outside: for a difference, significance at 5 % (two-sided)."""
         return self.low > 0 or self.high < 0
 
 

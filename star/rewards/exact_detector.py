@@ -73,7 +73,7 @@ class _Match:
     pose: _Pose
 
     def explains(self, proposal: _Pose) -> bool:
-        """Whether this is a sure match that stands where the proposal's centre is."""
+        """Say whether this is a sure match that stands where the proposal's centre is."""
         away = max(abs(self.pose.y - proposal.y), abs(self.pose.x - proposal.x))
         return self.score > 0.7 and away < 0.35 * self.pose.size
 
