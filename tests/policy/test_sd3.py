@@ -73,8 +73,7 @@ def test_auto_is_the_policy_of_what_it_stands_for(found, precision, monkeypatch)
     auto, named = (load_policy(model, CPU) for model in models)
     assert auto.model == named.model and auto.model.precision == precision
     x, conditioning = auto.noise([1, 2]), auto.encode(PROMPTS)
-    found = [policy.velocity(x, 500.0, conditioning) for policy in (auto, named)]
-    assert torch.equal(*found)
+    assert torch.equal(*(policy.velocity(x, 500.0, conditioning) for policy in (auto, named)))
 
 
 @pytest.mark.parametrize("tf32", [True, False])

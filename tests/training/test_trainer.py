@@ -196,7 +196,7 @@ def test_scoring_overlaps_beside_any_device_but_the_cpu():
 
 def test_a_training_raises_its_reward():
     settings = {"group_size": 16, "prompts_per_epoch": 1, "updates_per_epoch": 1}
-    run = trainer(small(train={**settings, "learning_rate": 2e-2}))
+    run = trainer(small(train={**settings, "learning_rate": 3e-2}))
     rewards = [run.train_epoch().reward_mean for _ in range(6)]
     assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.05
 
@@ -240,12 +240,12 @@ def test_the_gradient_of_the_kl_leads_back_to_the_base(beta):
     train = {"kl_beta": beta, "weight_decay": 0.0, "learning_rate": 3e-3, "clip_range": 1e3}
     run = trainer(small(train=train), reward=Indifferent())
     push(run)
-    before, items = adapter_bytes(run), scored(run)
+    before, items = [p.detach().clone() for p in run.parameters], scored(run)
     lines = [run.update(items) for _ in range(3)]
     if beta:
         assert lines[2]["kl"] < 0.8 * lines[0]["kl"]
     else:
-        assert adapter_bytes(run) == before and lines[0]["grad_norm"] == 0.0
+        assert all(map(torch.equal, run.parameters, before)) and lines[0]["grad_norm"] == 0.0
 
 
 @pytest.mark.parametrize(
