@@ -6,7 +6,6 @@ from pathlib import Path
 
 import yaml
 from PIL import Image
-from star.config.yaml_file import read_values
 
 from star.config.params import StudyParams, StudyRun, load_params
 from star.prompts.geneval import TAGS
