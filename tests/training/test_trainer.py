@@ -275,6 +275,7 @@ def test_the_average_of_an_epoch_of_two_updates_is_what_is_exported(tmp_path, ch
     assert not all(torch.allclose(one, own, atol=1e-3) for one, own in own_values)
 
 
+@pytest.mark.slow
 def test_less_memory_trains_alike():
     """Checkpointing, slicing and graph capture change how a model runs, not what it learns."""
     spared = {"gradient_checkpointing": True, "vae_slicing": True, "compile": "aot_eager"}
