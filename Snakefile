@@ -9,7 +9,8 @@ from snakemake.utils import min_version
 
 from star.system.errors import StarError
 from star.system.locks import take_lock
-from star.config.params import TASKS, load_params
+from star.config.load import load_params
+from star.config.params import TASKS
 from workflow import support
 
 min_version("9.0")

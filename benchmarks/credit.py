@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.maps import owned, pooled
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.policy.rollout import Trajectory, relevance_of, watched
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import with_core

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from star.config.params import TASKS, load_params
+from star.config.load import load_params
+from star.config.params import TASKS
 from star.prompts.words import WORDS
 
 DEFAULT = Path("params.yaml")

@@ -27,7 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.method.attention import CoreKeys
 from star.method.seeds import seed_of
 from star.miniature.templates import coverage

@@ -26,7 +26,8 @@ import torch
 
 from benchmarks.measure import resident
 from benchmarks.speed import Free
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.plan import costliest
 from star.plan.configs import pipeline_configs
 from star.plan.memory import MemoryEstimate

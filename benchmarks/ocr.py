@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from star.config.params import load_params
+from star.config.load import load_params
 from star.evaluation.held_out_reader import PPOCRV6
 from star.miniature.reader import read_letters
 from star.miniature.world import LETTERS, WORD_LENGTHS, Scene, render

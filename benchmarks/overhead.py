@@ -32,7 +32,8 @@ from benchmarks.random_weights import (
     random_vae,
 )
 from benchmarks.speed import paired, seconds, spread
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.method.precision import resolve_precision
 from star.system.runtime import keep_freed_memory, stay_offline
 from star.training.trainer import Trainer

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.plan.configs import pipeline_configs
 from star.plan.counts import count
 from star.plan.models import build_pipeline

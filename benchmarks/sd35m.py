@@ -45,7 +45,8 @@ from benchmarks.random_weights import (
     sharing,
 )
 from benchmarks.speed import seconds
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.method.precision import set_tf32
 from star.policy.sd3 import SD3Policy
 from star.system.runtime import keep_freed_memory, stay_offline

@@ -26,7 +26,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from tqdm import tqdm
 
-from star.config.params import Params, load_params
+from star.config.load import load_params
+from star.config.params import Params
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare

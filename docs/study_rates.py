@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from star.config.params import StudyParams, load_params
+from star.config.load import load_params
+from star.config.params import StudyParams
 from star.study.comparison import FLOW_GRPO, control_of
 from star.study.intervals import t_interval
 

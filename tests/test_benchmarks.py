@@ -13,7 +13,7 @@ from peft import LoraConfig
 from benchmarks import orchestration, scaling, sd35m
 from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
-from star.config.params import load_params
+from star.config.load import load_params
 from star.plan.models import parameters_of
 from star.policy.sd3 import LORA_TARGETS
 

@@ -4,23 +4,21 @@ that must exist."""
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # they are of the module that calls this one
-    from star.config.params import (
-        AllocationParams,
-        GenevalParams,
-        Params,
-        RolloutParams,
-        StudyParams,
-        TrainParams,
-    )
+from star.config.params import (
+    AllocationParams,
+    GenevalParams,
+    Params,
+    RolloutParams,
+    StudyParams,
+    TrainParams,
+)
 
 STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
 TEMPLATE_SIDE = 64  # pixels, the only images that the second reader `template` reads
 
 
-def broken_rules(params: "Params") -> Iterator[str]:
+def broken_rules(params: Params) -> Iterator[str]:
     """Yield a line for each rule that the parameters break: the key, its value and the mend."""
     yield from _batches(params.rollout, params.train)
     yield from _rollout(params.rollout)
@@ -51,7 +49,7 @@ def broken_rules(params: "Params") -> Iterator[str]:
                 yield f"runs.{task}: no method {name!r} under `methods`; known: {known}"
 
 
-def _batches(rollout: "RolloutParams", train: "TrainParams") -> Iterator[str]:
+def _batches(rollout: RolloutParams, train: TrainParams) -> Iterator[str]:
     batch, group = rollout.batch, train.group_size
     images = train.prompts_per_epoch * group
     fitting = _listed(n for n in _divisors(images) if n % group == 0 or group % n == 0)
@@ -82,7 +80,7 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _rollout(rollout: "RolloutParams") -> Iterator[str]:
+def _rollout(rollout: RolloutParams) -> Iterator[str]:
     first, end = rollout.window
     last = rollout.steps - 1
     if not 0 <= first < end <= last:
@@ -97,7 +95,7 @@ def _rollout(rollout: "RolloutParams") -> Iterator[str]:
         )
 
 
-def _detector(geneval: "GenevalParams", world: str) -> Iterator[str]:
+def _detector(geneval: GenevalParams, world: str) -> Iterator[str]:
     key = "rewards.geneval"
     if geneval.detector == "mask2former":
         if geneval.path is None:
@@ -120,7 +118,7 @@ def _detector(geneval: "GenevalParams", world: str) -> Iterator[str]:
         )
 
 
-def _allocation(method: "AllocationParams") -> Iterator[str]:
+def _allocation(method: AllocationParams) -> Iterator[str]:
     shares = method.clause_wise and method.clause_maps == "share"
     if not any(method.encoders.values()):
         yield "encoders are all 0, which leaves no core token; raise one"
@@ -141,7 +139,7 @@ def _allocation(method: "AllocationParams") -> Iterator[str]:
         )
 
 
-def _study(study: "StudyParams") -> Iterator[str]:
+def _study(study: StudyParams) -> Iterator[str]:
     references = " and ".join(STUDY_REFERENCES)
     for name in STUDY_REFERENCES:
         if name not in study.methods:

@@ -5,18 +5,14 @@ below a field is its description in refusals and in `docs/parameters.md`. What o
 alone is in `star.config.consistency`."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, TypeAdapter, ValidationError
+from pydantic import Field, Strict
 
-from star.config.consistency import broken_rules
-from star.config.explain import refusal
 from star.config.kinds import (
     Batch,
     Count,
@@ -39,7 +35,6 @@ from star.config.kinds import (
     Whole,
     fields_of,
 )
-from star.config.yaml_file import read_values
 from star.system.errors import StarError
 
 TASKS = ("geneval", "ocr", "preference")
@@ -452,29 +447,6 @@ class Params(Section):
     @property
     def images_per_epoch(self) -> int:
         return self.train.prompts_per_epoch * self.train.group_size
-
-
-def load_params(path: Path) -> Params:
-    """Read and check a parameter file.
-
-    Raises:
-        StarError: unreadable file, YAML error, unknown or missing key, wrong type, value out of
-            range, or keys that do not fit together; the message names the key, its value and what
-            is allowed.
-    """
-    values = read_values(path)
-    try:
-        params = _reader().validate_python(values)
-    except ValidationError as error:
-        raise StarError(f"{path}: {refusal(Params, values, error)}") from None
-    for broken in broken_rules(params):
-        raise StarError(f"{path}: {broken}")
-    return params
-
-
-@functools.cache
-def _reader() -> TypeAdapter[Params]:
-    return TypeAdapter(Params)
 
 
 def fingerprint(*sections: Any) -> str:

@@ -11,7 +11,8 @@ import pytest
 from dvc.repo import Repo
 
 from star.config.differences import differences
-from star.config.params import TASKS, load_params
+from star.config.load import load_params
+from star.config.params import TASKS
 from star.config.yaml_file import read_values
 from star.plan import make_plan
 from star.plan.counts import count

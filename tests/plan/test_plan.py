@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from star.cli import main
-from star.config.params import TASKS, load_params
+from star.config.load import load_params
+from star.config.params import TASKS
 from star.plan import hours, make_plan
 from star.plan.configs import SD35_MEDIUM, known_models
 from star.plan.models import parameters_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from star.config.params import TASKS, load_params
+from star.config.load import load_params
+from star.config.params import TASKS
 from star.prompts.records import PromptRecord
 from star.rewards import base
 from star.rewards.base import RewardError, check_batch, scores_of

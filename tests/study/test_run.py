@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from star.config.params import StudyRun, load_params
+from star.config.load import load_params
+from star.config.params import StudyRun
 from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import PlannedImage, Sample
