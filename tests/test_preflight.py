@@ -267,7 +267,8 @@ def test_trainings_report_and_refuse_their_prompts_before_they_open_a_model(
     with pytest.raises(StarError, match="^prompt long: no core content"):
         train(real_lengths, "geneval", "star", [lost], work, out)
     with pytest.raises(StarError, match="^prompt long: no core content"):
-        run_study(real_lengths, "geneval", "star", 0, 1e-3, [lost], [], work, out / "run.json")
+        star = StudyRun("geneval", "star", 0, 1e-3)
+        run_study(real_lengths, star, [lost], [], work, out / "run.json")
 
     class Opened(Exception):
         pass
