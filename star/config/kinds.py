@@ -21,9 +21,7 @@ LONGEST_NAME = 255  # bytes of a file's name, on Linux
 class Section:
     """What the sections of a parameter file have in common: how pydantic reads them."""
 
-    __pydantic_config__ = ConfigDict(
-        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 def _whole(value: Any) -> Any:
@@ -45,7 +43,7 @@ def _names_fit(path: str) -> str:
 
 # YAML's types are kept apart: True is no number, "8" is no integer, 1 is not true.
 Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
-Number = Annotated[float, Strict()]
+Number = Annotated[float, Strict()]  # to be given a range, which also refuses nan and inf
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 
