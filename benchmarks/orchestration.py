@@ -22,7 +22,8 @@ LOGS = Path(".snakemake/log")
 TIMES = Path("logs")
 EVENT = re.compile(
     r"^\[(?P<time>[^]]+)\]\n"
-    r"(?:(?:local)?rule \w+:\n(?: {4}.*\n)*? {4}jobid: (?P<started>\d+)|Finished jobid: (?P<ended>\d+))",
+    r"(?:(?:local)?rule \w+:\n(?: {4}.*\n)*? {4}jobid: (?P<started>\d+)"
+    r"|Finished jobid: (?P<ended>\d+))",
     re.MULTILINE,
 )
 
