@@ -142,9 +142,9 @@ def main() -> None:
     stay_offline()
     keep_freed_memory()
     params = load_params(options.params)
+    about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
     figures = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        "no accelerator",
+        "machine": f"{about}, no accelerator",
         "rollout": rollout_ratio(params, options.pairs),
         "epoch": epoch_ratio(params, options.pairs),
         "reward": {task: reward_share(params, task, options.pairs) for task in params.runs},

@@ -87,11 +87,11 @@ def main() -> None:
         resources.files(package).joinpath(name).read_text(encoding="utf-8")
         for package, name in sheets
     )
-    css += "svg { font-family: sans-serif; font-size: 13px; fill: var(--ink); "
-    css += "background: var(--ground); }"
+    css += "svg { font-family: sans-serif; font-size: 13px; "
+    css += "fill: var(--ink); background: var(--ground); }"
     css += ".task { font-size: 16px; font-weight: 600; }"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" '
-    head += f'width="{width}" height="{y}">'
+    size = f'viewBox="0 0 {width} {y}" width="{width}" height="{y}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     (FOLDER / "curves.svg").write_text(
         f"{head}<style>{css}</style>{''.join(parts)}</svg>\n", encoding="utf-8"
     )

@@ -63,10 +63,8 @@ def other_rates(study: StudyParams, finals: Finals) -> list[str]:
         if method == FLOW_GRPO:
             against = [None, None]
         cells = [difference(ours, theirs) for theirs in against]
-        lines.append(
-            f"| {task} | {rate:g} | `{method}` | {len(ours)} | {mean(ours):.3f} "
-            f"| {cells[0]} | {cells[1]} |"
-        )
+        row = [task, f"{rate:g}", f"`{method}`", str(len(ours)), f"{mean(ours):.3f}", *cells]
+        lines.append(f"| {' | '.join(row)} |")
     return lines
 
 

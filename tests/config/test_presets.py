@@ -1,5 +1,4 @@
-"""Every preset is complete and consistent, its counts are those that it says, and presets differ
-where they should."""
+"""Every preset is consistent, says its own counts, and differs from the others where it should."""
 
 import re
 import shutil
@@ -9,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
+from star.config.values import read_values
 
-from star.config.differences import differences
 from star.config.load import load_params
-from star.config.params import TASKS
-from star.config.yaml_file import read_values
-from star.plan import make_plan
+from star.plan import costliest, hours
 from star.plan.counts import count
+from star.plan.memory import drawn_prompts
+from star.plan.operations import count_operations
 from star.training.batches import check_processes
+from tests.helpers.plans import costs, estimate
 
 FILES = sorted(Path("presets").glob("*.yaml"))
 MINIATURE = Path("params.yaml")
@@ -32,8 +32,8 @@ def preset(scale: str, task: str) -> Path:
     return Path(f"presets/sd35m-{scale}-{task}.yaml")
 
 
-def said(file: Path) -> str:
-    """The file's text, its head on one line."""
+def said(file):
+    """Return the file's text, its head on one line."""
     return re.sub(r"\n# *", " ", file.read_text(encoding="utf-8"))
 
 
@@ -46,38 +46,42 @@ def test_a_parameter_file_says_its_counts(file: Path) -> None:
     """Of an epoch, of a training, and how many trainings and evaluations `runs` asks for."""
     params, text = load_params(file), said(file)
     counts, trainings = count(params, 1), sum(map(len, params.runs.values()))
-    epoch = f"{counts.images_per_epoch:,} images in {counts.groups} groups"
-    training = f"{counts.images:,} images, {counts.updates:,} updates"
-    assert f"An epoch: {epoch}, {counts.updates_per_epoch} updates. A training: {training}." in text
-    assert f"All of `runs`: {trainings} trainings" in text
-    assert f"; {trainings + 1} evaluations (the base model and each training)" in text
+    for figures in (
+        f"{counts.images_per_epoch:,} images in {counts.groups} groups, "
+        f"{counts.updates_per_epoch} updates",
+        f"{counts.images:,} images, {counts.updates:,} updates",
+        f"{trainings} trainings",
+        f"{trainings + 1} evaluations",  # of the base model and of each training
+    ):
+        assert figures in text
 
 
-@each_preset
-def test_preset_is_complete_consistent_and_says_what_it_costs(file: Path) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_preset_is_consistent_and_says_what_it_costs(file):
     params, text = load_params(file), said(file)
     _, scale, task = file.stem.split("-")
     check_processes(params.train, params.rollout, SCALES[scale])
     assert [name for name, methods in params.runs.items() if methods] == [task]
     assert f"cp presets/{file.name} params.yaml" in text
-    plan = make_plan(params, [task], SCALES[scale], tflops=300)
-    hours, cache = plan.tasks[task].hours, plan.tasks[task].prompt_cache
-    assert hours is not None and cache is not None and plan.host is not None
-    assert f"on disk, {cache / 1e9:.0f} GB for this training" in text
+    memory = estimate(params)
+    operations = count_operations(params, costliest(params, task), costs(params.model))
+    taken, host = hours(operations, 1, tflops=300), memory.host()  # hours of one GPU
+    cache = drawn_prompts(params, task) * memory.prompt
+    trainings, training = len(params.runs[task]), taken["rollout"] + taken["update"]
+    evaluations = (trainings + 1) * taken["evaluation"]
+    figures = [
+        f"{cache / 1e9:.0f} GB for this training",
+        f"{trainings} trainings of {training:,.0f} GPU hours each, {trainings * training:,.0f} ",
+        f" {evaluations:.1f} GPU hours together",
+    ]
+    most = 64000e6  # the profiles' own
     if scale != "1gpu":
-        own, machine = plan.host / 2**30, 8 * plan.host / 2**30
-        assert f"{own:.0f} GiB a process by `star plan`, so {machine:.0f} GiB a machine" in text
-        assert set(re.findall(r"mem_mb=(\d+)", text)) == {"240000"} and 8 * plan.host < 240000e6
-    else:
-        assert plan.host < 64000e6  # the profiles' own
-    assert "for task in geneval ocr preference; do star prompts --task $task" in text
+        own, machine, most = host / 2**30, 8 * host / 2**30, 240000e6 / 8
+        figures.append(f"{own:.0f} GiB a process by `star plan`, so {machine:.0f} GiB a machine")
+        assert set(re.findall(r"mem_mb=(\d+)", text)) == {"240000"}
+    assert host < most
+    assert [said for said in figures if said not in text] == []
     assert [getattr(params.prompts, name).test_file.sha256 for name in TASKS] == [None] * 3
-    trainings = len(params.runs[task])
-    training = (hours["rollout"] + hours["update"]) * SCALES[scale]
-    costs = f"{training:,.0f} GPU hours each, {trainings * training:,.0f} together"
-    assert f"{trainings} trainings of {costs}; " in text
-    evaluations = (trainings + 1) * hours["evaluation"]
-    assert f"(the base model and each training), {evaluations:.1f} GPU hours together." in text
 
 
 @each_preset
@@ -104,12 +108,18 @@ for scale in SCALES:
     DIFFERENT.append((ocr, preference, {"runs.ocr", "runs.preference", "train.kl_beta"}))
 
 
-@pytest.mark.parametrize(("one", "other", "keys"), DIFFERENT)
-def test_presets_differ_in_what_is_trained_and_in_counts(
-    one: Path, other: Path, keys: set[str]
-) -> None:
-    found = {key for key, *_ in differences(read_values(one), read_values(other))}
-    assert found - {"report.title"} == keys
+def test_presets_differ_in_what_is_trained_in_counts_and_in_the_penalty():
+    values = {file.stem: read_values(file) for file in FILES}
+    runs = ["runs.geneval", "runs.ocr", "report.title"]
+    for scale in SCALES:
+        geneval, ocr, preference = (values[f"sd35m-{scale}-{task}"] for task in TASKS)
+        assert differing(geneval, ocr) == runs
+        others = {"runs.ocr", "runs.preference", "train.kl_beta", "report.title"}
+        assert set(differing(ocr, preference)) == others
+    one, eight, many = (values[f"sd35m-{scale}-ocr"] for scale in SCALES)
+    assert differing(eight, many) == []
+    counts = {"rollout.batch", "train.epochs", "train.prompts_per_epoch", "train.group_size"}
+    assert set(differing(one, eight)) == counts
 
 
 @pytest.mark.slow
@@ -148,12 +158,14 @@ def test_after_a_run_of_the_miniature_a_preset_makes_everything_anew(snakemake, 
     run = snakemake("--touch", "--forceall")  # writes Snakemake's own records, as a run does
     assert run.returncode == 0, run.stderr
     shutil.copy("presets/sd35m-8gpu-ocr.yaml", tmp_path / "params.yaml")
-    again = outputs_of(snakemake("--dry-run").stdout)
+    run = snakemake("--dry-run")
+    again = {name for line in outputs_of(run.stdout) for name in line.split(", ")}
     assert again <= left
     assert not any("geneval-star" in name or "preference-star" in name for name in again)
-    made = {"results/train/ocr-star/adapter", "results/evaluate/ocr-flow_grpo/scores.json"}
-    made |= {f"results/core/{task}/{split}.jsonl" for task in TASKS for split in ("train", "test")}
-    assert made | {"results/evaluate/base/scores.json"} <= again
+    for name in ("train/ocr-star/adapter", "evaluate/ocr-flow_grpo/scores.json"):
+        assert f"results/{name}" in again
+    cores = {f"results/core/{task}/{part}.jsonl" for task in TASKS for part in ("train", "test")}
+    assert cores | {"results/evaluate/base/scores.json"} <= again
 
 
 def outputs_of(text: str) -> set[str]:

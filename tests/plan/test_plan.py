@@ -107,12 +107,8 @@ TRANSFORMER_CONFIG = known_models()[SD35_MEDIUM]["transformer"]
         ("transformer", {}, "transformer/config.json: no 'num_layers'"),
         ("text_encoder_3", "[]", "text_encoder_3/config.json: no 'd_model'"),
         ("vae", "{", "vae/config.json"),
-        ("transformer", TRANSFORMER_CONFIG | {"patch_size": "two"}, "its config files make no"),
-        (
-            "transformer",
-            TRANSFORMER_CONFIG | {"num_attention_heads": 0},
-            "its config files make no",
-        ),
+        ("transformer", TRANSFORMER_CONFIG | {"patch_size": "two"}, "make no model"),
+        ("transformer", TRANSFORMER_CONFIG | {"num_attention_heads": 0}, "make no model"),
     ],
 )
 def test_config_files_of_no_pipeline_are_refused(tmp_path, part, config, named):
