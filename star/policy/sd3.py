@@ -168,7 +168,7 @@ class SD3Policy:
         return self.transformer.config.patch_size
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Draw standard normal latents, each from its own seed; all devices agree."""
+        """Draw standard normal latents, one a seed, on the CPU: all devices agree."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
         return torch.stack(drawn).to(self.device)

@@ -181,14 +181,13 @@ def test_mass_under_autocast_is_the_softmax_of_the_rounded_queries_and_keys(
     assert all(torch.allclose(*pair, rtol=relative, atol=1e-5) for pair in compared)
 
 
-@pytest.mark.parametrize(("kernel", "layers"), [("plain", 3), ("flash_cpu", 24)])
-def test_recording_works_compiled_by_graphs_that_all_blocks_share(kernel, layers):
+def test_recording_works_compiled_by_graphs_that_all_blocks_share():
     """24 blocks, as SD3.5-M: what differs between them would be compiled until the limit is met.
 
     Without a C++ compiler: the graphs are captured and run, only no code is generated.
     """
-    transformer = small_transformer(layers)
-    use_joint_processor(transformer, KERNELS[kernel])
+    transformer = small_transformer(24)
+    use_joint_processor(transformer, FUSED)
     expected = mass_of(transformer)
     for block in transformer.transformer_blocks:
         block.compile(backend="aot_eager", fullgraph=True)
