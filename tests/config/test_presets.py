@@ -10,7 +10,6 @@ import pytest
 from dvc.repo import Repo
 
 from star.config.load import load_params
-from star.config.params import 
 from star.config.yaml_file import read_values
 from star.plan import costliest, hours
 from star.plan.counts import count
