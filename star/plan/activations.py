@@ -104,8 +104,8 @@ class Activations:
     def backward(self) -> int:
         """Return the bytes of one sequence's gradients at the fullest moment of a block.
 
-        That is in the MLP, before and after the GELU of the longer stream. Or it is in the attention
-        (3 widths a token), by when what the MLPs kept inside their GELU (4) is gone.
+        That is in the MLP, before and after the GELU of the longer stream. Or it is in the
+        attention (3 widths a token), by when what the MLPs kept inside their GELU (4) is gone.
         """
         row = self.width * self.value
         mlp = 8 * max(self.image, self.text) * row
