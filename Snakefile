@@ -9,7 +9,7 @@ from snakemake.utils import min_version
 
 from star.system.errors import StarError
 from star.system.locks import take_lock
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.config.params import TASKS
 from workflow import support
 

@@ -1,16 +1,19 @@
-"""What is a gradient worth?  ``python -m benchmarks.credit geneval >
-benchmarks/figures/credit-geneval.json``.
+"""Compare how much gradient each method makes of the same rollouts.
+
+    python -m benchmarks.credit geneval > benchmarks/figures/credit-geneval.json
 
 Every method of the study meets the same rollouts of the base model. What differs is the gradient
-that its maps make of an epoch's rewards. With ``g`` a method's gradient of an epoch and ``G`` that
-of ``flow_grpo``, whose mean points where the reward rises, over *other* epochs:
+that its maps make of an epoch's rewards. Let ``g`` be a method's gradient of an epoch. ``G`` is
+that of ``flow_grpo``, whose mean points where the reward rises, over *other* epochs:
 
     efficiency = mean <g, G> / sqrt(mean <g, g>),   as a ratio to flow_grpo's own.
 
-Where noise dominates the gradient, the images that a gain costs go with its inverse square: 1.2
-is 0.7 of them. Two more methods, ``star_precise`` and ``star_clauses_precise``, have maps of what
-the finished image shows (where all objects are, or each one's; for text, each letter's place) in
-place of attention: what perfect maps would be worth. Intervals are 90 % bootstraps over epochs."""
+Where noise dominates the gradient, the images that a gain costs go with its inverse square: 1.2 is
+0.7 of them. Two more methods, ``star_precise`` and ``star_clauses_precise``, show what perfect maps
+would be worth. Their maps are of what the finished image shows, in place of attention: where all
+objects are, or each one's; for text, each letter's place. Intervals are 90 % bootstraps over
+epochs.
+"""
 
 import argparse
 import dataclasses
@@ -25,8 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.maps import owned, pooled
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.policy.rollout import Trajectory, relevance_of, watched
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import with_core
@@ -45,8 +48,7 @@ PRECISE = {
 
 
 def seen_relevance(run: Trainer, trajectory: Trajectory, records: Sequence[PromptRecord]) -> Tensor:
-    """The relevance that the run's allocation would have read while these rollouts were drawn: (B,
-    T, K, P)."""
+    """Return the relevance that the run's allocation would have read here: (B, T, K, P)."""
     core, masses = run.credit.core_keys(records, run.allocation.clause_wise), []
     for row in range(len(trajectory.means)):
         alike = trajectory.shared if row == 0 else 1
@@ -64,8 +66,10 @@ def seen_relevance(run: Trainer, trajectory: Trajectory, records: Sequence[Promp
 def precise_relevance(
     trajectory: Trajectory, records: Sequence[PromptRecord], clauses: int, shape: torch.Size
 ) -> Tensor:
-    """What each clause covers of the finished image, at every step; flat where the image does
-    not show it."""
+    """Return what each clause covers of the finished image, the same at every step.
+
+    It is flat where the image does not show the clause.
+    """
     detector, side = ExactDetector(), int(shape[3] ** 0.5)
     maps = torch.ones(len(records), clauses, shape[3])
     for row, record, image in zip(maps, records, trajectory.images, strict=True):
@@ -78,8 +82,10 @@ def precise_relevance(
 
 
 def gradient(run: Trainer, scored: Sequence) -> np.ndarray:
-    """The gradient of an epoch's surrogate at the policy that drew its rollouts, all parameters in
-    a row: float32."""
+    """Return the gradient of an epoch's surrogate at the policy that drew its rollouts.
+
+    All parameters are in a row: float32 (parameters,).
+    """
     steps = len(scored[0].trajectory.means)
     for item in scored:
         for row in range(steps):
@@ -97,7 +103,7 @@ def gradient(run: Trainer, scored: Sequence) -> np.ndarray:
 def gradients(
     params: Params, task: str, epochs: int, chosen: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Method -> its gradient of each epoch, (epochs, parameters), all of the same rollouts."""
+    """Return each method's gradients of the same rollouts, (epochs, parameters)."""
     records = with_core(prepare(task, params.prompts, params.seed)[0])
     methods = {
         name: dataclasses.replace(params.allocation, **changes)
@@ -137,10 +143,12 @@ def gradients(
 
 
 def efficiency(own: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """``mean <g, G> / sqrt(mean <g, g>)`` for each row of ``counts``, how often each epoch was
-    drawn, (draws, epochs).
+    """Return ``mean <g, G> / sqrt(mean <g, g>)`` for each row of ``counts``.
 
     Pairs of an epoch with itself are left out: they share their noise.
+
+    Args:
+        counts: how often each epoch was drawn, (draws, epochs).
     """
     products = (own @ reference.T).astype(np.float64)
     np.fill_diagonal(products, 0.0)

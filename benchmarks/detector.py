@@ -1,10 +1,10 @@
-"""Strict accuracy of the exact detector per GenEval tag on rendered ground truth, and its time per
-image.
+"""Measure the exact detector on rendered ground truth: strict accuracy by tag, time of an image.
 
     python benchmarks/detector.py [--scenes 300] [--seed 0]
 
-Prints one JSON object; images come from `sample_metadata`, `sample_scene` and `render`. Times are
-of one thread."""
+Prints one JSON object. Images come from `sample_metadata`, `sample_scene` and `render`. Times are
+of one thread.
+"""
 
 import argparse
 import json
@@ -33,8 +33,7 @@ PARAMS = GenevalParams(
 
 
 def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
-    """Strict and soft means, wall and CPU milliseconds an image, and the lowest score among the
-    objects kept."""
+    """Return strict and soft means, milliseconds an image, and the lowest kept score."""
     rng = np.random.default_rng([seed, TAGS.index(tag)])
     lines = [sample_metadata(tag, CLASSES, rng) for _ in range(scenes)]
     images = np.stack([render(sample_scene(line, rng)) for line in lines])

@@ -1,15 +1,16 @@
-"""Kills trainings and evaluations, lets them go on, and compares: ``python -m benchmarks.kills
---kills 200``.
+"""Kill trainings and evaluations, let them go on, and compare what they leave.
 
-A training of a few small epochs and an evaluation, both of the smoke test's size, are run once
-without interruption. Then they run again and again; each run is killed (SIGKILL) at a random
-moment, or in the middle of a named phase, and started again until it ends by itself. What it leaves
-must be the same to the byte: adapter, log lines but for times, grids, maps, scores, images. With
-``--stop`` some are asked to stop (SIGTERM, SIGUSR1) and must say so by status 75. Prints a JSON
-object: kills by phase. Ends with an error at the first difference.
+    python -m benchmarks.kills --kills 200
 
-The stages run in children of a process that has the libraries in memory, so that a start takes no
-time."""
+A training of a few small epochs and an evaluation, both of the smoke test's size, run once without
+interruption. Then they run again and again. Each run is killed (SIGKILL) at a random moment, or in
+the middle of a named phase, and started again until it ends by itself. What it leaves must be the
+same to the byte: adapter, log lines but for times, grids, maps, scores, images.
+
+With ``--stop`` some are asked to stop (SIGTERM, SIGUSR1) and must say so by status 75. Prints a
+JSON object: kills by phase. Ends with an error at the first difference. The stages run in children
+of a process that has the libraries in memory, so that a start takes no time.
+"""
 
 import argparse
 import collections
@@ -80,7 +81,7 @@ def write_params(folder: Path) -> Path:
 
 
 def child(arguments: list[str], log: Path, prepare: Callable[[], None]) -> int:
-    """Start a stage in a process of its own; returns the process."""
+    """Start a stage in a process of its own, and return the process."""
     process = os.fork()
     if process:
         return process
@@ -97,7 +98,7 @@ def child(arguments: list[str], log: Path, prepare: Callable[[], None]) -> int:
 
 
 def ended(process: int) -> int:
-    """Exit status of a child, below zero for the signal that ended it."""
+    """Return the exit status of a child, below zero for the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -107,8 +108,10 @@ def quietly(arguments: list[str], log: Path) -> None:
 
 
 def kill_in(phase: str, call: int, after: bool) -> None:
-    """Have this process die in a phase's ``call``-th call: before its work, or ``after`` it with
-    the file half written."""
+    """Have this process die in a phase's ``call``-th call.
+
+    It dies before the call's work, or ``after`` it with the file half written.
+    """
     owner, name, _ = PHASES[phase]
     work, calls = getattr(owner, name), 0
 
@@ -127,7 +130,7 @@ def kill_in(phase: str, call: int, after: bool) -> None:
 
 
 def left(output: Path) -> dict[str, bytes]:
-    """What a stage wrote, times left out."""
+    """Return what a stage wrote, by file, without times."""
     found = {}
     for file in sorted(output.rglob("*")):
         if not file.is_file():
@@ -146,7 +149,7 @@ def left(output: Path) -> dict[str, bytes]:
 
 
 class Stage:
-    """A training or an evaluation with folders of its own, and what it leaves uninterrupted."""
+    """A training or an evaluation in its own folders, and what it leaves uninterrupted."""
 
     def __init__(self, name: str, arguments: list[str], folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -166,14 +169,14 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
 
     def signalled(self, number: int, after: float) -> int:
-        """Send a signal some seconds after the start; returns the exit status."""
+        """Send a signal some seconds after the start, and return the exit status."""
         process = child(self.arguments, self.log, lambda: None)
         time.sleep(after)
         os.kill(process, number)
         return ended(process)
 
     def stopped(self, number: int) -> int:
-        """Send a signal after the first epoch of a training; returns the exit status."""
+        """Send a signal after the first epoch of a training, and return the exit status."""
         process = child(self.arguments, self.log, lambda: None)
         while not any(log.stat().st_size for log in self.state.glob("*/log.jsonl")):
             time.sleep(0.01)
@@ -257,8 +260,10 @@ def main() -> None:
 
 
 def torment(stages: dict[str, Stage], kills: int, stops: int, rng: random.Random) -> dict[str, int]:
-    """Kill and compare; returns how often in which phase (``train at random``: at a random
-    moment)."""
+    """Kill and compare; return how often in which phase.
+
+    ``train at random`` is at a random moment.
+    """
     counts: collections.Counter[str] = collections.Counter()
     plan = [*PHASES, "train at random", "evaluate at random"]
     bar = tqdm(total=kills, unit="kill")

@@ -1,5 +1,8 @@
-"""What large inputs cost: ``python -m benchmarks.load > benchmarks/figures/load.json``, after `make
-run` (which only `report` needs; names of parts measure these alone).
+"""Measure what large inputs cost.
+
+    python -m benchmarks.load > benchmarks/figures/load.json
+
+Run it after `make run`, which only `report` needs. Names of parts measure these alone.
 
 - prompts: 50,000 GenEval prompts of COCO's classes prepared and their core content marked;
 - lines: 2,000 prompts taken from a file of a million distinct ones;
@@ -7,7 +10,8 @@ run` (which only `report` needs; names of parts measure these alone).
 - report: a page over 200 checkpoints, copies of those of `make run`;
 - leak: memory of the smallest training over 400 epochs; it is flat after the first 200.
 
-Each in processes of its own; seconds of wall time, bytes of the largest resident set.
+Each runs in processes of its own. Figures are seconds of wall time and bytes of the largest
+resident set.
 """
 
 import argparse
@@ -28,8 +32,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from star.config.load import load_params
 from star.config.params import TASKS
+from star.config.reading import load_params
 from star.prompts.words import WORDS
 
 DEFAULT = Path("params.yaml")
@@ -41,7 +45,7 @@ ENVIRONMENT = {
 
 
 def run(*command: object) -> dict[str, float]:
-    """Wall time and largest resident set of a command that must succeed."""
+    """Return wall time and largest resident set of a command, which must succeed."""
     start = time.monotonic()
     process = subprocess.Popen([*map(str, command)], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     status, usage = os.wait4(process.pid, 0)[1:]
@@ -61,7 +65,7 @@ def written(values: dict[str, Any], folder: Path) -> Path:
 
 
 def variants(values: dict[str, Any], count: int) -> dict[str, Any]:
-    """Parameters with ``count`` methods for each task, and paths that hold anywhere."""
+    """Return parameters with ``count`` methods for each task, and paths that hold anywhere."""
     values = copy.deepcopy(values)
     names = [f"variant_{i:03d}" for i in range(count)]
     values["methods"] |= {name: {"lam": 0.01 * i} for i, name in enumerate(names)}
@@ -72,7 +76,7 @@ def variants(values: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def prompts(folder: Path) -> dict[str, dict[str, float]]:
-    """Of a preset, with a test set that is drawn and not fetched."""
+    """Measure a preset, with a test set that is drawn and not fetched."""
     values = yaml.safe_load(Path("presets/sd35m-1gpu-geneval.yaml").read_text(encoding="utf-8"))
     values["prompts"]["geneval"] |= {"train": 50_000, "test": 553, "test_file": None}
     made, marked = folder / "train.jsonl", folder / "core.jsonl"
@@ -82,7 +86,7 @@ def prompts(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def lines(values: dict[str, Any], folder: Path, count: int) -> dict[str, float]:
-    """Preference prompts from a file of ``count`` captions of ten words."""
+    """Measure preference prompts from a file of ``count`` captions of ten words."""
     file = folder / "captions.txt"
     rng = np.random.default_rng(0)
     with open(file, "w", encoding="utf-8") as stream:
@@ -96,7 +100,7 @@ def lines(values: dict[str, Any], folder: Path, count: int) -> dict[str, float]:
 
 
 def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
-    """A dry run with ``jobs`` trainings and evaluations in all."""
+    """Measure a dry run with ``jobs`` trainings and evaluations in all."""
     written(variants(values, jobs // 2 // len(TASKS) + 1), folder)
     command = [
         sys.executable,
@@ -119,7 +123,7 @@ def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
 
 
 def report(values: dict[str, Any], folder: Path, checkpoints: int) -> dict[str, float]:
-    """A page over ``checkpoints`` copies of what `make run` trained."""
+    """Measure a page over ``checkpoints`` copies of what `make run` trained."""
     values = variants(values, checkpoints // len(TASKS) + 1)
     results = folder / "results"
     shutil.copytree("results/evaluate/base", results / "evaluate/base")
@@ -139,10 +143,10 @@ def report(values: dict[str, Any], folder: Path, checkpoints: int) -> dict[str, 
 
 
 def leak(epochs: int) -> dict[str, Any]:
-    """Resident set after each tenth of the epochs, in bytes; the trainer as it is, saving as it
-    does.
+    """Return the resident set after each tenth of the epochs, in bytes.
 
-    Of 20 prompts, so that the embeddings that are kept of each, 95 kB, are all there early.
+    The trainer is as it is and saves as it does. It has 20 prompts, so that the embeddings that are
+    kept of each, 95 kB, are all there early.
     """
     import torch
 

@@ -1,22 +1,24 @@
-"""Do relevance maps lie on what the prompt names?  ``python -m benchmarks.maps >
-benchmarks/figures/maps.json``.
+"""Measure whether relevance maps lie on what the prompt names.
 
-Draws test prompts with the base model and correlates relevance maps (Method, D2) with the share of
-each image token that the finished image covers. For each transformer block, and for the blocks of
-``params.yaml``, at each denoising step, means over images:
+    python -m benchmarks.maps > benchmarks/figures/maps.json
+
+Draws test prompts with the base model. Correlates relevance maps (Method, D2) with the share of
+each image token that the finished image covers. Figures are means over images at each denoising
+step, for each transformer block and for the blocks of ``params.yaml``:
 
 - ``covers``: the map of the whole core, with all objects (GenEval) or all ink (OCR).
-- ``own``: the same after the mean over images is taken from both; 0 is a map that only knows
-  where things usually are.
+- ``own``: the same after the mean over images is taken from both; 0 is a map that only knows where
+  things usually are.
 - ``tells_apart``: of each clause the map less the mean of the others', with what the clause names
-  less what the others name: the objects of its class (GenEval prompts with two classes, both found
-  by the exact detector), or the ink at the letter's place (OCR). 0 is a map that cannot say which
-  clause owns a place.
+  less what the others name. That is the objects of its class (GenEval prompts with two classes,
+  both found by the exact detector), or the ink at the letter's place (OCR). 0 is a map that cannot
+  say which clause owns a place.
 
-Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone, and for GenEval by kind of token:
+Also by encoder, ``clip`` tokens alone and ``t5`` tokens alone. For GenEval also by kind of token:
 ``object`` nouns alone, and words of ``color``, ``count`` and ``relation`` alone, on the prompts
 that have them. A count or a relation is of one clause, so these say nothing of which clause owns a
-place."""
+place.
+"""
 
 import argparse
 import dataclasses
@@ -27,8 +29,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.method.attention import CoreKeys
 from star.method.seeds import seed_of
 from star.miniature.templates import coverage
@@ -48,8 +50,10 @@ REACH = 90.0  # RGB distance to black within which a pixel of a sign is a letter
 
 
 def pooled(covered: np.ndarray, side: int) -> np.ndarray:
-    """Share of each of side x side tokens that is covered: (height, width) -> float (side *
-    side,)."""
+    """Return the share of each of side x side tokens that is covered.
+
+    (height, width) -> float (side * side,).
+    """
     token = len(covered) // side
     return covered.reshape(side, token, side, token).mean((1, 3)).ravel()
 
@@ -59,8 +63,10 @@ def ink(image: np.ndarray) -> np.ndarray:
 
 
 def owned(record: PromptRecord, image: np.ndarray, detector: ExactDetector) -> list[np.ndarray]:
-    """What each clause of a record covers of its image, bool (height, width); nothing where they
-    cannot be told."""
+    """Return what each clause of a record covers of its image, bool (height, width).
+
+    The list is empty where clauses cannot be told apart.
+    """
     if "text" in record.metadata:
         black, x = ink(image), np.arange(image.shape[1])
         nearest = np.abs(x[:, None] - np.array(LETTER_SLOTS)).argmin(1)
@@ -74,7 +80,7 @@ def owned(record: PromptRecord, image: np.ndarray, detector: ExactDetector) -> l
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Over the last axis; 0 where one of the two is flat."""
+    """Return the correlation over the last axis; 0 where one of the two is flat."""
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return np.divide((a * b).sum(-1), size, out=np.zeros_like(size), where=size > 0)
@@ -88,8 +94,10 @@ def figures(
     encoders: Mapping[str, float],
     blocks: Sequence[int],
 ) -> dict[str, list[float] | int]:
-    """The three correlations at each denoising step; ``apart``: how many images tell clauses
-    apart."""
+    """Return the three correlations at each denoising step.
+
+    ``apart`` is how many images tell clauses apart.
+    """
 
     def weights(record: PromptRecord) -> np.ndarray:
         return require_core_tokens(
@@ -97,7 +105,7 @@ def figures(
         ).weights
 
     def parts(record: PromptRecord) -> list[PromptRecord]:
-        """The record, and each of its clauses if all have a span of these kinds."""
+        """Return the record, and each of its clauses if all have a span of these kinds."""
         clauses = clause_records(record)
         told = all(any(kinds[span.kind] > 0 for span in clause.core or ()) for clause in clauses)
         return [record, *clauses] if told else [record]

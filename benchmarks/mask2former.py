@@ -1,11 +1,12 @@
-"""Speed of GenEval's neural detector at its real sizes with random weights, nothing downloaded:
+"""Measure the speed of GenEval's neural detector with random weights; nothing is downloaded.
 
     python -m benchmarks.mask2former > benchmarks/figures/mask2former.json
 
 Detector: transformers' Mask2Former on a Swin-S with COCO's 80 classes, on 512-pixel images scaled
-to 800; colours: CLIP ViT-L/14. Random weights are sure of nothing, so no object passes the
-threshold, what drawing masks would take is left out, and CLIP is measured by itself, on crops at
-its own size. Prints one JSON object, times of the device found."""
+to 800. Colours: CLIP ViT-L/14. Random weights are sure of nothing, so no object passes the
+threshold, and what drawing masks would take is left out. CLIP is measured by itself, on crops at
+its own size. Prints one JSON object, times of the device found.
+"""
 
 import argparse
 import json
@@ -44,7 +45,7 @@ def random_clip() -> CLIPModel:
 
 @torch.no_grad()
 def detector_rate(device: torch.device, batch: int, repeats: int) -> float:
-    """Images/s, from uint8 to detections."""
+    """Return images/s, from uint8 to detections."""
     detector, rng = random_detector().to(device), np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -61,14 +62,14 @@ def detector_rate(device: torch.device, batch: int, repeats: int) -> float:
 
 @torch.no_grad()
 def clip_rate(device: torch.device, batch: int, repeats: int) -> float:
-    """Crops/s of CLIP's image half, which each object whose colour is asked for goes through."""
+    """Return crops/s of CLIP's image half, which each object goes through whose colour is asked."""
     clip, side = random_clip().to(device), known_models()[COLORS]["vision_config"]["image_size"]
     crops = torch.randn(batch, 3, side, side, device=device)
     return batch / _best(lambda: clip.get_image_features(crops), repeats, device)
 
 
 def _best(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds of the fastest of ``repeats`` calls after one that is thrown away."""
+    """Return the seconds of the fastest of ``repeats`` calls, after one that is thrown away."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

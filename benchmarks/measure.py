@@ -1,4 +1,4 @@
-"""What the benchmarks measure by: the memory of this process, and a card's own rate."""
+"""Measure the memory of this process, and a card's own rate."""
 
 import os
 import platform
@@ -26,10 +26,10 @@ def machine() -> str:
 
 
 def measure_peak(work: Callable[[], object], gpu: bool) -> dict[str, float]:
-    """Memory of this process now and at its highest during ``work``, in bytes: on a GPU its
-    allocator's.
+    """Return the memory of this process now and at its highest during ``work``, in bytes.
 
-    The kernel's high-water mark is set back first, or it would show the loading of the model.
+    On a GPU it is its allocator's. The kernel's high-water mark is set back first, or it would show
+    the loading of the model.
     """
     if gpu:
         loaded = float(torch.cuda.memory_allocated())
@@ -43,13 +43,13 @@ def measure_peak(work: Callable[[], object], gpu: bool) -> dict[str, float]:
 
 
 def resident(field: str) -> float:
-    """A field of /proc/self/status, in bytes."""
+    """Read a field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 
 
 def matrix_rate(device: torch.device) -> float:
-    """bf16 multiply-adds of a large product, counted as two operations: operations/s."""
+    """Return operations/s of a large bf16 product; a multiply-add counts as two."""
     a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=torch.bfloat16)
 
     def work() -> None:
@@ -61,8 +61,7 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def use_of_card(run: Trainer, images: int) -> dict[str, float]:
-    """Images/s of rollout and update, and the share of the card's own matrix rate in the
-    update."""
+    """Return images/s of rollout and update, and the update's share of the card's matrix rate."""
     lines = [run.train_epoch() for _ in range(4)][1:]
     rollout, update = (min(line.seconds[name] for line in lines) for name in ("rollout", "update"))
     return {
@@ -73,7 +72,7 @@ def use_of_card(run: Trainer, images: int) -> dict[str, float]:
 
 
 def matrix_share(run: Trainer, update: float) -> float:
-    """Share of the card's own matrix rate in an update of ``update`` seconds."""
+    """Return the share of the card's own matrix rate in an update of ``update`` seconds."""
     with FlopCounterMode(display=False) as all_operations:
         run.train_epoch()
     with FlopCounterMode(display=False) as of_rollout:
@@ -83,8 +82,10 @@ def matrix_share(run: Trainer, update: float) -> float:
 
 
 def layer_seconds(precision: str, device: torch.device) -> float:
-    """Of 256 tokens forward and backward through a frozen layer of SD3.5-M's MLPs, at a
-    `model.precision`."""
+    """Return the seconds of 256 tokens forward and backward through one layer.
+
+    It is a frozen layer of SD3.5-M's MLPs, at a `model.precision`.
+    """
     layer = torch.nn.Linear(1536, 4 * 1536, device=device).requires_grad_(False)
     x = torch.randn(256, 1536, device=device, requires_grad=True)
 

@@ -1,13 +1,17 @@
-"""`star plan`'s memory against the kernel's: ``python -m benchmarks.memory >
-benchmarks/figures/memory.json``.
+"""Compare `star plan`'s memory with what the kernel counts.
 
-Each case trains the miniature for two epochs on the CPU, in a process of its own, and says for each
-phase the resident memory at its highest (VmHWM, set back before the phase) less that of interpreter
-and libraries: what was resident after a first training of the same sizes had been run and thrown
-away. glibc is told to map every larger block by itself, and to give back what is free of the others
-before each phase, so that the mark shows what is in use. Estimates are of the same phases; both
-have the parts that stay (weights, trajectories). Denoising has the encoding of new prompts in it.
-Ratios are estimated over measured."""
+    python -m benchmarks.memory > benchmarks/figures/memory.json
+
+Each case trains the miniature for two epochs on the CPU, in a process of its own. For each phase it
+says the resident memory at its highest (VmHWM, set back before the phase) less that of interpreter
+and libraries. The latter is what was resident after a first training of the same sizes had been run
+and thrown away.
+
+glibc is told to map every larger block by itself, and to give back what is free of the others
+before each phase. So the mark shows what is in use. Estimates are of the same phases; both have the
+parts that stay (weights, trajectories). Denoising has the encoding of new prompts in it. Ratios are
+estimated over measured.
+"""
 
 import argparse
 import ctypes
@@ -26,8 +30,8 @@ import torch
 
 from benchmarks.measure import resident
 from benchmarks.speed import Free
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.plan import costliest
 from star.plan.configs import pipeline_configs
 from star.plan.memory import MemoryEstimate
@@ -54,8 +58,10 @@ PHASES = ("denoising", "decoding", "update")
 
 
 def changed(params: Params, case: str) -> Params:
-    """The parameters with a case's changes, one batch an epoch, and nothing that is not
-    measured."""
+    """Return the parameters with a case's changes, and nothing that is not measured.
+
+    An epoch is one batch.
+    """
     sections: dict[str, dict[str, Any]] = {
         "model": {"precision": "no"},
         "rollout": {"batch": 64, "steps": 3},  # more steps take no more memory
@@ -95,13 +101,13 @@ def trainer(params: Params) -> Trainer:
 
 
 def begin() -> None:
-    """Begin a phase: what is free leaves, and the mark is set back."""
+    """Begin a phase: give back what is free, and set the mark back."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(params: Params) -> dict[str, float]:
-    """Bytes at the highest of each phase, interpreter and libraries left out."""
+    """Return the bytes at the highest of each phase, without interpreter and libraries."""
     trainer(
         params
     ).train_epoch()  # all shapes: the libraries keep kernels that they generate for them
@@ -111,8 +117,10 @@ def measure(params: Params) -> dict[str, float]:
     run, highest = trainer(params), dict.fromkeys(PHASES, 0.0)
 
     def watched(work: Callable, ended: str | None, phase: str) -> Callable:
-        """``work`` as a phase of its own; before it ``ended`` was going on, after it that goes
-        on."""
+        """Return ``work`` as a phase of its own.
+
+        Before it ``ended`` was going on, and after it goes on.
+        """
 
         def inner(*arguments: Any) -> Any:
             if ended:
@@ -143,7 +151,7 @@ def estimated(params: Params) -> dict[str, float]:
 
 
 def compare(case: str, params_file: Path) -> dict[str, dict[str, float]]:
-    """Of each phase of a case and of their highest: bytes measured, estimated, and the ratio."""
+    """Return of each phase and of their highest the bytes measured, estimated, and their ratio."""
     command = [
         sys.executable,
         "-m",

@@ -1,13 +1,20 @@
-"""Speed and accuracy of the OCR readers on rendered text: ``python -m benchmarks.ocr [--params
-params.yaml]``.
+"""Measure speed and accuracy of the OCR readers on rendered text.
 
-Signs of the miniature's world with random words, and posters of 512 pixels with one word somewhere,
-each clean and degraded (blurred with a Gaussian of 0.6 pixels, noise of standard deviation 8, about
-what a generated image looks like). Readers: "ours" is the reward's PP-OCRv4 with the settings of
-`params.yaml`; "stock" the same with rapidocr's own least width of the recogniser's input and larger
-enlargements; "PP-OCRv6" the second reader with images enlarged to several sides, the first of
-which it uses; "template" the matched letters. Prints one JSON object; "ms" is CPU time of one
-thread, per image, "agree" the share of images read as "ours" reads them."""
+    python -m benchmarks.ocr [--params params.yaml] > benchmarks/figures/ocr.json
+
+There are signs of the miniature's world with random words, and posters of 512 pixels with one word
+somewhere. Each is there clean and degraded: blurred with a Gaussian of 0.6 pixels, with noise of
+standard deviation 8, about what a generated image looks like.
+
+- "ours": the reward's PP-OCRv4 with the settings of `params.yaml`;
+- "stock": the same with rapidocr's own least width of the recogniser's input, and larger
+  enlargements;
+- "PP-OCRv6": the second reader with images enlarged to several sides, the first of which it uses;
+- "template": the matched letters.
+
+Prints one JSON object. "ms" is CPU time of one thread an image, "agree" the share of images that
+are read as "ours" reads them.
+"""
 
 import argparse
 import dataclasses
@@ -19,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.evaluation.held_out_reader import PPOCRV6
 from star.miniature.reader import read_letters
 from star.miniature.world import LETTERS, WORD_LENGTHS, Scene, render
@@ -74,7 +81,7 @@ def main() -> None:
 def compare(
     readers: dict[str, Read], images: np.ndarray, words: list[str], title: str
 ) -> dict[str, dict[str, float]]:
-    """Each reader's `measure`, and how often it reads what the first one does."""
+    """Return each reader's `measure`, and how often it reads what the first one does."""
     found = {name: measure(read, images, words) for name, read in readers.items()}
     ours = next(iter(found.values()))[0]
     return {
@@ -85,7 +92,10 @@ def compare(
 
 
 def measure(read: Read, images: np.ndarray, words: list[str]) -> tuple[list[str], dict[str, float]]:
-    """What is read, normalised; milliseconds an image, share read exactly and mean reward."""
+    """Return what is read, normalised, and the figures.
+
+    These are milliseconds an image, share read exactly and mean reward.
+    """
     read(images[:5])  # the first calls allocate
     start = time.process_time()
     reads = read(images)
@@ -103,14 +113,14 @@ def measure(read: Read, images: np.ndarray, words: list[str]) -> tuple[list[str]
 
 
 def reading(reader: TextReader) -> Read:
-    """The function that reads images with ``reader``, in this process."""
+    """Return the function that reads images with ``reader``, in this process."""
     return lambda images: read_images(
         reader, images, [str(number) for number in range(len(images))]
     )
 
 
 def stock_reading(side: int) -> Read:
-    """As ``reading`` with PP-OCRv4 at ``side`` and rapidocr's own least width."""
+    """Return ``reading`` with PP-OCRv4 at ``side`` and rapidocr's own least width."""
 
     def read(images: np.ndarray) -> list[str]:
         shape = ocr.reader().text_rec.rec_image_shape
@@ -124,7 +134,7 @@ def stock_reading(side: int) -> Read:
 
 
 def random_words(count: int, rng: np.random.Generator) -> list[str]:
-    """Words of the miniature's lengths, letters drawn uniformly."""
+    """Draw words of the miniature's lengths, letters uniformly."""
     low, high = WORD_LENGTHS
     return [
         "".join(rng.choice(list(LETTERS), size=rng.integers(low, high + 1))) for _ in range(count)
@@ -132,8 +142,10 @@ def random_words(count: int, rng: np.random.Generator) -> list[str]:
 
 
 def poster(word: str, rng: np.random.Generator) -> np.ndarray:
-    """A word in two colours at a random place and size on a two-coloured image: uint8 (`POSTER`,
-    `POSTER`, 3)."""
+    """Draw a word in two colours at a random place and size on a two-coloured image.
+
+    Returns uint8 (`POSTER`, `POSTER`, 3).
+    """
     upper, lower = (tuple(int(value) for value in rng.integers(60, 200, 3)) for _ in range(2))
     image = Image.new("RGB", (POSTER, POSTER), upper)
     draw = ImageDraw.Draw(image)
@@ -156,8 +168,7 @@ def poster(word: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def degraded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The image blurred (0.6 pixels) and with Gaussian noise (standard deviation 8 of 255):
-    uint8."""
+    """Blur the image (0.6 pixels) and add Gaussian noise (standard deviation 8 of 255): uint8."""
     blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.6)), np.float32)
     return np.clip(blurred + rng.normal(0, 8, image.shape) + 0.5, 0, 255).astype(np.uint8)
 

@@ -1,7 +1,9 @@
-"""What Snakemake itself takes: ``python -m benchmarks.orchestration >
-benchmarks/figures/orchestration.json``.
+"""Measure what Snakemake itself takes.
 
-After a `make run` from nothing, from its log and its rules' own times (`benchmark:`):
+    python -m benchmarks.orchestration > benchmarks/figures/orchestration.json
+
+Run it after a `make run` from nothing. It reads Snakemake's log and the rules' own times
+(`benchmark:`):
 
 - wall_s: from Snakemake's start to the last line of its log;
 - rules_s: what the rules' commands took, added up;
@@ -29,8 +31,10 @@ EVENT = re.compile(
 
 
 def job_intervals(log: str) -> list[tuple[float, float]]:
-    """Start and end of every job of a log that ended, seconds since the epoch, in order of their
-    starts."""
+    """Return start and end of every job of a log that ended, in order of their starts.
+
+    Times are seconds since the epoch.
+    """
     starts: dict[str, float] = {}
     intervals = []
     for event in EVENT.finditer(log):
@@ -43,7 +47,7 @@ def job_intervals(log: str) -> list[tuple[float, float]]:
 
 
 def covered(intervals: list[tuple[float, float]]) -> float:
-    """Length of the union of intervals that are sorted by their starts."""
+    """Return the length of the union of intervals that are sorted by their starts."""
     total, until = 0.0, float("-inf")
     for start, end in intervals:
         total += max(0.0, end - max(start, until))

@@ -1,13 +1,17 @@
-"""What STAR costs at the size of SD3.5 Medium: ``python -m benchmarks.overhead >
-benchmarks/figures/overhead.json``.
+"""Measure what STAR costs at the size of SD3.5 Medium.
 
-One rollout-and-update phase of a group with SD3.5-M's own block shapes (24 heads of 64, 1,024 image
-tokens of an image of 512 pixels, 77 + 128 text tokens) and random weights, allocation by attention
-against the uniform one, on one model, interleaved in one process: ratios of operations (counted),
-of wall time and of peak memory (medians over pairs with a 95 % interval, the smallest and the
-largest pair). On the CPU a few layers stand for the 24, every one of them is read, and there is no
-guidance: each makes STAR's share larger than it is in training. On a GPU: all 24 layers, and also
-images/s and the share of the card's own bf16 matrix rate that the update reaches."""
+    python -m benchmarks.overhead > benchmarks/figures/overhead.json
+
+One rollout-and-update phase of a group runs with SD3.5-M's own block shapes and random weights: 24
+heads of 64, 1,024 image tokens of 512 pixels, 77 + 128 text tokens. Allocation by attention is
+compared with the uniform one, on one model, interleaved in one process. Figures are ratios of
+operations (counted), of wall time and of peak memory: medians over pairs with a 95 % interval, the
+smallest and the largest pair.
+
+On the CPU a few layers stand for the 24, every one of them is read, and there is no guidance. Each
+makes STAR's share larger than it is in training. On a GPU there are all 24 layers, and also
+images/s and the share of the card's own bf16 matrix rate that the update reaches.
+"""
 
 import argparse
 import dataclasses
@@ -32,15 +36,15 @@ from benchmarks.random_weights import (
     random_vae,
 )
 from benchmarks.speed import paired, seconds, spread
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.method.precision import resolve_precision
 from star.system.runtime import keep_freed_memory, stay_offline
 from star.training.trainer import Trainer
 
 
 def phase(params: Params, layers: int, device: torch.device) -> Trainer:
-    """A trainer whose epoch is one rollout-and-update phase of one group."""
+    """Return a trainer whose epoch is one rollout-and-update phase of one group."""
     torch.manual_seed(0)
     transformer = random_transformer(
         layers, positions=64
@@ -50,8 +54,10 @@ def phase(params: Params, layers: int, device: torch.device) -> Trainer:
 
 
 def peak_memory(method: str, arguments: list[str]) -> dict[str, float]:
-    """``loaded`` and ``peak`` memory, in bytes, of a process of its own that runs two phases of
-    ``method``."""
+    """Return ``loaded`` and ``peak`` memory of a process that runs two phases of ``method``.
+
+    Both are bytes.
+    """
     command = [sys.executable, "-m", "benchmarks.overhead", *arguments, "--peak", method]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -134,7 +140,7 @@ def main() -> None:
 
 
 def memory(arguments: list[str], pairs: int) -> dict[str, dict[str, float]]:
-    """Bytes of both methods' processes, and the ratio of their peaks."""
+    """Return the bytes of both methods' processes, and the ratio of their peaks."""
     shown = tqdm(range(pairs), desc="memory", unit="pair", leave=False)
     found = [{name: peak_memory(name, arguments) for name in ("star", "flow_grpo")} for _ in shown]
     return {
@@ -144,8 +150,7 @@ def memory(arguments: list[str], pairs: int) -> dict[str, dict[str, float]]:
 
 
 def operations(work: Callable[[], None]) -> int:
-    """Multiplications and additions of matrix products and attention, as torch counts them: a share
-    of the cost that no noise hides."""
+    """Count the additions and multiplications of matrix products and attention, free of noise."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()

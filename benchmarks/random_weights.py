@@ -1,8 +1,9 @@
-"""Stable Diffusion 3.5 Medium's shapes with random weights, as the project's own trainer: no hub,
-no download.
+"""Build Stable Diffusion 3.5 Medium's shapes with random weights, as the project's own trainer.
 
-Text comes as random embeddings, tokenised by the tokenizers of a small local pipeline, whose text
-encoders stand unused beside the model. The shapes are those that `star plan` has built in."""
+Nothing is asked of the hub. Text comes as random embeddings, tokenised by the tokenizers of a small
+local pipeline, whose text encoders stand unused beside the model. The shapes are those that `star
+plan` knows.
+"""
 
 import copy
 import itertools
@@ -27,8 +28,10 @@ TINY_VAE = {
 
 
 def random_transformer(layers: int = LAYERS, positions: int = 384) -> SD3Transformer2DModel:
-    """SD3.5-M's transformer cut to ``layers`` blocks; ``positions``: side of its position table, in
-    image tokens."""
+    """Return SD3.5-M's transformer cut to ``layers`` blocks.
+
+    ``positions``: side of its position table, in image tokens.
+    """
     whole = known_models()[SD35_MEDIUM]["transformer"]
     cut = {
         "num_layers": layers,
@@ -39,14 +42,14 @@ def random_transformer(layers: int = LAYERS, positions: int = 384) -> SD3Transfo
 
 
 def random_vae(tiny: bool = False) -> AutoencoderKL:
-    """SD3.5-M's VAE, or a ``tiny`` one of the same latent."""
+    """Return SD3.5-M's VAE, or a ``tiny`` one of the same latent."""
     return AutoencoderKL(**{**known_models()[SD35_MEDIUM]["vae"], **(TINY_VAE if tiny else {})})
 
 
 def random_pipeline(
     tokenizers: str, transformer: SD3Transformer2DModel, vae: AutoencoderKL, device: torch.device
 ) -> StableDiffusion3Pipeline:
-    """A pipeline of these parts; the others are those of the directory ``tokenizers``."""
+    """Return a pipeline of these parts; the others are those of the directory ``tokenizers``."""
     pipe = StableDiffusion3Pipeline.from_pretrained(tokenizers, dtype=torch.float32)
     pipe.tokenizer.model_max_length = pipe.tokenizer_2.model_max_length = CLIP_TOKENS
     return StableDiffusion3Pipeline(
@@ -55,8 +58,10 @@ def random_pipeline(
 
 
 def sharing(pipe: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
-    """The pipeline with a transformer of its own over the same frozen weights: with its own
-    adapter, attention processors, checkpointing and compilation."""
+    """Return the pipeline with a transformer of its own over the same frozen weights.
+
+    It has its own adapter, attention processors, checkpointing and compilation.
+    """
     weights = itertools.chain(pipe.transformer.parameters(), pipe.transformer.buffers())
     transformer = copy.deepcopy(pipe.transformer, {id(tensor): tensor for tensor in weights})
     return StableDiffusion3Pipeline(**{**pipe.components, "transformer": transformer})

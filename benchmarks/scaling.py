@@ -1,10 +1,13 @@
-"""What an epoch costs on 1, 8, 32 and 256 GPUs: ``python -m benchmarks.scaling >
-benchmarks/figures/scaling.json``.
+"""Estimate what an epoch costs on 1, 8, 32 and 256 GPUs.
 
-A model, not a measurement, of the preset for 32 GPUs: no GPU has run it. Measured here: processor
-time in which one core reads a 512-pixel image (PP-OCR). Counted: operations of the transformer
-and the VAE (`star plan`), numbers that the gradients' mean sends. Assumed, and to be replaced by
-your own: operations/s of a GPU, bandwidth and latency between machines, seconds of a neural reward.
+    python -m benchmarks.scaling > benchmarks/figures/scaling.json
+
+It is a calculation for the preset for 32 GPUs: no GPU has run it. Measured here is the processor
+time in which one core reads a 512-pixel image (PP-OCR). Counted are operations of the transformer
+and the VAE (`star plan`), and numbers that the gradients' mean sends. Assumed, and to be replaced
+by your own, are operations/s of a GPU, bandwidth and latency between machines, seconds of a neural
+reward.
+
 For each number of GPUs, seconds of
 
 - model: rollout and update, shared evenly;
@@ -12,7 +15,8 @@ For each number of GPUs, seconds of
   but for the last batch, or for what the workers cannot do in the time of the others. A neural
   reward runs on the GPU: never hidden;
 - reduce: a ring's mean of the LoRA gradients, ``2 (N - 1) / N`` of their bytes and ``2 (N - 1)``
-latencies, an update."""
+  latencies, an update.
+"""
 
 import argparse
 import dataclasses
@@ -23,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.plan.configs import pipeline_configs
 from star.plan.counts import count
 from star.plan.models import build_pipeline
@@ -39,9 +43,15 @@ SIDE = 512  # pixels of an image
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """tflops: 10^12 operations/s of a GPU; bandwidth: bytes/s of the slowest link; latency: seconds
-    a message; neural: seconds in which a GPU scores an image (GenEval's detector; the aim is ten
-    images/s)."""
+    """What has not been measured.
+
+    Attributes:
+        tflops: 10^12 operations/s of a GPU.
+        bandwidth: bytes/s of the slowest link.
+        latency: seconds a message.
+        neural: seconds in which a GPU scores an image (GenEval's detector; the aim is ten
+            images/s).
+    """
 
     tflops: float
     bandwidth: float
@@ -50,8 +60,10 @@ class Assumed:
 
 
 def larger_batch(params: Params) -> Params:
-    """The recipe for more GPUs than its batches can be shared by: 64 prompts in place of 48, three
-    images a pass."""
+    """Return the recipe for more GPUs than its batches can be shared by.
+
+    It has 64 prompts in place of 48, and three images a pass.
+    """
     return dataclasses.replace(
         params,
         train=dataclasses.replace(params.train, prompts_per_epoch=64),
@@ -62,7 +74,7 @@ def larger_batch(params: Params) -> Params:
 def epoch_costs(
     params: Params, gpus: int, reading: float, assumed: Assumed, costs: Costs, adapter: int
 ) -> dict[str, float]:
-    """Seconds of an epoch by part, with OCR and with a neural reward, and images/s of all GPUs.
+    """Return the seconds of an epoch by part, and images/s of all GPUs, by kind of reward.
 
     Args:
         reading: seconds in which one core reads an image.
@@ -101,7 +113,7 @@ def epoch_costs(
 
 
 def reading_time(images: int, side: int) -> float:
-    """Seconds of one core's processor time an image, of images with a word in large letters."""
+    """Return the seconds in which one core reads an image with a word in large letters."""
     rng = np.random.default_rng(0)
     words = [
         "".join(rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), size=rng.integers(4, 9)))
@@ -120,7 +132,7 @@ def reading_time(images: int, side: int) -> float:
 
 
 def sign(word: str, rng: np.random.Generator) -> np.ndarray:
-    """A word across an image of smooth noise: uint8 (512, 512, 3)."""
+    """Draw a word across an image of smooth noise: uint8 (512, 512, 3)."""
     low = Image.fromarray(rng.integers(120, 255, (8, 8, 3), dtype=np.uint8))
     image = low.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     font = ImageFont.load_default(size=480 // len(word))

@@ -1,19 +1,22 @@
-"""What training Stable Diffusion 3.5 Medium costs: ``python -m benchmarks.sd35m >
-benchmarks/figures/sd35m.json``.
+"""Measure what training Stable Diffusion 3.5 Medium costs.
 
-The model's own shapes with random weights, on the project's own trainer: epochs of one group at 512
-pixels by the recipe of `presets/sd35m-1gpu-geneval.yaml`, KL included. The base setting is STAR in
-bf16, without checkpointing and with nothing compiled; of each other one a single choice differs.
-All have the same frozen weights, in one process, and each round runs them one after another: ratios
-are over the base setting's epoch of the same round, medians with the smallest and largest. The VAE
-is float32 in all of them, so decoding is measured by itself and left out of the epochs.
+    python -m benchmarks.sd35m > benchmarks/figures/sd35m.json
+
+The model's own shapes with random weights run on the project's own trainer. Epochs are of one group
+at 512 pixels by the recipe of `presets/sd35m-1gpu-geneval.yaml`, KL included. The base setting is
+STAR in bf16, without checkpointing and with nothing compiled; of each other one a single choice
+differs. All have the same frozen weights, in one process, and each round runs them one after
+another. Ratios are over the base setting's epoch of the same round, medians with the smallest and
+largest. The VAE is float32 in all of them, so decoding is measured by itself and left out of the
+epochs.
 
 Memory is measured in a second process, where one setting is there at a time. On the CPU it is what
 the kernel counts, its high-water mark set back before each phase; on a GPU what the allocator does.
 
-On a GPU: the whole model, and also the share of the card's own bf16 matrix rate that the base
-setting's update reaches. On the CPU what `reduced` names is cut. A setting that cannot be run is
-null, and so is one whose precision the device has no fast products for; `reasons` says why."""
+On a GPU the whole model runs, and the share of the card's own bf16 matrix rate is measured that the
+base setting's update reaches. On the CPU what `reduced` names is cut. A setting that cannot be run
+is null, and so is one whose precision the device has no fast products for; `reasons` says why.
+"""
 
 import argparse
 import dataclasses
@@ -45,8 +48,8 @@ from benchmarks.random_weights import (
     sharing,
 )
 from benchmarks.speed import seconds
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.method.precision import set_tf32
 from star.policy.sd3 import SD3Policy
 from star.system.runtime import keep_freed_memory, stay_offline
@@ -65,7 +68,10 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """method: of `methods`; model: what of `BASE` is changed."""
+    """One choice of settings.
+
+    method: of `methods`; model: what of `BASE` is changed.
+    """
 
     method: str = "star"
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -84,8 +90,14 @@ DECODINGS = {"base": False, "vae_slicing": True}  # `model.vae_slicing`
 
 @dataclass(frozen=True)
 class Sizes:
-    """layers: of the transformer; images: of the group, in one batch; steps: of a rollout, all
-    but the last trained; guidance_scale: 1 is one sequence an image, more is two."""
+    """The size of an epoch.
+
+    Attributes:
+        layers: of the transformer.
+        images: of the group, in one batch.
+        steps: of a rollout, all but the last trained.
+        guidance_scale: 1 is one sequence an image, more is two.
+    """
 
     layers: int
     images: int
@@ -98,8 +110,13 @@ WHOLE, ON_CPU = Sizes(LAYERS, 8, 10, 4.5), Sizes(2, 2, 2, 1.0)
 
 @dataclass
 class Timed:
-    """Epochs of a setting: seconds by phase, the uncounted one first; the last log line; why there
-    are none."""
+    """Epochs of a setting.
+
+    Attributes:
+        epochs: seconds by phase, the uncounted one first.
+        line: the last log line.
+        reason: why there are none.
+    """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     line: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +130,7 @@ class Timed:
 
 
 def with_sizes(params: Params, sizes: Sizes) -> Params:
-    """The recipe for epochs of one group, always of one prompt."""
+    """Return the recipe for epochs of one group, always of one prompt."""
     one = dataclasses.replace(
         params.prompts.geneval, train=1, test=1, train_file=None, test_file=None
     )
@@ -143,8 +160,7 @@ def with_sizes(params: Params, sizes: Sizes) -> Params:
 
 
 def build(setting: Setting, params: Params, pipe: StableDiffusion3Pipeline) -> Trainer:
-    """The setting's trainer over the pipeline's weights, without decoding: its images are
-    blank."""
+    """Return the setting's trainer over the pipeline's weights; its images are blank."""
     params = dataclasses.replace(params, model=dataclasses.replace(params.model, **setting.model))
     run = random_trainer(params, params.method(setting.method), sharing(pipe))
     side = params.model.resolution
@@ -163,8 +179,10 @@ def build(setting: Setting, params: Params, pipe: StableDiffusion3Pipeline) -> T
 
 
 def refusal(setting: Setting, device: torch.device) -> str | None:
-    """Why a setting is not tried: one layer tells in a second what an epoch would in many
-    minutes."""
+    """Return why a setting is not tried, or None.
+
+    One layer tells in a second what an epoch would in many minutes.
+    """
     precision = setting.model.get("precision", BASE["precision"])
     slower = layer_seconds(precision, device) / layer_seconds(BASE["precision"], device)
     return (
@@ -175,7 +193,7 @@ def refusal(setting: Setting, device: torch.device) -> str | None:
 
 
 def time_epochs(runs: Mapping[str, Trainer], rounds: int) -> dict[str, Timed]:
-    """An uncounted epoch of each, then ``rounds`` of all that could, one after another."""
+    """Time an uncounted epoch of each, then ``rounds`` of all that could, one after another."""
     timed = {name: Timed() for name in runs}
     for name, run in runs.items():
         try:
@@ -196,7 +214,7 @@ def time_epochs(runs: Mapping[str, Trainer], rounds: int) -> dict[str, Timed]:
 
 
 def time_decoding(policy: SD3Policy, images: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Of a batch, at once and one by one (`model.vae_slicing`)."""
+    """Time the decoding of a batch, at once and one by one (`model.vae_slicing`)."""
     latents = policy.noise(range(images))
     found: dict[str, list[float]] = {name: [] for name in DECODINGS}
     SD3Policy.decode(policy, latents)  # not counted
@@ -225,8 +243,9 @@ def spread(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
 
 
 def summary(timed: Timed, base: Timed, images: int, decoding: float) -> dict[str, Any] | None:
-    """A setting's figures: seconds and images/s by phase and of all three together, and ratios of
-    the seconds.
+    """Return a setting's figures, or None where it was not run.
+
+    These are seconds and images/s by phase and of all three together, and ratios of the seconds.
 
     Args:
         decoding: seconds, which belong to ``all``.
@@ -252,7 +271,7 @@ def summary(timed: Timed, base: Timed, images: int, decoding: float) -> dict[str
 def time_all(
     names: Sequence[str], rounds: int, params: Params, pipe: StableDiffusion3Pipeline
 ) -> dict[str, Any]:
-    """Everything but memory."""
+    """Measure everything but memory."""
     keep_freed_memory()
     reasons = {name: refusal(SETTINGS[name], pipe.transformer.device) for name in names}
     runs = {name: build(SETTINGS[name], params, pipe) for name in names if reasons[name] is None}
@@ -284,8 +303,10 @@ def time_all(
 def measure_memory(
     names: Sequence[str], params: Params, pipe: StableDiffusion3Pipeline
 ) -> dict[str, Any]:
-    """Bytes of each setting: what is loaded before an epoch, and what each phase adds to it at its
-    highest."""
+    """Measure the bytes of each setting.
+
+    These are what is loaded before an epoch, and what each phase adds to it at its highest.
+    """
     settings = {}
     for name in names:
         run = build(SETTINGS[name], params, pipe)
@@ -331,7 +352,7 @@ def decoding_memory(policy: SD3Policy, images: int) -> dict[str, dict[str, float
 
 
 def read_options() -> argparse.Namespace:
-    """Defaults are those of the device."""
+    """Read the command line; defaults are those of the device."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -350,7 +371,7 @@ def read_options() -> argparse.Namespace:
 
 
 def measure(part: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, Any]:
-    """One part, in this process."""
+    """Measure one part, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = with_sizes(load_params(options.params), sizes)
     set_tf32(params.model.tf32)  # as star.policy.sd3.load_policy
@@ -364,8 +385,9 @@ def measure(part: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
 def apart(
     part: str, names: Sequence[str], options: argparse.Namespace, cache: str
 ) -> dict[str, Any]:
-    """One part, in a process of its own; where memory is measured, glibc is told to give back what
-    is freed.
+    """Measure one part, in a process of its own.
+
+    Where memory is measured, glibc is told to give back what is freed.
 
     Args:
         cache: folder of compiled kernels.

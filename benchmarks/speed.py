@@ -1,14 +1,16 @@
-"""What STAR costs on the miniature: ``python -m benchmarks.speed > benchmarks/figures/speed.json``.
+"""Measure what STAR costs on the miniature.
+
+    python -m benchmarks.speed > benchmarks/figures/speed.json
 
 All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval,
 the smallest and the largest pair:
 
-- ``rollout``: images/s of `roll_out` with step means and maps over images/s of the stock
-  pipeline's ``__call__`` with the same model, steps, guidance, batch and precision (at least 0.9
+- ``rollout``: images/s of `roll_out` with step means and maps, over images/s of the stock
+  pipeline's ``__call__``. Model, steps, guidance, batch and precision are the same (at least 0.9
   wanted).
 - ``epoch``: wall time of a STAR epoch over a uniform epoch (at most 1.03 wanted).
-- ``reward``: wall time that scoring adds to an epoch, as a share of the epoch with a reward that
-  costs nothing (at most 0.10 wanted), for each task.
+- ``reward``: for each task the wall time that scoring adds to an epoch, as a share of the epoch
+  with a reward that costs nothing (at most 0.10 wanted).
 """
 
 import argparse
@@ -26,8 +28,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from tqdm import tqdm
 
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
@@ -48,12 +50,15 @@ class Free:
         return finished(RewardResult(scores, [{} for _ in records]))
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> dict[str, float]:
-    """Ratio first/second of what the two return, run alternately, after one uncounted pair. Every
-    other pair begins with the second, so that a drift of the machine's speed favours neither."""
+    """Return the ratio first/second of what the two return, run alternately.
+
+    One pair goes uncounted. Every other pair begins with the second, so that a drift of the
+    machine's speed favours neither.
+    """
 
     def ratio(pair: int) -> float:
         if pair % 2:
@@ -65,8 +70,7 @@ def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) 
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:
-    """``median`` of pairs with its 95 % bootstrap interval, ``low`` to ``high``; the smallest and
-    largest pair."""
+    """Return the ``median`` of pairs, its 95 % bootstrap interval, and the smallest and largest."""
     drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
     low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
     middle = {"median": statistics.median(ratios), "low": float(low), "high": float(high)}

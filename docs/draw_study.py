@@ -1,5 +1,7 @@
-"""The study's learning curves as one image, from its committed table: ``python
-docs/draw_study.py``."""
+"""Draw the study's learning curves as one image, from its committed table.
+
+python docs/draw_study.py
+"""
 
 import csv
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
-"""The licences of what `make install` installs, from the packages' own metadata.
+"""List the licences of what `make install` installs, from the packages' own metadata.
 
-``python docs/list_licences.py > docs/licences.csv``, after a change of constraints.txt.
+    python docs/list_licences.py > docs/licences.csv
+
+Run it after a change of constraints.txt.
 """
 
 import csv
@@ -12,14 +14,15 @@ CONSTRAINTS = Path("constraints.txt")
 
 
 def pinned() -> list[str]:
-    """The names of constraints.txt, in its order."""
+    """Return the names of constraints.txt, in its order."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     return [line.partition("==")[0] for line in lines if line and not line.startswith("#")]
 
 
 def licence(package: str) -> str:
-    """What an installed package's metadata says: its SPDX expression, its classifiers, its field,
-    its licence file.
+    """Return what an installed package's metadata says of its licence.
+
+    That is its SPDX expression, its classifiers, its field, or its licence file.
 
     Raises:
         importlib.metadata.PackageNotFoundError: it is not installed.

@@ -1,5 +1,7 @@
-"""README's image of allocation maps: ``python docs/make_images.py
-results/train/geneval-star``."""
+"""Make README's image of allocation maps.
+
+python docs/make_images.py results/train/geneval-star
+"""
 
 import json
 import sys
@@ -11,8 +13,10 @@ SIDE, GAP = 112, 4
 
 
 def main(training: Path, output: Path) -> None:
-    """Last saved maps of a training: a row a prompt, the finished image first, then every
-    denoising step."""
+    """Draw the last saved maps of a training.
+
+    Each row is a prompt: the finished image first, then every denoising step.
+    """
     entries = json.loads((training / "maps" / "maps.json").read_text(encoding="utf-8"))
     last = [entry for entry in entries if entry["epoch"] == entries[-1]["epoch"]]
     columns = 1 + len(last[0]["maps"])

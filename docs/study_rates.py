@@ -1,19 +1,21 @@
-"""The study beside its shared learning rate, from the committed curves: ``python
-docs/study_rates.py``.
+"""Compare the study's methods beside its shared learning rate, from the committed curves.
 
-Prints the two tables of docs/study/README.md, of the rates that have several seeds. One: final
+    python docs/study_rates.py
+
+Prints the two tables of docs/study/README.md, of the rates that have several seeds. One has final
 graded held-out scores at the other rates, and their differences to `flow_grpo` and to the method's
-shuffled control at the same rate. Two: each method at the best of the rates that have as many seeds
-as the study. Differences are paired by seed, with 95 % t-intervals, bold where zero is outside.
-`best_rates.csv` has the rates of one seed."""
+shuffled control at the same rate. Two has each method at the best of the rates that have as many
+seeds as the study. Differences are paired by seed, with 95 % t-intervals, bold where zero is
+outside. `best_rates.csv` has the rates of one seed.
+"""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 
-from star.config.load import load_params
 from star.config.params import StudyParams
+from star.config.reading import load_params
 from star.study.comparison import FLOW_GRPO, control_of
 from star.study.intervals import t_interval
 
@@ -25,7 +27,7 @@ Finals = dict[tuple[str, str, float], Seeds]  # (task, method, rate)
 
 
 def read_finals() -> Finals:
-    """The last look of every run; of a run in both tables, the later table's."""
+    """Return the last look of every run; of a run in both tables, the later table's."""
     finals: Finals = {}
     for table in TABLES:
         with open(FOLDER / table, encoding="utf-8", newline="") as stream:
@@ -36,7 +38,10 @@ def read_finals() -> Finals:
 
 
 def difference(ours: Seeds, theirs: Seeds | None) -> str:
-    """Of a method to another, over the seeds that both have; empty where there is no other."""
+    """Return a method's difference to another, over the seeds that both have.
+
+    It is empty where there is no other.
+    """
     if theirs is None or ours is theirs:
         return ""
     seeds = sorted(ours.keys() & theirs.keys())
@@ -50,7 +55,7 @@ def mean(seeds: Seeds) -> float:
 
 
 def other_rates(study: StudyParams, finals: Finals) -> list[str]:
-    """The first table's lines."""
+    """Return the first table's lines."""
     lines = [
         "| task | rate | method | seeds | final | minus `flow_grpo` | minus its shuffled control |",
         "|---|---|---|---|---|---|---|",
@@ -69,7 +74,7 @@ def other_rates(study: StudyParams, finals: Finals) -> list[str]:
 
 
 def best_rates(study: StudyParams, finals: Finals) -> list[str]:
-    """The second table's lines."""
+    """Return the second table's lines."""
     lines = [
         "| task | method | rates | best | final | minus `flow_grpo` at its best |",
         "|---|---|---|---|---|---|",

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from star.config.load import load_params
 from star.config.params import TASKS, StudyRun
+from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
 from star.system.runtime import keep_freed_memory, quick_imports, stay_offline
 

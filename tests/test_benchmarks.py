@@ -3,6 +3,7 @@ those that fail."""
 
 import importlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from peft import LoraConfig
 from benchmarks import orchestration, scaling, sd35m
 from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.plan.models import parameters_of
 from star.policy.sd3 import LORA_TARGETS
 
@@ -74,22 +75,25 @@ def test_settings_share_weights_and_nothing_else():
     assert weights[0] == weights[1] == {p.data_ptr() for p in pipe.transformer.parameters()}
 
 
+@dataclass(frozen=True)
+class Line:
+    seconds: dict[str, float]
+    grad_norm: float
+    first_ratio_error: float = 0.0
+
+
 class Run:
     """A trainer whose epochs take so many ``seconds``, or end in ``error``."""
 
     def __init__(self, *seconds: float, error: Exception | None = None, norm: float = 1.0) -> None:
         self.seconds, self.error, self.norm, self.epochs = seconds, error, norm, 0
 
-    def train_epoch(self) -> dict:
+    def train_epoch(self) -> Line:
         if self.error:
             raise self.error
         rollout = self.seconds[self.epochs]
         self.epochs += 1
-        return {
-            "seconds": {"rollout": rollout, "update": 3 * rollout},
-            "grad_norm": self.norm,
-            "first_ratio_error": 0,
-        }
+        return Line({"rollout": rollout, "update": 3 * rollout}, self.norm)
 
 
 def test_figures_of_settings_and_of_those_that_cannot_be_run():

@@ -10,8 +10,8 @@ from shutil import copytree
 import pytest
 import torch
 
-from star.config.load import load_params
 from star.config.params import Params, StudyRun
+from star.config.reading import load_params
 from star.evaluation.evaluate import evaluate
 from star.policy.sd3 import load_policy
 from star.preflight import check_blocks, check_core, check_writable

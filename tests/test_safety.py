@@ -22,7 +22,7 @@ import torch
 import yaml
 from snakemake.common.configfile import load_configfile
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.policy.conditioning import PromptStore
 from star.policy.sd3 import load_policy
 from star.rewards.clip import Clip

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from star.config.differences import differences
-from star.config.load import load_params
 from star.config.params import TASKS
+from star.config.reading import load_params
 from star.config.yaml_file import read_values
 from star.prompts.published import FETCHED
 from star.system.errors import StarError

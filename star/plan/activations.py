@@ -86,8 +86,8 @@ class Activations:
     def forward(self) -> int:
         """Return the bytes of one sequence at the fullest moment of a block without gradient.
 
-        That is where queries and keys leave their norms in float32 and are cast, where scores
-        become probabilities, or in the GELU of either stream's MLP.
+        That is where queries and keys leave their norms in float32 and are cast. Or it is where
+        scores become probabilities, or in the GELU of either stream's MLP.
         """
         value, dual = self.value, bool(self.config.dual_attention_layers)
         row = self.width * value  # bytes of one token
@@ -104,8 +104,8 @@ class Activations:
     def backward(self) -> int:
         """Return the bytes of one sequence's gradients at the fullest moment of a block.
 
-        That is in the MLP, before and after the GELU of the longer stream, or in the attention (3
-        widths a token), by when what the MLPs kept inside their GELU (4) is gone.
+        That is in the MLP, before and after the GELU of the longer stream. Or it is in the
+        attention (3 widths a token), by when what the MLPs kept inside their GELU (4) is gone.
         """
         row = self.width * self.value
         mlp = 8 * max(self.image, self.text) * row

@@ -1,7 +1,7 @@
 """What a process has on its device, in bytes: what stays, and what each phase adds at its highest.
 
-Not counted: the allocator's fragments, kernels' scratch, the CUDA context (about half a GiB), what
-compiled blocks save otherwise, the reading of maps, and all but the first of several clauses.
+Not counted: the allocator's fragments, kernels' scratch, and the CUDA context (about half a GiB).
+Nor are what compiled blocks save otherwise, the reading of maps, and clauses beyond the first.
 """
 
 from collections.abc import Mapping

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star.config.explain import ANY_NAME, all_keys
-from star.config.load import load_params
 from star.config.params import Params, PromptSource, fingerprint
+from star.config.reading import load_params
 from star.config.yaml_file import read_values
 from star.system.errors import StarError
 
@@ -395,7 +395,7 @@ def test_each_of_many_mistakes_is_refused_before_torch_and_in_three_seconds(tmp_
         (tmp_path / f"{index}.yaml").write_text(text)
     program = (
         "import json, sys, time; from pathlib import Path\n"
-        "from star.system.errors import StarError; from star.config.load import load_params\n"
+        "from star.system.errors import StarError; from star.config.reading import load_params\n"
         "before = 0\n"  # of the processor, which the tests share, since the start
         f"for index in range({len(cases)}):\n"
         "    try: load_params(Path(sys.argv[1], f'{index}.yaml')); said = 'accepted'\n"

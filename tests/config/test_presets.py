@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.config.yaml_file import read_values
 from star.plan import costliest, hours
 from star.plan.counts import count

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from star.config.load import load_params
 from star.config.params import TASKS
+from star.config.reading import load_params
 from star.evaluation.evaluate import evaluate
 from star.evaluation.held_out_reader import read_again
 from star.evaluation.score_folder import score_folder

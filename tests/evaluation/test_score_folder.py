@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from star.cli import main
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.evaluation.score_folder import score_folder
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from star.config.load import load_params
 from star.config.params import StudyParams, StudyRun
+from star.config.reading import load_params
 from star.prompts.geneval import TAGS
 from tests.helpers.pages import EVIL
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from star.config.load import load_params
 from star.config.params import ModelParams, Params
+from star.config.reading import load_params
 from star.method.attention import CoreKeys
 from star.method.precision import resolve_precision
 from star.policy.sd3 import SD3Policy, load_policy

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from star.cli import main
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.plan.counts import Counts, Passes, count, count_passes
 from tests.helpers.plans import changed
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.method import attention
 from star.plan.activations import Activations
 from star.plan.configs import SD35_MEDIUM, known_models

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from star.cli import main
-from star.config.load import load_params
 from star.config.params import TASKS
+from star.config.reading import load_params
 from star.plan import hours, make_plan
 from star.plan.configs import SD35_MEDIUM, known_models
 from star.plan.models import parameters_of
@@ -153,7 +153,7 @@ def test_options_must_be_positive(option, capsys):
 
 def test_what_is_refused_is_refused_before_torch_is_imported(tmp_path):
     """Processes that cannot share, and a folder that is no pipeline."""
-    text = Path("params.yaml").read_text().replace("models/miniature\n", f"{tmp_path}\n", 1)
+    text = Path("params.yaml").read_text().replace("path: models/miniature ", f"path: {tmp_path} ")
     (tmp_path / "params.yaml").write_text(text)
     code = (
         "import sys\nfrom star.cli import main\n"

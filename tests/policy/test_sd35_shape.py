@@ -32,8 +32,8 @@ from transformers import (
 )
 
 from star.cli import main
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from star.policy.sd3 import load_policy
 from tests.helpers.smoke import ROOT, smoke_values
 from tests.helpers.training import CPU

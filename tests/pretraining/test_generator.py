@@ -11,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.pretraining.config import GeneratorConfig
 from star.pretraining.generator import pretrain
 from star.pretraining.generator_card import card_text

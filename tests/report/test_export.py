@@ -10,8 +10,8 @@ import yaml
 from diffusers import StableDiffusion3Pipeline
 
 from star.cli import main
-from star.config.load import load_params
 from star.config.params import fingerprint
+from star.config.reading import load_params
 from star.policy.sd3 import load_policy
 from star.report.export import export_adapter
 from star.training.resume import parameter_sections

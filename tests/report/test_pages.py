@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from star.cli import main
-from star.config.load import load_params
+from star.config.reading import load_params
 from tests.helpers.pages import EVIL, Outline, opened
 from tests.helpers.results import (
     LEVELS,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.evaluation.statistics import Interval
 from star.prompts.geneval import TAGS
 from star.report.comparison import compare, metrics_of, tag_scores

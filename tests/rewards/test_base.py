@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from star.config.load import load_params
 from star.config.params import TASKS
+from star.config.reading import load_params
 from star.prompts.records import PromptRecord
 from star.rewards import base
 from star.rewards.base import RewardError, check_batch, scores_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from star.config.load import load_params
 from star.config.params import StudyRun
+from star.config.reading import load_params
 from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import PlannedImage, Sample

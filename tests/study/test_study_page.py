@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.evaluation.statistics import Interval
 from star.report.html import times
 from star.study.comparison import control_of, load_study

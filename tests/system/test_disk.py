@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.evaluation.drawing import ImageDrawer, PlannedImage
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare

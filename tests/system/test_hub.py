@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import constants
 
 from star.cli import main
-from star.config.load import load_params
 from star.config.params import PreferenceParams
+from star.config.reading import load_params
 from star.policy.rollout import sample_images
 from star.policy.sd3 import encoder_key, load_policy
 from star.rewards.factory import build_detector, find_models

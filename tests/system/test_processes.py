@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from star.config.load import load_params
+from star.config.reading import load_params
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import write_records

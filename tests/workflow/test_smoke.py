@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from star.config.load import load_params
 from star.config.params import Params
+from star.config.reading import load_params
 from tests.helpers.runs import epochs_so_far, read_lines, said_so_far, start_snakemake
 from tests.helpers.smoke import smoke_values
 
