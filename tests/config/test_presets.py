@@ -22,53 +22,10 @@ FILES = sorted(Path("presets").glob("*.yaml"))
 MINIATURE = Path("params.yaml")
 SCALES = {"1gpu": 1, "8gpu": 8, "32gpu": 32}
 TASKS = ("geneval", "ocr", "preference")
-
-
-# The published recipe, with which all presets agree whatever their scale and task.
-FLOW_GRPO = {
-    "model.resolution": 512,
-    "model.t5_tokens": 128,
-    "model.precision": "bf16",
-    "model.guidance_scale": 4.5,
-    "model.lora_rank": 32,
-    "model.lora_alpha": 64,
-    "rollout.steps": 10,
-    "rollout.sampler": "flow_sde",
-    "rollout.noise_level": 0.7,
-    "rollout.window": [0, 9],
-    "rollout.slide_every": 0,
-    "rollout.same_latent": False,
-    "methods.flow_grpo": {"source": "uniform", "objective": "scalar"},
-    "train.updates_per_epoch": 2,
-    "train.learning_rate": 3e-4,
-    "train.weight_decay": 1e-4,
-    "train.max_grad_norm": 1.0,
-    "train.clip_range": 1e-4,
-    "train.normalise_ratio": False,
-    "train.advantage_clip": 5.0,
-    "train.kl_form": "published",
-    "train.ema_decay": 0.9,
-    "train.ema_every": 8,
-    "rewards.preference.path": "yuvalkirstain/PickScore_v1",
-    "rewards.preference.scale": 26.0,
-    "rewards.preference.precision": "float32",
-    "evaluate.steps": 40,
-}
+# The published recipe and benchmarks, by key, whatever the scale and task.
+PUBLISHED = read_values(Path("tests/data/presets.yaml"))
 SIZES = {"1gpu": (8, 8), "8gpu": (48, 24), "32gpu": (48, 24)}  # prompts an epoch, images of each
 KL_BETA = {"geneval": 0.04, "ocr": 0.04, "preference": 0.01}
-BENCHMARKS = {
-    "prompts.world": "coco",
-    "prompts.geneval.test": 553,
-    "prompts.ocr.test": 1018,
-    "prompts.preference.test": 2048,
-    "rewards.geneval.detector": "mask2former",
-    "rewards.geneval.path": "facebook/mask2former-swin-small-coco-instance",
-    "rewards.geneval.color_path": "openai/clip-vit-large-patch14",
-    "rewards.geneval.score_threshold": 0.3,
-    "rewards.geneval.counting_threshold": 0.9,
-    "rewards.geneval.max_per_class": 16,
-    "evaluate.images_per_prompt": {"geneval": 4, "ocr": 1, "preference": 1},
-}
 
 
 def test_there_is_one_for_each_scale_and_task():
@@ -138,7 +95,7 @@ def test_preset_has_the_published_hyper_parameters(file):
         "train.group_size": group,
         "train.kl_beta": KL_BETA[task],
     }
-    published, values = {**FLOW_GRPO, **sizes, **BENCHMARKS}, read_values(file)
+    published, values = PUBLISHED | sizes, read_values(file)
     assert {key: value_at(values, key) for key in published} == published
     named = {name for key in published for name in key.split(".")}
     claimed = re.findall(

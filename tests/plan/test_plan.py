@@ -151,14 +151,15 @@ def test_options_must_be_positive(option, capsys):
     assert "positive" in capsys.readouterr().err
 
 
-def test_what_is_refused_is_refused_before_torch_is_imported(tmp_path):
+def test_what_is_refused_is_refused_before_torch_is_imported(
+    tmp_path, default_values, write_params
+):
     """Processes that cannot share, and a folder that is no pipeline."""
-    text = Path("params.yaml").read_text().replace("path: models/miniature ", f"path: {tmp_path} ")
-    (tmp_path / "params.yaml").write_text(text)
+    default_values["model"]["path"] = str(tmp_path)
     code = (
         "import sys\nfrom star.cli import main\n"
         "assert main(['plan', '--processes', '7']) == 1\n"
-        f"assert main(['plan', '--params', '{tmp_path}/params.yaml']) == 1\n"
+        f"assert main(['plan', '--params', '{write_params(default_values)}']) == 1\n"
         "assert not {'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -92,6 +92,7 @@ def test_what_cannot_be_launched_is_refused(
 def test_every_process_hears_a_signal(tmp_path: Path, asked: signal.Signals, saving: int) -> None:
     """And has time to save: of itself torchrun would kill it after 30 s."""
     (tmp_path / "star").mkdir()
+    (tmp_path / "star/__init__.py").touch()  # goes before one installed elsewhere
     (tmp_path / "star" / "cli.py").write_text(
         "import os, signal, sys, time\n"
         "rank, folder = os.environ['RANK'], sys.argv[1]\n"
