@@ -1,6 +1,7 @@
 """The interface of a reward: the class in its documentation, and what every reward refuses."""
 
 import textwrap
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -47,5 +48,7 @@ def test_every_reward_refuses_other_images(task, monkeypatch):
 
 def test_scores_that_do_not_come_name_the_records_and_the_parameter(monkeypatch):
     monkeypatch.setattr(base, "_GRACE", 0.01)
+    start = time.monotonic()
     with pytest.raises(RewardError, match="^r0 and 1 more: .*rewards.timeout"):
         scores_of(Future(), RECORDS, 0.02)
+    assert time.monotonic() - start < 4
