@@ -1,4 +1,4 @@
-"""A plan as text for a terminal: aligned columns, one a task."""
+"""A plan as text for a terminal: aligned columns, one per task."""
 
 from collections.abc import Iterable, Sequence
 

@@ -30,7 +30,7 @@ _SINGLE = re.compile(
 
 
 def quoted_span(prompt: str) -> tuple[int, int] | None:
-    """Return the characters inside the first quotation, without outer blanks.
+    """Return the characters inside the first quotation, without outer spaces.
 
     Double quotes (straight or curly) come first, as in the published set; then other pairs, then
     single quotes. None if there is no quotation, or no word in it."""

@@ -73,7 +73,7 @@ def prepare(
 
 
 def _forms(task: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Form, ...]:
-    """Return GenEval's forms with the published mixture; for preference all alike, and signs."""
+    """Return GenEval's forms as published; for preference all with equal weight, and signs."""
 
     def caption_form(tag: str, train_weight: float) -> Form:
         def draw(rng: np.random.Generator) -> Prompt:
