@@ -59,7 +59,7 @@ class CoreKeys:
 class AttentionRecorder:
     """Averages the mass over a number of ``blocks``.
 
-    It does not count them: a number that changes from block to block would be compiled anew for
+    It does not count them: a number that changes from block to block would be compiled again for
     each.
     """
 

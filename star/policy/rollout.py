@@ -214,6 +214,6 @@ class Roller:
 
 
 def _shared(prompts: Sequence[str], start_seeds: Sequence[int]) -> int:
-    """Return the largest length that cuts the batch into runs of one prompt and one noise."""
+    """Return the largest length that cuts the batch into runs of one prompt and noise."""
     runs = groupby(zip(prompts, start_seeds, strict=True))
     return math.gcd(*(len(list(run)) for _, run in runs))

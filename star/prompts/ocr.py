@@ -88,7 +88,7 @@ def _fill(words: list[str], count: int, templates: tuple[str, ...]) -> list[Prom
 
 
 def read_ocr_file(path: str) -> list[Prompt]:
-    """Read a text file in the published form: one prompt a line, each with a quoted span.
+    """Read a text file in the published form: one prompt per line, each with a quoted span.
 
     Raises:
         StarError: unreadable file, or a line without a quoted span, by file and line.

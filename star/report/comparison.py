@@ -72,7 +72,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result table and verdicts of a run; `cells` has one row a checkpoint, one entry a metric."""
+    """Result table and verdicts of a run; `cells` has a row per checkpoint, an entry per metric."""
 
     metrics: tuple[Metric, ...]
     cells: dict[str, tuple[Cell, ...]]

@@ -70,7 +70,7 @@ def summary_json(seeds: int, study: Study) -> str:
 
 
 def curves_csv(study: Study) -> str:
-    """Return one line a run and look."""
+    """Return one line per run and look."""
     return _csv(
         [
             {

@@ -108,7 +108,7 @@ def _explain(error: Exception, path: str, revision: str | None, key: str) -> str
             return f"{missing} HF_HUB_OFFLINE forbids to ask the hub; {fetch}"
         case HfHubHTTPError():
             status = error.response.status_code
-            fix = "log in anew with `hf auth login`" if status in (401, 403) else "try again later"
+            fix = "log in again with `hf auth login`" if status in (401, 403) else "try again later"
             return f"{missing} {hub} answers HTTP {status}; {fix}, or {fetch}"
         case OSError(errno=int()) if not isinstance(error, ConnectionError):
             cache = f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror})"

@@ -67,9 +67,7 @@ class Credit:
         trajectories: Sequence[Trajectory],
         results: Sequence[RewardResult],
     ) -> list[Scored]:
-        """Return this process's rollouts with advantages and maps.
-
-        Advantages are normalised over the whole epoch.
+        """Return this process's rollouts with maps and advantages normalised over the epoch.
 
         Args:
             planned: the epoch's batches, of all processes.
