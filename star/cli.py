@@ -1,7 +1,7 @@
 """``star <stage>``: parses, calls, prints. Each stage works alone, with files in and files out.
 
 `STAGES`, at the end, has them all with their options. Heavy libraries are imported inside the
-stages that need them, so that ``star prompts`` and ``--help`` answer at once."""
+stages that need them, so that ``star prompts`` and ``--help`` answer immediately."""
 
 import argparse
 import json
@@ -352,7 +352,7 @@ STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its op
     ),
     "study-report": (
         _study_report,
-        "compare the study's runs: an HTML page and small tables beside it",
+        "compare the study's runs: an HTML page and small tables next to it",
         PARAMS,
         _path("--runs", "folder of the runs' JSON files"),
         PAGE,

@@ -19,7 +19,7 @@ TEMPLATE_SIDE = 64  # pixels, the only images that the second reader `template` 
 
 
 def broken_rules(params: Params) -> Iterator[str]:
-    """Yield a line for each rule that the parameters break: the key, its value and the mend."""
+    """Yield a line for each rule that the parameters break: the key, its value and the fix."""
     yield from _batches(params.rollout, params.train)
     yield from _rollout(params.rollout)
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
@@ -145,7 +145,7 @@ def _study(study: StudyParams) -> Iterator[str]:
         if name not in study.methods:
             yield f"study.methods has no {name!r}: the study compares with {references}"
     if study.aim not in study.methods or study.aim in STUDY_REFERENCES:
-        yield f"study.aim {study.aim!r} is not one of study.methods besides {references}"
+        yield f"study.aim {study.aim!r} must be one of study.methods other than {references}"
     if study.learning_rate in study.other_rates:
         yield f"study.other_rates has study.learning_rate {study.learning_rate:g} again"
     if study.rate_seeds > study.seeds:

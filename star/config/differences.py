@@ -7,7 +7,7 @@ MISSING = object()  # the value of a key that one of them lacks
 
 
 def differences(*trees: Any, where: str = "") -> Iterator[tuple[Any, ...]]:
-    """Dotted keys with the value of each of two or more; ``MISSING`` where there is none."""
+    """Yield dotted keys with the value of each of two or more trees; ``MISSING`` for none."""
     if all(isinstance(tree, dict) for tree in trees):
         for key in sorted(set().union(*trees), key=str):
             values = (tree.get(key, MISSING) for tree in trees)
@@ -17,7 +17,7 @@ def differences(*trees: Any, where: str = "") -> Iterator[tuple[Any, ...]]:
 
 
 def described(theirs: Any, ours: Any) -> str:
-    """``key theirs -> ours`` for each difference."""
+    """Return ``key theirs -> ours`` for each difference."""
     found = (f"{key} {_short(a)} -> {_short(b)}" for key, a, b in differences(theirs, ours))
     return ", ".join(found)
 

@@ -107,8 +107,8 @@ def refusal(section: Any, values: Any, error: ValidationError) -> str:
     """
 
     def rank(place: tuple[str, list[str], Any, Any, str]) -> tuple[bool, int]:
-        """An unknown key may be why another one is missing; of the ways in which a value can be
-        written, the one in which pydantic came deepest is meant."""
+        # An unknown key may be why another one is missing. Of the ways in which a value can be
+        # written, the one in which pydantic came deepest is meant.
         kind, path, *_ = place
         return kind in UNKNOWN, len(path) + (kind == "missing")
 

@@ -150,11 +150,11 @@ class RolloutParams(Section):
     window: Annotated[list[Index], Strict(), Field(min_length=2, max_length=2, title="two indices")]
     """Steps [first, end), from 0, that are stochastic and trained; the others are ODE steps."""
     slide_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
-    """Epochs after which the window moves on by a step, from the end to step 0; 0 keeps it."""
+    """Epochs between moves of the window by one step (back to step 0 at the end); 0: fixed."""
     same_latent: Flag
     """Whether the rollouts of a group start from one initial noise."""
     batch: Batch
-    """Images a forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
+    """Images per forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,15 @@ class AllocationParams(Section):
         "time_averaged",
         "guidance",
     ]
-    """What the maps are made of: attention, uniform (no map), or a control of the method page."""
+    """Source of the maps: attention, uniform (no map), or a control (README, Method, Controls)."""
     objective: Literal["scalar", "weighted", "local"]
     """Clipped ratio of a whole step (scalar), of a step averaged with the map (weighted), or of
     each position (local)."""
     clause_wise: Flag
     """Whether each clause of the prompt has its own advantage and map."""
     clause_maps: Literal["own", "share"]
-    """Map of a clause where clause_wise: its relevance alone (own), or its share of what all
-    clauses of the prompt have at a position (share)."""
+    """Map of a clause if clause_wise: its own relevance (own), or its share of the relevance of all
+    clauses of the prompt at a position (share)."""
     lam: Factor
     """Strength of the allocation; a factor, 0 is uniform."""
     blocks: Literal["all"] | Annotated[list[Index], Strict(), Field(min_length=1), EachOnce]
@@ -187,7 +187,7 @@ class AllocationParams(Section):
     """Weight of the core tokens in each part of the text sequence: those of the two CLIP encoders,
     and of T5; a factor, 0 leaves them out."""
     normalise_tokens: Flag
-    """Whether each core token's map is divided by its mean before they are averaged."""
+    """Whether each core token's map is divided by its mean before the maps are averaged."""
     smoothing: Annotated[Number, Field(ge=0, le=256)]
     """Sigma of a Gaussian over the map, in image tokens; 0 is none."""
     temporal: Literal["per_step", "joint"]
@@ -195,7 +195,7 @@ class AllocationParams(Section):
 
     @property
     def uses_maps(self) -> bool:
-        """Whether attention decides anything; strength 0 is Flow-GRPO, bit for bit."""
+        """Return whether maps are used: not for source uniform or strength 0."""
         return self.source != "uniform" and self.lam > 0
 
 
@@ -212,17 +212,17 @@ class TrainParams(Section):
     prompts_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
     """Prompts (groups) of an epoch."""
     group_size: Annotated[Whole, Field(ge=2, le=4096)]
-    """Rollouts a prompt."""
+    """Rollouts per prompt."""
     updates_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
-    """Optimizer steps an epoch; a divisor of the rollout batches of an epoch."""
+    """Optimizer steps per epoch; a divisor of the rollout batches of an epoch."""
     learning_rate: Rate
     """AdamW's learning rate; a step size without unit."""
     weight_decay: Share
-    """AdamW's weight decay; a share a step."""
+    """AdamW's weight decay; a share per step."""
     max_grad_norm: Annotated[Number, Field(gt=0, le=1_000_000)]
     """Gradients are scaled down to this L2 norm."""
     clip_range: Rate
-    """Half width of the interval of the scalar ratio that has a gradient; without unit."""
+    """Epsilon of clip(r, 1-eps, 1+eps) for the scalar ratio; scaled for the others (D4)."""
     normalise_ratio: Flag
     """Whether ratios are normalised as in GRPO-Guard; the clip range is then in its units."""
     advantage_clip: Divisor
@@ -263,9 +263,9 @@ class GenevalParams(Section):
     color_revision: Revision | None
     """Commit of that hub id; null for a directory."""
     batch: Batch
-    """Images a forward pass of mask2former."""
+    """Images per forward pass of mask2former."""
     soft: Literal["clamped", "published"]
-    """Soft reward: clamped to 0 to 1, one entry a requirement; or as published by Flow-GRPO."""
+    """Soft reward: clamped to 0 to 1, one entry per requirement; or as published by Flow-GRPO."""
     score_threshold: Share
     """Least score of a detection that counts; a share."""
     counting_threshold: Share
@@ -321,9 +321,9 @@ class EvaluateParams(Section):
     images_per_prompt: Annotated[
         dict[str, int], Keys(dict.fromkeys(TASKS, Annotated[Whole, Field(ge=1, le=256)]))
     ]
-    """Images a test prompt of each benchmark."""
+    """Images per test prompt of each benchmark."""
     batch: Batch
-    """Images a forward pass."""
+    """Images per forward pass."""
     bootstrap: Annotated[Whole, Field(ge=100, le=1_000_000)]
     """Resamples of the 95 % intervals."""
     second_reader: Literal["ppocrv6", "template", "none"]
@@ -338,7 +338,7 @@ class ReportParams(Section):
     title: Annotated[Text, Field(min_length=1, max_length=200)]
     """Heading of the page."""
     images: Annotated[Whole, Field(ge=0, le=64)]
-    """Before/after pairs a task."""
+    """Before/after pairs per task."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        """Stem of its file; the rate as Python writes it, which reads back as the same number."""
+        """Return the stem of its file; the rate is written so that it reads back unchanged."""
         return f"{self.task}-{self.method}-{self.seed}-{self.rate!r}"
 
 
@@ -363,31 +363,31 @@ class StudyParams(Section):
     tasks: Annotated[list[Literal["geneval", "ocr"]], Strict(), Field(min_length=1), EachOnce]
     """Tasks of the study."""
     aim: Name
-    """The variant, named beforehand, of which the study asks whether it needs fewer images."""
+    """The variant of which the study tests whether it needs fewer images; named beforehand."""
     seeds: Annotated[Whole, Field(ge=2, le=1000)]
     """Seeds of every method at the shared learning rate, from seed 0."""
     epochs: Count
     """Rounds of rollout and update of a run."""
     evaluate_every: Count
-    """Epochs between looks at held-out prompts."""
+    """Epochs between tests on held-out prompts."""
     learning_rate: Rate
     """The rate that all methods share, tuned for flow_grpo; a step size without unit."""
     other_rates: Annotated[list[Rate], Strict(), EachOnce]
-    """Further rates of the table in which each method has its own best; step sizes without unit."""
+    """Other rates to try per method; step sizes without unit."""
     rate_seeds: Steps
     """Seeds of every method at each further rate, from seed 0."""
     second_reader: Literal["ppocrv6", "template"]
     """Second reader of the study's OCR images: ppocrv6 or template, as of evaluate."""
     methods: Methods
-    """What is compared, by name: what each puts in place of keys of `allocation`."""
+    """Methods to compare: by name, the keys of `allocation` that each overrides."""
 
     @property
     def rates(self) -> list[float]:
-        """The shared rate, then the others."""
+        """Return the shared rate, then the others."""
         return [self.learning_rate, *self.other_rates]
 
     def runs(self) -> list[StudyRun]:
-        """Every run: `seeds` of each method at the shared rate, `rate_seeds` at each other one."""
+        """Return all runs: `seeds` per method at the shared rate, `rate_seeds` at each other."""
         return [
             StudyRun(task, method, seed, rate)
             for task in self.tasks
@@ -399,7 +399,7 @@ class StudyParams(Section):
 
 @dataclass(frozen=True)
 class Params(Section):
-    """Every parameter of a run, one section a stage."""
+    """Every parameter of a run, one section per stage."""
 
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)]
     """Seed of prompts, noise, initial adapter and bootstrap; without unit."""
@@ -414,7 +414,7 @@ class Params(Section):
     rollout: RolloutParams
     allocation: AllocationParams
     methods: Methods
-    """Variants of the method, by name: what each puts in place of keys of `allocation`."""
+    """Variants of the method: by name, the keys of `allocation` that each overrides."""
     train: TrainParams
     rewards: RewardsParams
     evaluate: EvaluateParams
@@ -422,7 +422,7 @@ class Params(Section):
     study: StudyParams
 
     def method(self, name: str) -> AllocationParams:
-        """Return the section `allocation` with what the method ``name`` puts in its place.
+        """Return the section `allocation` with the keys that the method ``name`` overrides.
 
         Raises:
             StarError: no such method.

@@ -40,7 +40,7 @@ def evaluate(
     """Evaluate a checkpoint; write images/, images.jsonl, metrics.json and, last, scores.json.
 
     Images are drawn to ``work`` first: a repeated call draws only the batches that are missing.
-    Of several processes each draws and scores its shard; they share ``work`` and ``output``.
+    Each process draws and scores its shard; all share ``work`` and ``output``.
 
     Args:
         checkpoint: ``base`` or ``task-method``.
@@ -50,8 +50,8 @@ def evaluate(
 
     Raises:
         StarError: unreadable prompts, a folder that cannot be written, an unusable model or adapter
-            (all of these before an image is drawn), an evaluation that has these folders already,
-            or a reward that fails.
+            (all of these before an image is drawn), a reward that fails, or another evaluation is
+            using these folders.
     """
     records = read_benchmarks(prompts)
     check_folders(params.model, work, output)
@@ -160,12 +160,11 @@ def _merge(
         (json.loads(line) for part in parts for line in part), key=lambda line: line["number"]
     )
     settings = params.evaluate
-    some = ImageDrawer(policy, settings, params.seed, work / "images").plan(records, 1)
-    drawn = [
-        ImageDrawer(policy, settings, params.seed, work / folder).read(some[:DIVERSITY_PROMPTS])
+    planned = ImageDrawer(policy, settings, params.seed, work / "images").plan(records, 1)
+    images, others = (
+        ImageDrawer(policy, settings, params.seed, work / folder).read(planned[:DIVERSITY_PROMPTS])
         for folder in ("images", "others")
-    ]
-    images, others = drawn
+    )
     assert images is not None and others is not None  # this evaluation drew them
     figures = judge.diversities(images, others, records[0].id)
     first = [line for line in lines if line["index"] == 0][:DIVERSITY_PROMPTS]

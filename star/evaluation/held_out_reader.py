@@ -5,7 +5,7 @@ here. Training imports nothing of this module.
 
 ``ppocrv6`` is PP-OCRv6's small networks, by `rapidocr`, whose wheel carries them. It reads any size
 and may share blind spots with PP-OCRv4, which has the same makers. ``template`` matches letters in
-their slots (`star.miniature.reader`), in the miniature's images alone; it shares nothing."""
+their slots (`star.miniature.reader`), only in the miniature's images; it shares nothing."""
 
 from collections.abc import Sequence
 from contextlib import closing

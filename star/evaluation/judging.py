@@ -70,11 +70,11 @@ class Judge:
             images, others: uint8 (n, height, width, 3), from different noise.
             first_id: of the first record, for messages.
         """
-        those = f"{first_id} and {len(images) - 1} more: features of reward {self.preference.name}"
+        named = f"{first_id} and {len(images) - 1} more: features of reward {self.preference.name}"
         with memory_for("scoring"):
             features = in_time(
                 lambda: feature_diversity(self.preference, images, others),
-                those,
+                named,
                 self.rewards.timeout,
             )
         return {"diversity": pixel_diversity(images, others), "feature_diversity": features}

@@ -27,7 +27,7 @@ from star.system.stopwatch import Stopwatch
 def score_folder(
     params: Params, task: str, records: Sequence[PromptRecord], folder: Path, output: Path
 ) -> None:
-    """Score ``evaluate.images_per_prompt`` images a prompt; write what `star evaluate` writes.
+    """Score ``evaluate.images_per_prompt`` images per prompt; write what `star evaluate` writes.
 
     Args:
         records: of the benchmark; other images of the folder are left alone.

@@ -26,7 +26,7 @@ class PlannedImage:
 
     @property
     def file(self) -> str:
-        """The name of its file in a folder of images."""
+        """Return the name of its file in a folder of images."""
         return f"{self.record.id}_{self.index}.png"
 
 
@@ -68,7 +68,7 @@ def score_batches(
     pending = []
     for batch, images in batches:
         records = [planned.record for planned in batch]
-        with memory_for("scoring"):  # networks score at once
+        with memory_for("scoring"):  # networks score before they return
             pending.append((batch, images, reward.submit(images, records)))
     samples = []
     with watch("scoring"):

@@ -12,7 +12,7 @@ import numpy as np
 
 LEVEL = 0.95
 Labels = np.ndarray | None  # of each image's prompt, shape (n,); None: every image is its own group
-_CHUNK_ELEMENTS = 2**20  # resampled indices held at once: 8 MiB
+_CHUNK_ELEMENTS = 2**20  # resampled indices in memory: 8 MiB
 
 
 @dataclass(frozen=True)

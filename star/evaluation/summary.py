@@ -1,4 +1,4 @@
-"""Writes what an evaluation leaves: a line an image, means with 95 % intervals over prompts."""
+"""Writes what an evaluation leaves: a line per image, means with 95 % intervals over prompts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from star.system.stopwatch import Stopwatch
 
 
 def image_lines(samples: Sequence[Sample], task: str, judge: Judge, watch: Stopwatch) -> list[dict]:
-    """Return the lines of images.jsonl, with a ``number`` besides that says an image's place."""
+    """Return the lines of images.jsonl, each with a ``number``, the place of its image."""
     with watch("scoring"):
         figures = judge.figures(samples)
         readings = judge.readings(samples) if task == "ocr" else None
@@ -52,7 +52,7 @@ def write_scores(
     """Write images.jsonl, metrics.json (the means, for `dvc metrics`) and, last, scores.json.
 
     Args:
-        facts: what scores.json says besides the scores.
+        facts: what scores.json says in addition to the scores.
         lines: of each benchmark, from `image_lines`.
         resamples, seed: of the bootstrap.
     """

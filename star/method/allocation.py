@@ -2,7 +2,7 @@
 
 STAR (arXiv 2606.17979) spreads one group-relative advantage over locations and steps by such maps.
 The normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``,
-steps ``T``, clauses ``K`` (1 where clauses are not told apart), locations ``P``, core tokens ``C``.
+steps ``T``, clauses ``K`` (1 without clause-wise credit), locations ``P``, core tokens ``C``.
 """
 
 import math
@@ -21,7 +21,7 @@ def relevance_maps(
     temporal: str = "per_step",
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Return one relevance map a step and clause, from the attention mass of each core token (D2).
+    """Return one relevance map per step and clause from each core token's attention mass (D2).
 
     Args:
         mass: (B, T, P, C), probability that location ``p`` puts on core token ``c``; locations
@@ -37,8 +37,8 @@ def relevance_maps(
         (B, T, K, P), at least 0; 0 for a clause without tokens.
     """
     if normalise_tokens:
-        over = (1, 2) if temporal == "joint" else (2,)
-        mass = mass / mass.mean(over, keepdim=True).clamp_min(1e-12)
+        mean_dims = (1, 2) if temporal == "joint" else (2,)
+        mass = mass / mass.mean(mean_dims, keepdim=True).clamp_min(1e-12)
     weighed = torch.einsum("btpc,bkc->btkp", mass, token_weights)
     maps = weighed / token_weights.sum(2)[:, None, :, None].clamp_min(1e-12)
     return gaussian_smooth(maps, smoothing) if smoothing else maps
@@ -47,9 +47,9 @@ def relevance_maps(
 def controlled(relevance: Tensor, source: str, seed: int) -> Tensor:
     """Return the relevance maps of a control, (B, T, K, P), made from the rollouts' own.
 
-    ``shuffled``: the locations of a rollout are permuted, alike at all its steps and clauses; time
-    and values stay, place is lost. ``time_averaged``: the mean over steps, at each of them. Other
-    sources keep their maps (`exchanged` serves ``other_rollout``).
+    ``shuffled``: the locations of a rollout are permuted, the same way at all steps and clauses.
+    Values and time order are kept; only positions change. ``time_averaged``: each step gets the
+    mean over steps. Other sources keep their maps (`exchanged` serves ``other_rollout``).
 
     Args:
         seed: of the permutations.
@@ -66,12 +66,12 @@ def controlled(relevance: Tensor, source: str, seed: int) -> Tensor:
 def exchanged(maps: Tensor, prompts: Sequence[str], group_size: int) -> Tensor:
     """Give each rollout the maps of one with another prompt: the control ``other_rollout``.
 
-    That is the rollout of its number in the group before, or in the last one before that whose
-    prompt is another.
+    It takes the rollout with the same number from the nearest earlier group, cyclically, that has
+    another prompt.
 
     Args:
         maps: (groups * group_size, ...), the rollouts of a group side by side.
-        prompts: of the rollouts; two different ones at least.
+        prompts: of the rollouts; at least two different ones.
     """
     of_groups = prompts[::group_size]
     count = len(of_groups)
@@ -87,29 +87,29 @@ def allocation_weights(
 ) -> Tensor:
     """Return allocation maps of mean 1, like ``relevance``: ``(1 + lam a) / mean(1 + lam a)``.
 
-    ``a`` is the relevance, min-max scaled to [0, 1] (D3, D5). A map that is flat but for rounding
-    stays flat.
+    ``a`` is the relevance, min-max scaled to [0, 1] (D3, D5). The mean is 1 so that the total
+    advantage is conserved. A map whose differences are only rounding stays flat.
 
     Args:
         relevance: (B, T, K, P), of `relevance_maps`.
         lam: strength, at least 0; 0 gives maps of ones.
-        temporal: minimum, maximum and mean are of each map (``per_step``) or of a rollout's steps
-            together (``joint``).
-        clause_maps: ``share``: of several clauses, scale each one's share; ``own``: its own map.
+        temporal: minimum, maximum and mean are of each map (``per_step``), or of all steps of a
+            rollout together (``joint``).
+        clause_maps: ``share``: scale each clause's share of the relevance; ``own``: its own map.
     """
-    over = (1, 3) if temporal == "joint" else (3,)
-    compared = clause_shares(relevance) if clause_maps == "share" else relevance
-    low, high = compared.amin(over, keepdim=True), compared.amax(over, keepdim=True)
-    a = (compared - low) / (high - low).clamp_min(FLAT * high + 1e-12)
-    raised = 1 + lam * a
-    return raised / raised.mean(over, keepdim=True)
+    dims = (1, 3) if temporal == "joint" else (3,)
+    source = clause_shares(relevance) if clause_maps == "share" else relevance
+    low, high = source.amin(dims, keepdim=True), source.amax(dims, keepdim=True)
+    a = (source - low) / (high - low).clamp_min(FLAT * high + 1e-12)
+    unscaled = 1 + lam * a
+    return unscaled / unscaled.mean(dims, keepdim=True)
 
 
 def clause_shares(relevance: Tensor) -> Tensor:
     """Return each clause's share, in [0, 1], of the relevance at a location: ours, not STAR's.
 
-    Places that every clause attends to, or none, then weigh alike for all. What is left says whose
-    a place is. A prompt of one clause keeps its map, so with one clause it is STAR.
+    A place that all clauses attend to equally gets equal weights. What remains shows which clause
+    a place belongs to. A prompt of one clause keeps its map, so with one clause it is STAR.
 
     Args:
         relevance: (B, T, K, P); all 0 for clauses that a prompt does not have.
@@ -120,7 +120,7 @@ def clause_shares(relevance: Tensor) -> Tensor:
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Filter the square grid of the last axis; the filter's weights sum to 1 at the border, too."""
+    """Filter the square grid of the last axis; the filter's weights sum to 1 also at the border."""
     side = math.isqrt(maps.shape[-1])
     distance = torch.arange(side, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-((distance[:, None] - distance[None, :]) ** 2) / (2 * sigma**2))

@@ -3,7 +3,7 @@
 A joint block attends over ``[image; text]`` keys. For image token ``p`` and core key ``c`` the
 recorded mass is the exact softmax probability ``exp(q_p . k_c / sqrt(d) - lse_p)``, averaged over
 heads and chosen blocks (README, Method, D2). ``lse_p`` is the log-sum-exp over *all* keys. Fused
-kernels return it beside the output, so only (image tokens x core tokens) is computed and kept.
+kernels return it with the output, so only (image tokens x core tokens) is computed and kept.
 
 With classifier-free guidance the batch is [unconditional, conditional], as in diffusers. Only the
 conditional half is read.
@@ -38,7 +38,7 @@ class CoreKeys:
     """Core tokens of a batch of prompts, padded to one length.
 
     index: long (batch, C), position in the text part of the keys.
-    weight: float32 (batch, K, C), a row for each clause (K is 1 where clauses are not told apart);
+    weight: float32 (batch, K, C), a row for each clause (K is 1 without clause-wise credit);
         0 for what is not the clause's, padding included.
     """
 
@@ -59,7 +59,7 @@ class CoreKeys:
 class AttentionRecorder:
     """Averages the mass over a number of ``blocks``.
 
-    It does not count them: a number that changes from block to block would be compiled anew for
+    It does not count them: a number that changes from block to block would be compiled again for
     each.
     """
 
@@ -73,7 +73,7 @@ class AttentionRecorder:
 
     @property
     def mass(self) -> Tensor:
-        """The mean over the recorded blocks, float32 (batch, image tokens, C)."""
+        """Return the mean over the recorded blocks, float32 (batch, image tokens, C)."""
         if self._sum is None:
             raise RuntimeError("no block was recorded: run the transformer inside the context")
         return self._sum / self._blocks
@@ -169,7 +169,7 @@ def choose_kernel(
     """Return the cheapest kernel whose output and mass are right on this device, and its name.
 
     Each candidate is tried on a few random tokens against a float64 softmax. One that raises or is
-    wrong is passed over; `one_hot_attention` is left in the end.
+    wrong is skipped; `one_hot_attention` remains in the end.
 
     Args:
         dtype: of the values, that is autocast's or the model's.
@@ -211,7 +211,7 @@ class JointProcessor:
     """SD3's attention with the stock processor's arithmetic, by one `Kernel`.
 
     Serves joint attention and the image-only ``attn2`` of dual-attention blocks. Rollout and update
-    use it alike; with a recorder it feeds that, too.
+    use it the same way. With a recorder it feeds that too.
     """
 
     def __init__(self, kernel: Kernel, recorder: AttentionRecorder | None = None) -> None:

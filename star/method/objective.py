@@ -37,7 +37,7 @@ def patch_mean(values: Tensor, patch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A clipped surrogate loss, and what the log wants to know of its ratios.
+    """A clipped surrogate loss, and figures for the log.
 
     loss: scalar. ratio: detached; (B, 1) scalar, (B, K) weighted, (B, P) local. clipped: share of
     ratios outside the clip range, a detached scalar.
@@ -56,7 +56,7 @@ class Surrogate:
 def scalar_surrogate(
     log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
 ) -> Surrogate:
-    """Return Flow-GRPO's objective: one ratio an image, of the mean log-ratio. Maps are not used.
+    """Return Flow-GRPO's objective: one ratio per image, of the mean log-ratio; no map is used.
 
     The advantages of the clauses are added.
     """
@@ -66,28 +66,29 @@ def scalar_surrogate(
 def weighted_surrogate(
     log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
 ) -> Surrogate:
-    """Return the objective with one ratio an image and clause, ``exp(mean_p w_p d_p)``.
+    """Return the objective with one ratio per image and clause, ``exp(mean_p w_p d_p)``.
 
-    Where the policy has not moved yet, its gradient is that of `local_surrogate` (D6). The weighted
-    mean of independent locations is wider by the root of ``mean_p w_p^2``; so is the clip range
-    (D4).
+    Where the policy has not moved yet, its gradient is that of `local_surrogate` (D6). If locations
+    are independent, its log-ratio spreads ``sqrt(mean_p w_p^2)`` times wider than the scalar one,
+    so the clip range is multiplied by that (D4).
     """
-    wide = clip_range * weights.square().mean(2).sqrt()  # (B, K)
-    of_the_sum = advantage * advantage.shape[1]  # the mean over clauses becomes their sum
-    return _clipped((weights * log_ratio[:, None]).mean(2), of_the_sum, wide)
+    scaled_clip_range = clip_range * weights.square().mean(2).sqrt()  # (B, K)
+    scaled_advantage = advantage * advantage.shape[1]  # the mean over clauses becomes their sum
+    weighted = (weights * log_ratio[:, None]).mean(2)
+    return _clipped(weighted, scaled_advantage, scaled_clip_range)
 
 
 def local_surrogate(
     log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
 ) -> Surrogate:
-    """Return STAR's objective (arXiv 2606.17979; our reconstruction, D4): one ratio a location.
+    """Return STAR's objective (arXiv 2606.17979; our reconstruction, D4): one ratio per location.
 
-    ``A_{i,t,p} = sum_k A_{i,k} w_{i,t,k,p}`` meets the ratio of location ``p``; the loss is the
-    mean over locations. A patch averages ``P`` times fewer elements than the image. Its log-ratio
-    is wider by the root of ``P``; so is the clip range.
+    ``A_{i,t,p} = sum_k A_{i,k} w_{i,t,k,p}`` multiplies the ratio of location ``p``; the loss is
+    the mean over locations. Its log-ratio spreads ``sqrt(P)`` times wider (a patch averages fewer
+    elements), so the clip range is multiplied by ``sqrt(P)``.
     """
-    wide = clip_range * math.sqrt(log_ratio.shape[1])
-    return _clipped(log_ratio, torch.einsum("bk,bkp->bp", advantage, weights), wide)
+    scaled_clip_range = clip_range * math.sqrt(log_ratio.shape[1])
+    return _clipped(log_ratio, torch.einsum("bk,bkp->bp", advantage, weights), scaled_clip_range)
 
 
 SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Surrogate]] = {
@@ -100,18 +101,18 @@ SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Surrogate]] = {
 def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Surrogate:
     """Average ``max(-A r, -A clip(r))`` over rollouts and locations."""
     ratio = log_ratio.exp()
-    reach = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
-    clip = ratio.clamp(1 - reach, 1 + reach)
+    epsilon = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
+    clipped_ratio = ratio.clamp(1 - epsilon, 1 + epsilon)
     outside = ((ratio.detach() - 1).abs() > clip_range).float().mean()
-    loss = torch.maximum(-advantage * ratio, -advantage * clip).mean()
+    loss = torch.maximum(-advantage * ratio, -advantage * clipped_ratio).mean()
     return Surrogate(loss, ratio.detach(), outside)
 
 
 def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:
     """Return the KL of the step from the reference model's, averaged over elements: a scalar.
 
-    ``published``: ``(mean - mean_ref)^2 / (2 std^2)`` as in Flow-GRPO's code. ``exact``: that of
-    the Gaussians, whose variance is ``std^2 (-dt)``.
+    ``published``: ``(mean - mean_ref)^2 / (2 g^2)`` as in Flow-GRPO's code. ``exact``: the true
+    variance ``g^2 (-dt)`` stands in the place of ``g^2``. ``g`` is ``noise_scale``.
     """
     variance = transition.noise_scale**2 * (transition.step if form == "exact" else 1.0)
     return ((transition.mean - reference_mean) ** 2).mean() / (2 * variance)

@@ -119,7 +119,7 @@ def ode_step(x: Tensor, velocity: Tensor, s: float, s_next: float) -> Tensor:
 def log_ratio(x_next: Tensor, transition: Transition, old_mean: Tensor, normalised: bool) -> Tensor:
     """Return ``log p(x_next) - log p_old(x_next)`` per element, like ``x_next``.
 
-    The two Gaussians differ in their means alone, so this is ``(m - m_old) (2 x - m - m_old) / (2
+    The two Gaussians differ only in their means, so this is ``(m - m_old) (2 x - m - m_old) / (2
     std^2)``: exactly 0 at ``m = m_old``, without cancellation near it. ``m`` has gradients.
 
     Args:

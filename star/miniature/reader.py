@@ -28,7 +28,7 @@ _BLUR = 0.5  # pixels, of images and letters
 _FRAME = (18, 11)  # of a slot, height and width; wide letters are cut, few neighbours reach in
 _SHIFT_COST = 0.01  # of correlation, a pixel off the letter's place
 _BOARD_SHARE = 0.9  # of the board's columns that must be white
-_CHUNK = 64  # images read at once
+_CHUNK = 64  # images read together
 
 # Rows and columns of the ink, which is padded by `SHIFT`.
 _X0, _Y0, _X1, _Y1 = (SHIFT + edge for edge in BOARD)
@@ -44,9 +44,8 @@ _COSTS = _SHIFT_COST * np.hypot(_STEPS[:, None], _STEPS).reshape(-1, 1)  # (plac
 def read_letters(images: np.ndarray) -> list[str]:
     """Read the word of each image: the letters A-Z of its legible slots from left to right.
 
-    Slots that are empty or illegible are left out wherever they are, as PP-OCR's text without its
-    blanks leaves them out: stopping at the first would deny a word with one blot all the letters
-    behind it.
+    Slots that are empty or illegible are left out wherever they are, as in PP-OCR's text without
+    its spaces. If reading stopped at the first, one blot would hide all letters behind it.
 
     Args:
         images: uint8 (n, 64, 64, 3), RGB.

@@ -11,7 +11,7 @@ Autograd keeps of each block, for ``n`` image and ``m`` text tokens:
 - MLP: the input of its GELU alone, as the weights are frozen; modulation: gates and scales.
 - image-only attention: the same without LoRA; nothing in block 0, whose input has no gradient.
 
-Frozen float32 weights are cast anew at every product, and the graph keeps the copy.
+Frozen float32 weights are cast again at every product, and the graph keeps the copy.
 """
 
 from dataclasses import dataclass

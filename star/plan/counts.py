@@ -32,7 +32,7 @@ class Passes:
     rollout: int  # with what a control's maps cost
     update: int  # forward and backward
     reference: int  # forward without the adapter, for the KL
-    evaluation: int  # of one checkpoint on all benchmarks, but for the images of its diversities
+    evaluation: int  # of one checkpoint on all benchmarks, except its diversity images
 
 
 def count(params: Params, processes: int) -> Counts:
@@ -86,8 +86,8 @@ def count_passes(params: Params, allocation: AllocationParams) -> Passes:
     update = distinct + (trained - 1) * images
     drawn = 0
     for epoch in range(train.epochs):
-        alike = window_start(rollout, epoch) + 1  # steps up to the first stochastic one
-        drawn += alike * distinct + (rollout.steps - alike) * images
+        equal = window_start(rollout, epoch) + 1  # steps up to the first stochastic one
+        drawn += equal * distinct + (rollout.steps - equal) * images
     guided = allocation.source == "guidance" and allocation.uses_maps
     # Without a weight the KL is logged all the same, of the epoch's first batch and step.
     judged = update if train.kl_beta > 0 else rollout.batch // shared(params)

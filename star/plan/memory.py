@@ -94,7 +94,7 @@ class MemoryEstimate:
         """
         params, batch = self.params, self.params.evaluate.batch
         judge = scorers["preference"].resident  # opened once a cache is filled
-        # A benchmark's own is opened beside it; the preference task's is a second copy of it.
+        # A benchmark's own is opened next to it; the preference task's is a second copy of it.
         own = judge + max(scorer.resident for scorer in scorers.values())
         scoring = max(scorer.resident + scorer.scoring for scorer in scorers.values())
         phases = {
@@ -107,7 +107,7 @@ class MemoryEstimate:
         return Memory(self._resident(tested, {}), 0, phases, {})
 
     def host(self) -> int:
-        """Return the bytes of host memory that a process beside a GPU takes at its highest.
+        """Return the bytes of host memory that a process with a GPU takes at its highest.
 
         That is when it has opened the pipeline and not yet moved it. The text encoders come back
         there once prompts are encoded.

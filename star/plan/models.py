@@ -103,7 +103,7 @@ def on_meta(path: str) -> Iterator[None]:
             yield
     except Exception as error:  # the libraries raise what comes, down to ZeroDivisionError
         reason = " ".join(str(error).split())
-        raise StarError(f"{path}: its config files make no model ({reason}); mend them") from error
+        raise StarError(f"{path}: its config files make no model ({reason}); fix them") from error
 
 
 def parameters_of(*modules: torch.nn.Module) -> int:

@@ -57,7 +57,7 @@ class Plan:
     tasks: dict[str, TaskPlan]
     notes: list[str]  # what could not be told
     evaluation: Memory | None = None  # of a process that evaluates a checkpoint
-    host: int | None = None  # bytes of host memory of a process beside a GPU
+    host: int | None = None  # bytes of host memory of a process with a GPU
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The reward models beside a training: their parameters, and what scoring adds at its fullest."""
+"""The reward models of a training: their parameters, and what scoring adds at its fullest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,9 +61,8 @@ def detection_bytes(config: Any) -> int:
     """Return the bytes of one square image at the fullest moment of a Mask2Former's detection.
 
     That is in the pixel decoder's deformable attention, where all that a feature samples is there
-    as a list, stacked, and weighed. Beside it are the image with its mask and the backbone's
-    features. So are ten tensors as large as the layer's input, and what says where and how much is
-    sampled.
+    as a list, stacked, and weighed. Also in memory: the image with its mask, the backbone's
+    features, ten tensors as large as the layer's input, and the places and weights of the samples.
     """
     areas = [(SHORT_SIDE // stride) ** 2 for stride in config.feature_strides]
     width = config.backbone_config.embed_dim

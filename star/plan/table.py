@@ -1,4 +1,4 @@
-"""A plan as text for a terminal: aligned columns, one a task."""
+"""A plan as text for a terminal: aligned columns, one per task."""
 
 from collections.abc import Iterable, Sequence
 
@@ -42,14 +42,14 @@ def show(plan: Plan) -> str:
 
 def _counts(plan: Plan) -> list[list[str]]:
     counts = plan.counts
-    own = f"{counts.batches_per_process:,} a process"
-    accumulated = f"{counts.accumulation:,} a process, whose gradients are accumulated"
+    own = f"{counts.batches_per_process:,} per process"
+    accumulated = f"{counts.accumulation:,} per process, whose gradients are accumulated"
     trained = "; ".join(f"{number} x {task}" for task, number in plan.trainings.items())
     rows: list[tuple[str, int, str]] = [
-        ("images an epoch", counts.images_per_epoch, f"{counts.groups:,} groups"),
-        ("rollout batches an epoch", counts.batches_per_epoch, own),
-        ("rollout batches an update", counts.batches_per_update, accumulated),
-        ("updates", counts.updates, f"{counts.updates_per_epoch:,} an epoch"),
+        ("images per epoch", counts.images_per_epoch, f"{counts.groups:,} groups"),
+        ("rollout batches per epoch", counts.batches_per_epoch, own),
+        ("rollout batches per update", counts.batches_per_update, accumulated),
+        ("updates", counts.updates, f"{counts.updates_per_epoch:,} per epoch"),
         ("images", counts.images, f"{trained} trained"),
     ]
     if plan.tokens is not None:

@@ -12,7 +12,7 @@ from star.config.params import ModelParams
 from star.system.errors import StarError
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-BASE_FILE = "base.json"  # beside an adapter: what it was trained on
+BASE_FILE = "base.json"  # next to an adapter: what it was trained on
 
 
 def check_adapter(adapter: Path) -> None:

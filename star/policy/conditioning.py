@@ -19,7 +19,7 @@ from torch import Tensor
 from star.system.errors import StarError
 from star.system.progress import Progress
 
-KEPT = 512  # prompts in memory beside a folder
+KEPT = 512  # prompts in memory in addition to a folder
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Conditioning:
 class PromptStore:
     """Conditioning by prompt: in memory, or in a folder and the last ones in memory.
 
-    What a prompt becomes does not depend on when it is asked for, nor beside which others, so that
-    a resumed training sees the same. The encoders always get ``batch`` prompts, filled up with
+    What a prompt becomes does not depend on when or with which others it is asked for, so a resumed
+    training sees the same. The encoders always get ``batch`` prompts, filled up with
     empty ones, because the shape of a matrix product decides its last bits.
 
     Args:

@@ -21,7 +21,7 @@ from star.system.errors import StarError
 
 
 class NotFinite(StarError):
-    """Latents of which no image can be made; the message names a prompt."""
+    """Latents with NaN or inf; the message names a prompt."""
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def decoded(policy: SD3Policy, x: Tensor, prompts: Sequence[str]) -> np.ndarray:
     """Return the images of finished latents, as `SD3Policy.decode`.
 
     Raises:
-        NotFinite: a latent that would decode to a black image and be scored as one.
+        NotFinite: a latent has NaN or inf; it would decode to a black image.
     """
     bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
@@ -75,8 +75,13 @@ def trace_relevance(
 
 def relevance_of(masses: Sequence[Tensor], core: CoreKeys, allocation: AllocationParams) -> Tensor:
     """Return the relevance maps (B, T, K, P) of the masses of T steps, each (B, P, C)."""
-    mass, how = torch.stack(list(masses), dim=1), allocation
-    return relevance_maps(mass, core.weight, how.normalise_tokens, how.temporal, how.smoothing)
+    return relevance_maps(
+        torch.stack(list(masses), dim=1),
+        core.weight,
+        allocation.normalise_tokens,
+        allocation.temporal,
+        allocation.smoothing,
+    )
 
 
 @contextmanager
@@ -111,8 +116,8 @@ class Trajectory:
     means: float32 (T, B, channels, height, width), of the steps as they were drawn.
     relevance: float32 (B, T, K, P), P locations; None where the allocation needs no maps.
     first: the schedule's step of the first trained one.
-    shared: neighbours with one prompt and one initial noise. They are equal up to the first
-        stochastic step, so up to there the model runs once for all of them.
+    shared: number of neighbouring rollouts with the same prompt and initial noise. They are equal
+        before the first stochastic step, so until then the model runs once for them.
     images: uint8 (B, height, width, 3).
     """
 
@@ -162,7 +167,7 @@ class Roller:
             start_seeds: seed of each rollout's initial noise; equal seeds share it.
             step_seeds: seed of each rollout's later noise, distinct.
             first: the first stochastic step; the window keeps its length.
-            core: core tokens of each prompt; None where the allocation needs no maps.
+            core: core tokens of each prompt; None if the allocation needs no maps.
         """
         policy, sigmas = self.policy, self.schedule.sigmas
         conditioning = policy.encode(prompts)
@@ -181,8 +186,8 @@ class Roller:
                 transition = self.transition(x, t, conditioning, alike)
             else:
                 one = slice(None, None, alike)
-                seen_by = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
-                with watched(policy, *seen_by, allocation) as seen:
+                model_inputs = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
+                with watched(policy, *model_inputs, allocation) as seen:
                     transition = self.transition(x, t, conditioning, alike)
                 masses.append(seen().repeat_interleave(alike, dim=0))
             latents.append(x)
@@ -209,6 +214,6 @@ class Roller:
 
 
 def _shared(prompts: Sequence[str], start_seeds: Sequence[int]) -> int:
-    """Return the largest length that cuts the batch into runs of one prompt and one noise."""
+    """Return the largest length that cuts the batch into runs of one prompt and noise."""
     runs = groupby(zip(prompts, start_seeds, strict=True))
     return math.gcd(*(len(list(run)) for _, run in runs))

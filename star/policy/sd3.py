@@ -158,17 +158,17 @@ class SD3Policy:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image's latent."""
+        """Return (channels, height, width) of an image's latent."""
         side = self.model.resolution // self.pipe.vae_scale_factor
         return self.transformer.config.in_channels, side, side
 
     @property
     def patch(self) -> int:
-        """Latent pixels along the side of one image token."""
+        """Return the latent pixels along the side of one image token."""
         return self.transformer.config.patch_size
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Draw standard normal latents, one a seed, on the CPU: all devices agree."""
+        """Draw standard normal latents, one per seed, on the CPU: all devices agree."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         drawn = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
         return torch.stack(drawn).to(self.device)

@@ -1,4 +1,4 @@
-"""Model cards, whose texts are the templates ``*.j2`` beside this module."""
+"""Model cards, whose texts are the templates ``*.j2`` next to this module."""
 
 from typing import Any
 

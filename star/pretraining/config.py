@@ -31,7 +31,7 @@ class PreferenceConfig:
 
     seed: int = 0
     steps: int = 1600
-    batch: int = 96  # images; half of them with a worse version beside them
+    batch: int = 96  # images; half of them with a worse version next to them
     wrong: int = 3  # wrong captions an image
     mild_share: float = 0.3  # of pairs whose better image is itself mildly corrupted
     learning_rate: float = 2e-3

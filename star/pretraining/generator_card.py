@@ -48,7 +48,7 @@ def write_card(model: Path, work: Path, config: GeneratorConfig, params: Params)
 def card_text(
     model: Path, config: GeneratorConfig, params: Params, scores: dict, parameters: int
 ) -> str:
-    """Return the card of a model that has its ``training-log.jsonl`` beside it.
+    """Return the card of a model that has its ``training-log.jsonl`` next to it.
 
     Args:
         scores: ``benchmarks`` of the evaluation's scores.json.

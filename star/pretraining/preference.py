@@ -1,7 +1,7 @@
 """Pretraining of a synthetic stand-in for a preference model: a small CLIP model on the miniature's
 world.
 
-It is taught three things at once. Which caption of a batch belongs to an image: CLIP's loss. That
+It is taught three things together. Which caption of a batch belongs to an image: CLIP's loss. That
 the right caption scores above wrong ones that differ in one fact. That the better of two images
 scores above the worse one under the same caption. The latter two have a logistic loss of the score
 difference, as preference models are trained on pairs (arXiv 2305.01569). A linear head that names

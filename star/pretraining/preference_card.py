@@ -93,7 +93,7 @@ def write_card(folder: Path, accuracy: Accuracy, config: dict) -> None:
 
 
 def card_text(folder: Path, accuracy: Accuracy, config: dict) -> str:
-    """Return the card of a saved model that has its ``log.jsonl`` beside it."""
+    """Return the card of a saved model that has its ``log.jsonl`` next to it."""
     log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return render_card(
         "preference_card.j2",

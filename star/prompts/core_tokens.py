@@ -32,9 +32,9 @@ class CoreTokens:
 
     Attributes:
         weights: float32 (clip_length + t5_length,), zero for what is no core token.
-        others: bool, same shape; positions of all other words in the parts that count.
-        unseen: characters of the core that no token of a part has, word by word. A part is
-            ``clip`` or ``t5``; only those that count are here. They are cut off, or unknown to it.
+        others: bool, same shape; positions of all other words in the counted parts.
+        unseen: for each counted part (``clip``, ``t5``), the core characters that no token covers,
+            word by word. They are cut off, or unknown to the tokenizer.
     """
 
     weights: np.ndarray
@@ -113,7 +113,7 @@ def nothing_seen(
     content = ", ".join(repr(first.prompt[span.start : span.end]) for span in spans)
     others = list(dict.fromkeys(record.id for record in records[1:] if record.id != first.id))
     more = " and more" if len(others) > REPORTED else ""
-    also = f" (so do {', '.join(others[:REPORTED])}{more})" if others else ""
+    also = f" (the same holds for {', '.join(others[:REPORTED])}{more})" if others else ""
     return (
         f"prompt {first.id}: no core content ({content}) within {lengths[0]} CLIP and "
         f"{lengths[1]} T5 tokens{also}; shorten or remove the prompt, or raise model.t5_tokens"
@@ -121,11 +121,11 @@ def nothing_seen(
 
 
 def clause_records(record: PromptRecord) -> list[PromptRecord]:
-    """Return the record once for each clause that its reward tells apart, with that clause's core.
+    """Return the record once for each clause that its reward scores, with that clause's core.
 
-    A clause of GenEval's ``include``; a letter (any character but blanks) of a text to be drawn,
-    with what carries the text. For other tasks, and for a prompt whose core does not tell the
-    clauses apart, the core is the whole one. In the order of
+    A clause is an entry of GenEval's ``include``, or a letter (any character except spaces) of a
+    text to be drawn, with what carries the text. For other tasks, and where the core does not
+    distinguish the clauses, the core is the whole one. The order is that of
     `star.rewards.base.RewardResult.shares`."""
     core = record.core or ()
     parts = [core]
@@ -149,8 +149,8 @@ def clause_records(record: PromptRecord) -> list[PromptRecord]:
 def scattered(weights: np.ndarray, words: np.ndarray, seed: int) -> np.ndarray:
     """Move weights from the core tokens to other words, drawn at random: a control without content.
 
-    As many as there are core tokens; where the prompt has fewer, each gets the weights of several.
-    A prompt that is nothing but core gets none, and a flat map.
+    It draws as many other words as there are core tokens. With too few, one word takes several
+    weights. With none, all weights are 0 and the map is flat.
 
     Args:
         weights: float32 (K, text tokens).
@@ -171,8 +171,8 @@ def _counting(record: PromptRecord, kind_weights: Mapping[str, float]) -> list[C
 def _token_ranges(tokenizer: "PreTrainedTokenizerBase", prompt: str, length: int) -> _Ranges:
     """Return the characters of each of ``length`` tokens as the pipeline encodes the prompt.
 
-    The range of a special token is empty. Some versions count the blank before a word to its token,
-    some do not; no span begins or ends there, so both do."""
+    The range of a special token is empty. Some versions include the space before a word in its
+    token. No span starts or ends there, so it does not matter."""
     encoding = tokenizer(
         prompt,
         padding="max_length",
@@ -194,15 +194,15 @@ def _weigh(
     """Return the largest weight of the spans that each token overlaps: float32 (tokens,)."""
     weights = np.zeros(len(ranges), np.float32)
     for index, (start, end) in enumerate(ranges):
-        over = (span for span in spans if start < span.end and span.start < end)
-        weights[index] = max((kind_weights[span.kind] for span in over), default=0.0)
+        overlapped = (span for span in spans if start < span.end and span.start < end)
+        weights[index] = max((kind_weights[span.kind] for span in overlapped), default=0.0)
     return weights
 
 
 def _unseen_words(
     prompt: str, spans: Sequence[CoreSpan], parts: Sequence[_Ranges]
 ) -> Iterator[str]:
-    """Return the characters of the spans that no token covers, those of a word together."""
+    """Yield, word by word, the characters of the spans that no token covers."""
     seen = {place for ranges in parts for start, end in ranges for place in range(start, end)}
     for span in spans:
         for word in re.finditer(r"\S+", prompt[span.start : span.end]):

@@ -30,7 +30,7 @@ _SINGLE = re.compile(
 
 
 def quoted_span(prompt: str) -> tuple[int, int] | None:
-    """Return the characters inside the first quotation, without outer blanks.
+    """Return the characters inside the first quotation, without outer spaces.
 
     Double quotes (straight or curly) come first, as in the published set; then other pairs, then
     single quotes. None if there is no quotation, or no word in it."""
@@ -88,7 +88,7 @@ def _fill(words: list[str], count: int, templates: tuple[str, ...]) -> list[Prom
 
 
 def read_ocr_file(path: str) -> list[Prompt]:
-    """Read a text file in the published form: one prompt a line, each with a quoted span.
+    """Read a text file in the published form: one prompt per line, each with a quoted span.
 
     Raises:
         StarError: unreadable file, or a line without a quoted span, by file and line.

@@ -73,7 +73,7 @@ def prepare(
 
 
 def _forms(task: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Form, ...]:
-    """Return GenEval's forms with the published mixture; for preference all alike, and signs."""
+    """Return GenEval's forms as published; for preference all with equal weight, and signs."""
 
     def caption_form(tag: str, train_weight: float) -> Form:
         def draw(rng: np.random.Generator) -> Prompt:
@@ -104,11 +104,11 @@ def _read_file(task: str, path: str, classes: tuple[str, ...]) -> list[Prompt]:
 
 
 def _read_preference_file(path: str) -> list[Prompt]:
-    """Read one prompt a line; lines without any word, which some captions are, are left out."""
+    """Read one prompt per line; lines without any word, which some captions are, are left out."""
     lines = [line for _, line in read_lines(path)]
     prompts = [Prompt(line, {}) for line in lines if any(map(str.isalnum, line))]
     if not prompts:
-        raise StarError(f"{path}: no line has a word; it needs one prompt a line")
+        raise StarError(f"{path}: no line has a word; it needs one prompt per line")
     if len(prompts) < len(lines):
         print(f"{path}: {len(lines) - len(prompts)} lines without a word left out")
     return prompts

@@ -134,7 +134,7 @@ def _reason(error: Exception) -> str:
 
 
 def _keep(body: bytes, path: Path) -> None:
-    """Write a file whole or not at all; two tasks with the same source may do so at once."""
+    """Write a file whole or not at all; two tasks with the same source may do so concurrently."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def write_records(path: Path | str, records: Iterable[PromptRecord]) -> None:
 
 
 def read_lines(path: Path | str) -> list[tuple[int, str]]:
-    """Return the non-blank lines of a text file with their numbers from 1.
+    """Return the non-empty lines of a text file with their numbers from 1.
 
     Only LF and CRLF end a line.
 
@@ -110,7 +110,7 @@ def read_lines(path: Path | str) -> list[tuple[int, str]]:
     stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
     lines = [(number, line) for number, line in stripped if line]
     if not lines:
-        raise StarError(f"{path}: the file is empty; it needs one prompt a line")
+        raise StarError(f"{path}: the file is empty; it needs one prompt per line")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Lists that lie as text files beside this module, one entry a line."""
+"""Lists that lie as text files next to this module, one entry per line."""
 
 from pathlib import Path
 

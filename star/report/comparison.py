@@ -35,7 +35,7 @@ class Metric:
 
     @property
     def by_tag(self) -> bool:
-        """Whether the mean is that of the tags' means, as GenEval's headline is."""
+        """Return whether the mean is that of the tags' means, as GenEval's headline is."""
         return self.task == "geneval"
 
     def value(self, image: ImageScore) -> float:
@@ -72,7 +72,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result table and verdicts of a run; `cells` has one row a checkpoint, one entry a metric."""
+    """Result table and verdicts of a run; `cells` has a row per checkpoint, an entry per metric."""
 
     metrics: tuple[Metric, ...]
     cells: dict[str, tuple[Cell, ...]]
@@ -200,6 +200,6 @@ def _checked_score(checkpoint: Checkpoint, metric: Metric) -> Interval:
     if not abs(mean - score.mean) <= 1e-4 * max(1.0, abs(mean)):  # so that NaN is refused too
         raise StarError(
             f"{checkpoint.name}/scores.json: benchmarks.{metric.task}.{metric.key} is "
-            f"{score.mean:.6g}, but the images beside it have {mean:.6g}; {EVALUATE_AGAIN}"
+            f"{score.mean:.6g}, but its images have {mean:.6g}; {EVALUATE_AGAIN}"
         )
     return score

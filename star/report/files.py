@@ -1,4 +1,4 @@
-"""JSON files of a run, checked against dataclasses; a refusal names file, key and mend."""
+"""JSON files of a run, checked against dataclasses; a refusal names file, key and fix."""
 
 from collections.abc import Iterator
 from functools import cache

@@ -16,7 +16,7 @@ from star.system.errors import StarError
 
 BUDGET_BYTES = 6 * 2**20  # of all embedded images together, before base64 adds a third
 LARGEST_SIDE, SMALLEST_SIDE = 256, 64  # pixels
-MAP_ROWS, MAP_STEPS = 3, 8  # samples a training, steps a sample
+MAP_ROWS, MAP_STEPS = 3, 8  # samples per training, steps per sample
 _QUALITIES = (85, 60, 30, 5)  # of WebP, until an image fits
 _BYTES_PER_PIXEL = 0.4  # of a WebP photograph at the best of these, a generous figure
 

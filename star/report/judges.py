@@ -10,7 +10,7 @@ STAND_IN, MINIATURE = "miniature-preference", "miniature"  # ends of paths
 
 @dataclass(frozen=True)
 class PreferenceJudge:
-    """How a page names the preference model, and the paper's PickScore beside it."""
+    """How a page names the preference model, and the paper's PickScore next to it."""
 
     name: str  # in the middle of a line
     label: str  # of its column

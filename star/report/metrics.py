@@ -26,7 +26,7 @@ def summary_json(run: Run) -> str:
 
 
 def curves_csv(run: Run) -> str:
-    """Return one line a training and epoch; what was not logged is empty."""
+    """Return one line per training and epoch; what was not logged is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("task", "method", *CURVE_KEYS))

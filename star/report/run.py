@@ -146,7 +146,7 @@ def load_checkpoint(folder: Path, task: str | None, method: str | None) -> Check
 
 
 def load_log(folder: Path) -> tuple[dict, ...]:
-    """Read a training's ``log.jsonl``, one line an epoch; empty if it is not there.
+    """Read a training's ``log.jsonl``, one line per epoch; empty if it is not there.
 
     Raises:
         StarError: a malformed line, or one without epoch, images and mean reward.

@@ -1,4 +1,4 @@
-"""The interface of a reward: images and their prompt records in, one score an image out.
+"""The interface of a reward: images and their prompt records in, one score per image out.
 
 A new reward is one class, for example in ``star/rewards/brightness.py``:
 
@@ -11,8 +11,8 @@ A new reward is one class, for example in ``star/rewards/brightness.py``:
             return finished(RewardResult(scores, [{"score": float(score)} for score in scores]))
 
 and one entry in `star.rewards.factory.build_reward`. A reward that fails raises `RewardError` with
-the record's id: a failure never becomes a score. `submit` returns a future, so that a reward with
-processes of its own works during the next rollout; any other returns a `finished` one."""
+the record's id: a failure never becomes a score. `submit` returns a future. Rewards with worker
+processes run during the next rollout; others return `finished(...)`."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -33,10 +33,10 @@ class RewardError(StarError):
 
 @dataclass(frozen=True)
 class RewardResult:
-    """Scores of n images; ``shares`` is None where the reward knows no clauses."""
+    """Scores of n images; ``shares`` is None if the reward does not score clauses separately."""
 
     scores: np.ndarray  # float32 (n,), in the range that the reward documents
-    details: list[dict]  # JSON-able, one an image, for evaluation and report
+    details: list[dict]  # JSON-able, one per image, for evaluation and report
     # Of each image float32 (clauses,): what each clause of the prompt adds to the score, which is
     # their sum, in the order of `star.prompts.core_tokens.clause_records`.
     shares: list[np.ndarray] | None = None
@@ -69,7 +69,7 @@ def finished(result: RewardResult) -> "Future[RewardResult]":
 def scores_of(
     pending: "Future[RewardResult]", records: Sequence[PromptRecord], timeout: float
 ) -> RewardResult:
-    """Wait for the result of a batch, ``timeout`` seconds and a little more.
+    """Wait for the result of a batch for ``timeout`` + 20 seconds.
 
     Raises:
         RewardError: no result in time, or the reward's own."""
@@ -88,5 +88,5 @@ def check_batch(name: str, images: np.ndarray, records: Sequence[PromptRecord]) 
     if images.dtype != np.uint8 or len(shape) != 4 or shape[::3] != (len(records), 3):
         raise RewardError(
             f"{records[0].id if records else 'no record'}: reward {name}: needs uint8 images "
-            f"(n, height, width, 3), one a record, got {images.dtype} {shape} for {len(records)}"
+            f"(n, height, width, 3), one per record, got {images.dtype} {shape} for {len(records)}"
         )

@@ -31,7 +31,7 @@ class Clip:
         device: str | torch.device = "cpu",
         precision: str = "float32",
     ) -> None:
-        """Open both from a directory or hub id, of which ``revision`` is a commit.
+        """Open both from a directory or hub id; ``revision`` is a commit of a hub id.
 
         Args:
             key: the parameter that holds ``path``, for messages.

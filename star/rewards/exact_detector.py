@@ -44,7 +44,7 @@ POSTERIOR_SCALE = 0.015  # of the soft IoU
 COLOR_REACH = 70.0  # RGB distance to the nearest of the ten; their closest pair is 95 apart
 COLOR_SHARE = 0.6  # of the interior pixels that must agree on the colour
 
-_CHUNK = 64  # images searched at once
+_CHUNK = 64  # images searched together
 _DIGITS = 5  # by which matches are ordered, equals by place; further ones depend on the batch
 _PAD = 10  # background pixels added on each side
 _HOPELESS_IOU = 0.55  # after the first refinement: the score could not reach MIN_SCORE

@@ -1,7 +1,7 @@
 """GenEval's rules over the detections of any detector, and the reward built on them.
 
 Source: GenEval (Ghosh et al., arXiv 2310.11513). The soft reward is Flow-GRPO's (arXiv 2505.05470),
-as published or clamped to [0, 1] with one entry a requirement.
+as published or clamped to [0, 1] with one entry per requirement.
 
 Strict and soft differ on purpose, as published. Surplus objects of an ``include`` clause cost the
 soft reward, but they pass the strict rule, unless an ``exclude`` clause forbids them."""

@@ -48,7 +48,7 @@ def text_reward(read: str, target: str, substring: bool) -> float:
 def letter_shares(read: str, target: str, substring: bool) -> np.ndarray:
     """Return each letter's part of `text_reward`: float32 (letters,), with it as sum.
 
-    Letters are the target's characters but blanks, as in `star.prompts.core_tokens.clause_records`.
+    Letters are the target's characters except spaces, as in `core_tokens.clause_records`.
     A letter counts ``1 / len``; a missing or misread one nothing. An extra character costs as much,
     at the letter where it stands. Where the reward is 0, all parts are."""
     letters = [normalized(letter) for letter in target if not letter.isspace()]
@@ -66,19 +66,19 @@ def letter_shares(read: str, target: str, substring: bool) -> np.ndarray:
 class OcrReward(Reward):
     """`text_reward` of the word in ``record.metadata["text"]``: scores in [0, 1].
 
-    Details are ``target``, ``read`` (the text lines from top to bottom, joined by blanks),
+    Details are ``target``, ``read`` (the text lines from top to bottom, joined by spaces),
     ``exact`` (equal once normalised) and ``score``. They do not depend on the other images."""
 
     name = "ocr"
 
     def __init__(self, params: OcrParams, timeout: float) -> None:
-        """Start ``params.workers`` processes; with 0 a thread of this process reads."""
+        """Start ``params.workers`` processes; with 0 (not from params.yaml) a thread reads."""
         self._substring = params.substring
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="ocr")
         self._pool = ReadingPool(ppocrv4(params.read_side), params.workers, timeout)
 
     def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> "Future[RewardResult]":
-        """Start scoring and return at once.
+        """Start scoring and return immediately.
 
         Raises:
             RewardError: a record without text; from ``result()`` what `ReadingPool.read` raises."""

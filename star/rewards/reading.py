@@ -22,7 +22,7 @@ from star.rewards.base import RewardError
 from star.system.runtime import keep_freed_memory
 from star.system.signals import ignore_in_worker
 
-_CHUNK = 16  # images a task of the pool: small enough that the workers finish together
+_CHUNK = 16  # images per task of the pool: small enough that the workers finish together
 _SECOND_LOOK = 2.0  # times `side`: detection misses some pairs of letters in images enlarged less
 
 Images = Sequence[np.ndarray] | np.ndarray  # n images uint8 (height, width, 3), RGB
@@ -39,7 +39,7 @@ class TextReader:
 
 
 class ReadingPool:
-    """Processes that read images; they start at once and load their readers in the background.
+    """Processes that read images; they start immediately and load their readers in the background.
 
     A worker that dies (the kernel may kill one when memory is short) is replaced once in each
     `read`; one that hangs is killed with the others."""
@@ -107,7 +107,7 @@ class ReadingPool:
 
 
 def read_images(reader: TextReader, images: Images, ids: list[str]) -> list[str]:
-    """Return the text of each image: its lines from top to bottom, joined by blanks.
+    """Return the text of each image: its lines from top to bottom, joined by spaces.
 
     Raises:
         RewardError: the reader cannot be loaded or fails; begins with the record's id."""

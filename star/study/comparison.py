@@ -68,7 +68,7 @@ class Answer:
 
     @property
     def fewer_images_settled(self) -> bool:
-        """Whether the whole interval agrees with `fewer_images`."""
+        """Return whether the whole interval agrees with `fewer_images`."""
         return self.level_above_base and (
             self.ratio.high <= AIM_RATIO if self.fewer_images else self.ratio.low > AIM_RATIO
         )
@@ -110,7 +110,7 @@ class Study:
 
     @property
     def hours(self) -> float:
-        """Of training and looking, summed over runs."""
+        """Return the hours of training and looking, summed over runs."""
         return sum(curve.seconds for curve in self.curves.values()) / 3600
 
 

@@ -40,7 +40,7 @@ class _File:
     seed: int
     learning_rate: Number
     curve: Annotated[list[_Look], Field(min_length=1)]
-    log: dict[str, list[Number | None]]  # one entry an epoch
+    log: dict[str, list[Number | None]]  # one entry per epoch
     seconds: Number
 
 

@@ -14,14 +14,12 @@ from star.evaluation.statistics import LEVEL, Interval
 
 
 def t_quantile(count: int) -> float:
-    """Standard errors from the mean of ``count`` values to an end of its interval; at least two
-    values."""
+    """Return the half width of a mean's interval, in standard errors; ``count`` is at least 2."""
     return float(stdtrit(count - 1, (1 + LEVEL) / 2))
 
 
 def t_interval(values: np.ndarray) -> Interval:
-    """Mean over seeds, values of shape (n,), and its t-interval; one seed alone bounds nothing:
-    infinite ends."""
+    """Return the mean of values (n,), of n seeds, with its t-interval; infinite for one seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, -math.inf, math.inf)
@@ -30,18 +28,17 @@ def t_interval(values: np.ndarray) -> Interval:
 
 
 def first_crossing(curves: np.ndarray, images: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Images at which each curve first reaches its level, by linear interpolation between looks;
-    inf if it never does.
+    """Return the images at which each curve first reaches its level, shape (n,); inf for never.
+
+    Between looks it interpolates linearly.
 
     Args:
         curves: scores at the looks, shape (n, looks).
         images: images seen at each look, increasing, shape (looks,).
-        levels: one a curve, shape (n,).
+        levels: one per curve, shape (n,).
     """
     reached = curves >= levels[:, None]  # (n, looks)
-    after = np.maximum(
-        reached.argmax(axis=1), 1
-    )  # (n,): the look at the right end of the crossing piece
+    after = np.maximum(reached.argmax(axis=1), 1)  # (n,): first look after the crossing
     rows = np.arange(len(curves))
     low, high = curves[rows, after - 1], curves[rows, after]
     share = np.divide(levels - low, high - low, out=np.zeros(len(curves)), where=high > low)
@@ -52,8 +49,7 @@ def first_crossing(curves: np.ndarray, images: np.ndarray, levels: np.ndarray) -
 def crossing_ratio(
     curves: np.ndarray, reference: np.ndarray, images: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, Interval]:
-    """Images to the reference's mean final score: those of the mean curve, and their ratio to the
-    reference's own.
+    """Return the images to the reference's mean final score, and their ratio to the reference's.
 
     The interval resamples seeds jointly for both, (seeds, looks) each, and does everything again:
     mean curves, level, both crossings. A ratio to a reference that starts at its level is 1 or

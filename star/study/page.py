@@ -23,7 +23,7 @@ LOG_LABELS = {
 
 
 def write_study(params: Params, runs_folder: Path, output: Path) -> None:
-    """Write the page to ``output``, and `tables.tables` beside it.
+    """Write the page to ``output``, and `tables.tables` next to it.
 
     Args:
         params: `params.study` says which runs there are.

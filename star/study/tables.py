@@ -1,4 +1,4 @@
-"""The small files beside the study's page: `summary.json` and the CSV tables.
+"""The small files next to the study's page: `summary.json` and the CSV tables.
 
 Six significant digits, sorted, the same bytes for the same runs. What has no finite value is empty
 (CSV) or null (JSON): the images of a method that does not reach flow_grpo's final score, an end of
@@ -70,7 +70,7 @@ def summary_json(seeds: int, study: Study) -> str:
 
 
 def curves_csv(study: Study) -> str:
-    """Return one line a run and look."""
+    """Return one line per run and look."""
     return _csv(
         [
             {

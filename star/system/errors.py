@@ -12,7 +12,7 @@ SHOWN = 80  # characters of a value in a message
 
 
 class StarError(ValueError):
-    """Bad input from the user: the message names the file, key or record, and the mend."""
+    """Bad input from the user: the message names the file, key or record, and how to fix it."""
 
     status = 1  # exit status of the process
 

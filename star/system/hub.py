@@ -39,7 +39,7 @@ def model_folder(path: str, revision: str | None, key: str, patterns: Sequence[s
     Args:
         path: directory or hub id.
         revision: commit, branch or tag of a hub id; None for its newest.
-        key: parameter that holds ``path``, for messages; the revision's is named alike.
+        key: parameter that holds ``path``, for messages; the revision's has the same prefix.
         patterns: of the files to fetch, as `fnmatch` reads them.
 
     Raises:
@@ -95,21 +95,21 @@ def _explain(error: Exception, path: str, revision: str | None, key: str) -> str
     missing = f"{model}: not complete in the hub's cache, and"
     match error:
         case GatedRepoError():
-            mend = f"accept its licence at {hub}/{path}, {LOGIN}, and start again"
-            return f"{model}: the model is gated; {mend}"
+            fix = f"accept its licence at {hub}/{path}, {LOGIN}, and start again"
+            return f"{model}: the model is gated; {fix}"
         case RepositoryNotFoundError():
-            mend = f"check the spelling; if it is private, {LOGIN}"
-            return f"{model}: no directory here, and no such model on the hub; {mend}"
+            fix = f"check the spelling; if it is private, {LOGIN}"
+            return f"{model}: no directory here, and no such model on the hub; {fix}"
         case RevisionNotFoundError():
-            mend = f"give a commit from {hub}/{path}/commits/main, or null for the newest"
+            fix = f"give a commit from {hub}/{path}/commits/main, or null for the newest"
             named = f"{key.removesuffix('path')}revision {revision!r}"
-            return f"{named}: {path} has no such revision; {mend}"
+            return f"{named}: {path} has no such revision; {fix}"
         case OfflineModeIsEnabled():
             return f"{missing} HF_HUB_OFFLINE forbids to ask the hub; {fetch}"
         case HfHubHTTPError():
             status = error.response.status_code
-            mend = "log in anew with `hf auth login`" if status in (401, 403) else "try again later"
-            return f"{missing} {hub} answers HTTP {status}; {mend}, or {fetch}"
+            fix = "log in again with `hf auth login`" if status in (401, 403) else "try again later"
+            return f"{missing} {hub} answers HTTP {status}; {fix}, or {fetch}"
         case OSError(errno=int()) if not isinstance(error, ConnectionError):
             cache = f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror})"
             return f"{model}: the hub's cache {cache}; set HF_HOME to a folder that can"

@@ -20,8 +20,8 @@ def read_image(path: Path, side: int) -> np.ndarray:
     refused, and so is another size: scores of resized images are not comparable.
 
     Raises:
-        StarError: missing, no PNG, of another size or kind, or damaged; names the file and the
-            mend. Nothing is decoded before the header is right.
+        StarError: missing, no PNG, of another size or kind, or damaged; names the file and the fix.
+            Nothing is decoded before the header is right.
     """
     wanted = f"give a PNG of {side} x {side} pixels"
     try:

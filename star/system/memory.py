@@ -25,7 +25,7 @@ _SIGNS = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_F
 
 @contextmanager
 def memory_for(phase: str) -> Iterator[None]:
-    """Raise a StarError with the mend if memory runs out in a phase of `MENDS`."""
+    """Raise a StarError that says how to fix it if memory runs out in a phase of `MENDS`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

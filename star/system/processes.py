@@ -1,7 +1,7 @@
 """The processes that train together: each samples, scores and learns from its shard of the batches.
 
-What they learn does not depend on their number, but for rounding. Prompts and noise are numbered by
-batch, statistics of rewards are taken over all processes, and gradients are averaged before each
+Except for rounding, what they learn does not depend on their number. Prompts and noise are numbered
+by batch, statistics of rewards are taken over all processes, and gradients are averaged before each
 optimizer step. Groups may lie on several processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 from star.system.errors import StarError
 
 T = TypeVar("T")
-WAIT = 1800.0  # seconds that processes wait for one, besides a reward
+WAIT = 1800.0  # seconds that processes wait for one, in addition to a reward
 
 
 def start_accelerator(reward_timeout: float) -> Accelerator:

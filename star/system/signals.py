@@ -1,7 +1,7 @@
 """Requests to stop, as schedulers send them before a time limit or for a more urgent job.
 
 SIGTERM and SIGUSR1 are remembered, and a loop looks for them between two batches. A second SIGTERM
-ends the process at once. One within `SAME` seconds counts as the first: a scheduler signals all
+ends the process immediately. One within `SAME` seconds counts as the first: a scheduler signals all
 processes of a job, and a launcher among them hands the signal on."""
 
 import os

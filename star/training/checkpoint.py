@@ -109,14 +109,13 @@ class States:
 
     @property
     def done(self) -> bool:
-        """Whether the training has come to its end and left its results."""
+        """Return whether the training has ended and left its results."""
         return (self.folder / "done").exists()
 
     def finish(self) -> None:
         """Mark the training as done; its last state stays.
 
-        Whoever starts it again, because they were killed before they knew that it was done, gets
-        the same results at once.
+        A run that was killed before it knew this gets the same results when started again.
         """
         for file in self.files()[:-1]:
             file.unlink()

@@ -67,7 +67,7 @@ class Credit:
         trajectories: Sequence[Trajectory],
         results: Sequence[RewardResult],
     ) -> list[Scored]:
-        """Return this process's rollouts with their credit among all of the epoch.
+        """Return this process's rollouts with maps and advantages normalised over the epoch.
 
         Args:
             planned: the epoch's batches, of all processes.
@@ -94,7 +94,7 @@ class Credit:
         """Return the advantages of each of this process's batches, (B, K).
 
         Raises:
-            StarError: the reward tells other clauses apart than the prompt's core does.
+            StarError: the reward's number of clauses differs from the prompt's.
         """
         updates = self.train.updates_per_epoch
         shares = [share for result in results for share in self._shares(result)]
@@ -108,7 +108,7 @@ class Credit:
         return self.processes.shard(advantages.split([len(p) for p in everywhere]), updates)
 
     def _shares(self, result: RewardResult) -> list[Tensor]:
-        """Return the shares of each image's score, (K,): of its clauses, or the score alone."""
+        """Return each image's score as shares of its clauses, (K,), or whole, (1,)."""
         if self.clause_wise and result.shares is not None:
             return [torch.from_numpy(share) for share in result.shares]
         return list(torch.from_numpy(result.scores[:, None]))
@@ -118,14 +118,14 @@ class Credit:
             clauses = len(self._core_weights(record, True))
             if len(share) != clauses:  # they would be broadcast, or cut
                 raise StarError(
-                    f"allocation.clause_wise: prompt {record.id} has {clauses} clauses, and its "
-                    f"reward gives shares for {len(share)}; set it to false"
+                    f"allocation.clause_wise: prompt {record.id} has {clauses} clauses, but its "
+                    f"reward scores {len(share)}; set allocation.clause_wise to false"
                 )
 
     def _weights(self, epoch: int, batch: Batch, relevance: Tensor) -> Tensor:
-        how, seed = self.allocation, seed_of(self.seed, "control", epoch, batch.number)
-        maps = controlled(relevance, how.source, seed)
-        return allocation_weights(maps, how.lam, how.temporal, how.clause_maps)
+        allocation, seed = self.allocation, seed_of(self.seed, "control", epoch, batch.number)
+        maps = controlled(relevance, allocation.source, seed)
+        return allocation_weights(maps, allocation.lam, allocation.temporal, allocation.clause_maps)
 
     def _flat(self, trajectory: Trajectory, advantage: Tensor) -> Tensor:
         steps, rollouts = trajectory.means.shape[:2]

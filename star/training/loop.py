@@ -1,10 +1,10 @@
 """A training from its first epoch to its last: opened, resumed, logged, saved and exported.
 
-An epoch begins from a state that is a copy in memory. Whatever ends it early (a signal, a fault, a
+Each epoch's first state is copied in memory. Whatever ends the epoch early (a signal, a fault, a
 full disk, Ctrl-C), that state is written, and the same command goes on from it. Only a SIGKILL or a
 power cut costs more: the epochs since the last `TrainParams.save_every`. The last state of a
-finished training stays until the next one of the task and method: started again, it only writes its
-results again.
+finished training stays until the next training of its task and method. Started again, a finished
+training only writes its results again.
 """
 
 import dataclasses
@@ -73,12 +73,12 @@ def open_training(
         output: folder of its results, which must be writable.
         locked: folders that no other process may use meanwhile.
         identity: what decides the result; see `star.training.checkpoint.States`.
-        more_prompts: to be encoded beside those of the epochs.
-        judges: tasks whose reward models are needed besides.
+        more_prompts: to be encoded in addition to those of the epochs.
+        judges: more tasks whose reward models are needed.
 
     Raises:
         StarError: a folder that cannot be written, an unusable model or prompt (all of these before
-            a model is opened), a training that has these folders already.
+            a model is opened), or another training is using these folders.
     """
     plan = EpochPlan(records, params.seed, params.train, params.rollout)
     check_folders(params.model, work, output)
@@ -170,9 +170,9 @@ def train(
 
 
 def check_base(states: States, base: str) -> None:
-    """Refuse a base model other than that of a training's states, before its prompts are encoded.
+    """Refuse to resume if the base model is not the one the states were trained on.
 
-    A damaged state is passed over: `States.newest` reports it, and `Trainer.restore` checks others.
+    A damaged state is skipped: `States.newest` reports it, and `Trainer.restore` checks others.
     """
     files = states.files()
     try:
@@ -191,12 +191,13 @@ def run_epochs(
     look: Callable[[], None],
     tracker: Tracker | None = None,
 ) -> None:
-    """Train to the last epoch from the newest state; write a line an epoch to ``log.jsonl``.
+    """Train to the last epoch from the newest state; write a line per epoch to ``log.jsonl``.
 
-    Of several processes the main one writes, looks and logs; all read the state.
+    The main process writes files, calls ``look`` and logs; every process reads the state.
 
     Args:
-        look: called before the first epoch, every ``look_every`` epochs and after the last one.
+        look: draws or scores images; called before the first epoch, every ``look_every`` epochs
+            and after the last one.
         tracker: gets each new line.
 
     Raises:
@@ -245,7 +246,7 @@ def run_epochs(
 
 @contextmanager
 def _state_kept(trainer: Trainer, states: States) -> Iterator[None]:
-    """Write the state of the epoch's begin if the epoch fails, and the rollouts of a `Fault`."""
+    """If the epoch fails, save the state from its start, and the rollouts if it was a `Fault`."""
     before = trainer.state()
     try:
         yield
@@ -260,10 +261,10 @@ def _state_kept(trainer: Trainer, states: States) -> Iterator[None]:
 
 
 def _cut_log(log: Path, epochs: int) -> None:
-    """Leave the lines of the first ``epochs`` epochs: a killed run logs more than it saves.
+    """Keep only the first ``epochs`` lines; a killed run may have logged more.
 
     Raises:
-        StarError: fewer lines, or others.
+        StarError: lines are missing or do not match.
     """
     lines = log.read_text(encoding="utf-8").splitlines()[:epochs] if log.exists() else []
     try:
@@ -274,8 +275,8 @@ def _cut_log(log: Path, epochs: int) -> None:
         ) from error
     if found != list(range(1, epochs + 1)):
         raise StarError(
-            f"{log}: has epochs {found[:1]} to {found[-1:]} in {len(found)} lines, not 1 to "
-            f"{epochs} as the state beside it; delete {log.parent} to start over"
+            f"{log}: expected epochs 1 to {epochs} as in the saved state, found {len(found)} lines "
+            f"with epochs {found[:1]} to {found[-1:]}; delete {log.parent} to start over"
         )
     write_text_atomic(log, "".join(line + "\n" for line in lines))
 

@@ -56,8 +56,8 @@ def draw_samples(
     shown = {"samples": np.asarray(sheet)}
     if relevance is None:
         return shown
-    how = allocation
-    weights = allocation_weights(relevance, how.lam, how.temporal, how.clause_maps)[:, :, 0]
+    lam, temporal, clause_maps = allocation.lam, allocation.temporal, allocation.clause_maps
+    weights = allocation_weights(relevance, lam, temporal, clause_maps)[:, :, 0]
     rewards = reward.submit(drawn[:MAP_PROMPTS], records[:MAP_PROMPTS]).result().scores
     maps = folder / "maps"
     maps.mkdir(exist_ok=True)

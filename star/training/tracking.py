@@ -1,7 +1,7 @@
 """Experiment trackers: a training's curves, sample grids and map overlays in W&B or TensorBoard.
 
 A training that goes on from a state repeats the epochs after it. TensorBoard is told to forget what
-it had of them. W&B cannot forget: `wandb sync` numbers repeated steps anew, behind those that it
+it had of them. W&B cannot forget: `wandb sync` numbers repeated steps again, after those that it
 has. So its curves are drawn over the epoch, where a repeated point lies on the first one (on a CPU
 they are the same to the byte).
 """

@@ -5,7 +5,7 @@ Flow-GRPO's published code:
 
 - The batches of an update are the batches of the rollout, so the first ratio is exactly 1.
 - All randomness is seeded by what it is for (`star.method.seeds`): resuming needs no generator.
-- Every setting of a task is data.
+- Tasks differ only in parameters.
 """
 
 import math
@@ -41,7 +41,7 @@ from star.training.batches import Batch, EpochPlan, window_start
 from star.training.checkpoint import optimizer_tensors, restore_optimizer
 from star.training.credit import Credit, Scored
 
-# How an epoch's facts of several processes become one; others are averaged.
+# How one value is made from those of several processes: these by min or max, others by mean.
 MERGED = {"ratio_min": torch.min, "ratio_max": torch.max, "first_ratio_error": torch.max}
 OTHER_BASE = (
     "the state of a training on another base model; set model.path and model.revision to it"
@@ -52,9 +52,9 @@ OTHER_BASE = (
 class LogLine:
     """One epoch, as log.jsonl has it; means are over all rollouts, steps and locations.
 
-    groups_without_variance: share of groups that teach nothing. first_ratio_error: largest |ratio -
-    1| before the first update. clip_fraction: share of ratios outside the clip range. kl: None
-    without a penalty's form. map_entropy: of the maps, in [0, 1]; None without maps. images,
+    groups_without_variance: share of groups whose rewards are all equal. first_ratio_error: largest
+    |ratio - 1| before the first update. clip_fraction: share of ratios outside the clip range. kl:
+    None if kl_form is none. map_entropy: of the maps, in [0, 1]; None without maps. images,
     updates, skipped: since the training's start. seconds: by phase.
     """
 
@@ -83,10 +83,10 @@ class Trainer:
 
     Args:
         records: training prompts with their core.
-        interrupted: asked between two batches (of several processes: where all meet); if it returns
-            True, the epoch ends with `Interrupted`.
+        interrupted: asked between batches; with several processes only where all wait for each
+            other. If it returns True, the epoch ends with `Interrupted`.
 
-    An epoch that ends early leaves adapter, average and optimizer anywhere: restore a state.
+    After an epoch that ended early the weights are half updated: call `restore`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Trainer:
             self.parameters, lr=self.train.learning_rate, weight_decay=self.train.weight_decay
         )
         self.average = Average(self.parameters, self.train.ema_decay, self.train.ema_every)
-        # Half precision alone: bf16 and float32 have the range that gradients need.
+        # Only fp16 needs this: bf16 and float32 have the range that gradients need.
         half = policy.model.precision == "fp16"
         self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
         self.epoch = self.updates = self.skipped = 0
@@ -137,8 +137,8 @@ class Trainer:
         """Run one epoch and return its log line.
 
         Raises:
-            Fault: a reward that fails, a score or gradient that is not finite; nothing has been
-                learnt from it.
+            Fault: a reward that fails, a score or gradient that is not finite; nothing was trained
+                on it.
             Interrupted: see the class.
             StarError: memory ran out; names the phase.
         """
@@ -171,7 +171,7 @@ class Trainer:
         """End the epoch here if the training was asked to stop.
 
         Args:
-            together: all processes have come here, so one of several may ask.
+            together: every process calls this now, so a request to any of them stops all.
 
         Raises:
             Interrupted: this process, or another, was asked to stop.
@@ -184,7 +184,7 @@ class Trainer:
     def draw(
         self, batches: Sequence[Batch], watch: Stopwatch
     ) -> tuple[list[Trajectory], list[Future[RewardResult]]]:
-        """Sample batches and hand them to the reward: each at once, or all after the last one."""
+        """Sample batches; submit each to the reward now (GPU) or after the last batch (CPU)."""
         trajectories: list[Trajectory] = []
         pending: list[Future[RewardResult]] = []
         for i, batch in enumerate(batches):
@@ -198,6 +198,7 @@ class Trainer:
         return trajectories, pending
 
     def sample(self, batch: Batch) -> Trajectory:
+        """Draw the rollouts of a batch; `Fault` if an image is not finite."""
         core = None
         if self.allocation.uses_maps:
             core = self.credit.core_keys(batch.records, self.allocation.clause_wise)
@@ -210,8 +211,9 @@ class Trainer:
             raise Fault(f"epoch {self.epoch + 1}: {error}", batch.facts()) from error
 
     def submit(self, batch: Batch, trajectory: Trajectory) -> Future[RewardResult]:
+        """Start scoring a batch; `Fault` if the reward fails."""
         try:
-            with memory_for("reward"):  # networks score at once
+            with memory_for("reward"):  # networks score before they return
                 return self.reward.submit(trajectory.images, batch.records)
         except RewardError as error:
             raise self.reward_fault(error, batch, trajectory) from error
@@ -238,7 +240,7 @@ class Trainer:
         return Fault(str(error), [facts[i] for i in rows], trajectory.images[rows])
 
     def reward_facts(self, results: Sequence[RewardResult]) -> dict[str, Any]:
-        """Return mean and spread of the epoch's rewards, and the share of groups without any."""
+        """Return the rewards' mean and std, and the share of groups whose rewards are all equal."""
         device, updates = self.policy.device, self.train.updates_per_epoch
         scores = [torch.from_numpy(result.scores)[:, None].to(device) for result in results]
         rewards = torch.cat(self.processes.gather(scores, updates)).squeeze(1).cpu().numpy()
@@ -250,7 +252,7 @@ class Trainer:
         }
 
     def update(self, scored: Sequence[Scored]) -> dict[str, Any]:
-        """Take the epoch's optimizer steps, each on its share of the batches; return log facts."""
+        """Take the epoch's optimizer steps, each on an equal part; return facts for the log."""
         share = len(scored) // self.train.updates_per_epoch
         steps = len(scored[0].trajectory.means)
         ratios, clipped, norms, losses = [], [], [], []
@@ -292,7 +294,7 @@ class Trainer:
         return self.merge_facts(facts)
 
     def wants_penalty(self, penalties: Sequence[Tensor]) -> bool:
-        """Return whether to measure the KL: with no penalty only once an epoch, for the log."""
+        """Return whether to measure the KL: always with a weight, else once per epoch to log it."""
         logged = self.processes.main and not penalties
         return self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged)
 
@@ -318,9 +320,9 @@ class Trainer:
         if self.processes.any(bool(torch.stack(list(clipped)).any())):
             worst = (torch.cat(list(ratios)) - 1).abs().max().item()
             raise StarError(
-                f"epoch {self.epoch + 1}: ratios are off 1 by up to {worst:.2g} before the first "
-                f"update, outside train.clip_range {self.train.clip_range:g}: rollout and update "
-                'compute the same policy differently. Set model.compile to "no" (it is '
+                f"epoch {self.epoch + 1}: ratios differ from 1 by up to {worst:.2g} before the "
+                f"first update, outside train.clip_range {self.train.clip_range:g}: rollout and "
+                'update compute the same policy differently. Set model.compile to "no" (it is '
                 f'{self.params.model.compile}), or model.precision to "no" (it is '
                 f"{self.policy.model.precision})"
             )
@@ -328,8 +330,8 @@ class Trainer:
     def step(self, items: Sequence[Scored], losses: Sequence[Tensor]) -> Tensor:
         """Take one optimizer step with the gradients that ``items`` left; return their norm.
 
-        Gradients that are not finite are never trained on. Half precision's overflows are skipped
-        until the loss's scale fits; others as often as `TrainParams.skip_updates` allows.
+        Gradients that are not finite are never trained on. Overflows of fp16 are skipped until the
+        loss's scale fits; others as often as `TrainParams.skip_updates` allows.
         """
         self.processes.average(p.grad for p in self.parameters if p.grad is not None)
         self.scaler.unscale_(self.optimizer)
@@ -387,7 +389,7 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Return CPU copies of all tensors that the next epochs depend on, and the counters.
 
-        There is no generator among them: all noise is seeded by what it is for.
+        No random generator is among them: all noise is seeded by what it is for.
         """
         tensors: dict[str, Tensor] = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
@@ -404,11 +406,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
-        """Go back to a `state`.
-
-        Raises:
-            StarError: it is of a training on another base model.
-        """
+        """Go back to a `state`; `StarError` if it is of a training on another base model."""
         if facts["base"] != self.base:
             raise StarError(OTHER_BASE)
         pairs = zip(self.parameters, self.average.values, strict=True)
@@ -447,7 +445,7 @@ class Trainer:
 def overlaps(device: torch.device) -> bool:
     """Return whether images are scored while the next batch is drawn.
 
-    Beside a GPU, the CPU scores meanwhile. On a CPU both would wait for the same cores: two threads
-    of one product, of which one is slowed, cost more than the scoring.
+    With a GPU, the CPU scores meanwhile. On a CPU both compete for the same cores, which costs more
+    than scoring alone.
     """
     return device.type != "cpu"

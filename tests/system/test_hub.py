@@ -98,7 +98,7 @@ def refused_policy(**changes: object) -> str:
         ({}, {"revision": "v2"}, ["model.revision 'v2'", "{url}/owner/mini/commits/main"]),
         ({}, {"revision": "0" * 40}, ["model.revision '000", "{url}/owner/mini/commits/main"]),
         ({"status": 503}, {}, ["model.path 'owner/mini'", "HTTP 503; try again later", DOWNLOAD]),
-        ({"status": 401}, {}, ["model.path 'owner/mini'", "HTTP 401; log in anew", DOWNLOAD]),
+        ({"status": 401}, {}, ["model.path 'owner/mini'", "HTTP 401; log in again", DOWNLOAD]),
     ],
 )
 @pytest.mark.usefixtures("no_second_try")

@@ -224,7 +224,7 @@ def test_the_log_has_the_epochs_of_the_state_alone(tmp_path):
     log.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch": 3}\n{"epo')
     _cut_log(log, 2)
     assert log.read_text() == '{"epoch": 1}\n{"epoch": 2}\n'
-    with pytest.raises(StarError, match=r"log.jsonl: has epochs \[1\] to \[2\] .* not 1 to 3"):
+    with pytest.raises(StarError, match=r"log.jsonl: expected epochs 1 to 3 .* \[1\] to \[2\]"):
         _cut_log(log, 3)
     log.write_text('{"epoch": 1}\n{"epo')
     with pytest.raises(StarError, match="log.jsonl: not a training log"):

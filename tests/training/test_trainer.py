@@ -115,7 +115,7 @@ def test_rollouts_that_the_update_computes_otherwise_are_not_learnt_from(monkeyp
         return dataclasses.replace(exact, mean=exact.mean + 1e-2)
 
     monkeypatch.setattr(run.roller, "again", slightly_off)
-    with pytest.raises(StarError, match=r"epoch 1: ratios are off 1 by .* model\.compile"):
+    with pytest.raises(StarError, match=r"epoch 1: ratios differ from 1 by .* model\.compile"):
         run.train_epoch()
     assert adapter_bytes(run) == before
 

@@ -81,7 +81,7 @@ def judge_of(runs: Sequence[ComparedRun]) -> str | None:
 
 
 def choose_pairs(runs: Sequence[ComparedRun], task: str, count: int) -> list[Pair]:
-    """Return the images whose graded scores lie furthest apart over the runs, one a prompt.
+    """Return the images whose graded scores lie furthest apart over the runs, one per prompt.
 
     Ties go by file order."""
     metric = next(m for m in metrics_of(None) if (m.task, m.key) == (task, GRADED[task]))
@@ -97,7 +97,7 @@ def choose_pairs(runs: Sequence[ComparedRun], task: str, count: int) -> list[Pai
 def differing_parameters(runs: Sequence[ComparedRun]) -> dict[str, tuple[str | None, ...]]:
     """Return dotted keys in which the recorded parameters differ; none of fewer than two records.
 
-    A value is JSON, one a run; None for a run that has no record."""
+    A value is JSON, one per run; None for a run that has no record."""
     recorded = [run for run in runs if run.parameters is not None]
     rows = {}
     if len(recorded) > 1:

@@ -1,4 +1,4 @@
-"""The runs that are compared: evaluations, what their trainings left beside them, labels."""
+"""The runs that are compared: evaluations, what their trainings left next to them, labels."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class ComparedRun:
 
     @property
     def final_reward(self) -> float | None:
-        """Mean training reward of the last `SMOOTHING` epochs; None without a log."""
+        """Return the mean training reward of the last `SMOOTHING` epochs; None without a log."""
         rewards = [row["reward_mean"] for row in self.log]
         return running_mean(rewards, SMOOTHING)[-1] if rewards else None
 
@@ -40,7 +40,7 @@ class ComparedRun:
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[ComparedRun, ...]:
-    """Read evaluations and, beside each, ``../../train/<same name>/``.
+    """Read evaluations and, for each, ``../../train/<same name>/``.
 
     Images come in the order of the first run, so that equal positions are pairs.
 
