@@ -54,7 +54,7 @@ COMMENT = "\n# A comment.\n"
 # Where DVC runs more than Snakemake: its stages depend on the folders of all prompt files and of
 # all models.
 COARSE = (Edit(OWN_PROMPTS, "a dog\n"), Edit("models/miniature-preference/model.safetensors", "x"))
-COARSE_BY_DVC = EVERYTHING
+COARSE_BY_DVC = PROMPTS | OWN | TRAIN | EVALUATIONS
 COARSE_BY_SNAKEMAKE = OWN | EVALUATIONS
 
 
