@@ -128,7 +128,7 @@ def test_what_the_command_prints(capsys):
     assert main(["plan", "--task", "ocr", "preference", "--device", "cpu", "--tflops", "0.1"]) == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
-    assert ["images", "an", "epoch", "128", "8", "groups"] in lines
+    assert ["images", "per", "epoch", "128", "8", "groups"] in lines
     assert ["one", "training", "ocr", "preference"] in lines
     assert ["forward", "and", "backward:", "update", "6,120", "6,120"] in lines
     assert ["peak", "phase", "update", "update", "decoding"] in lines and "hours: update" in text

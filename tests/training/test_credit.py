@@ -30,7 +30,7 @@ def test_clause_wise_maps_and_advantages_of_a_batch():
 
 
 def test_clause_wise_with_a_reward_that_knows_no_clauses_is_refused():
-    with pytest.raises(StarError, match="clause_wise: prompt .* 2 clauses, .* shares for 1"):
+    with pytest.raises(StarError, match="clause_wise: prompt .* 2 clauses, .* reward scores 1;"):
         trainer(reward=Redness(), clause_wise=True).train_epoch()
 
 
