@@ -127,11 +127,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _launch(options: argparse.Namespace) -> None:
+    from star.system.gpus import check_gpus
     from star.system.launch import launch_command, shared_threads
 
     stage = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     shape = (options.gpus, options.processes, options.nodes)
     command = launch_command(stage, *shape, os.environ)
+    check_gpus(options.gpus // options.nodes)
     if command is None:
         sys.exit(main(stage))
     os.execvpe(command[0], command, shared_threads(os.environ, *shape))
