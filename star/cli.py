@@ -66,6 +66,17 @@ def _plan(options: argparse.Namespace) -> None:
     print(json.dumps(as_json(plan), indent=1) if options.json else show(plan))
 
 
+def _doctor(options: argparse.Namespace) -> None:
+    from star.doctor import examine
+
+    wrong = []
+    for finding in examine(load_params(options.params)):
+        print(finding, flush=True)
+        wrong += [finding.what] if finding.mend and finding.needed else []
+    if wrong:
+        raise StarError(f"{options.params} cannot run here yet: {', '.join(wrong)} (MEND above)")
+
+
 def _prompts(options: argparse.Namespace) -> None:
     from star.prompts.prepare import prepare
     from star.prompts.records import write_records
@@ -260,6 +271,11 @@ WORK = _path("--work", "folder of the resume state and the log")
 PAGE = _path("--output", "HTML file to write")
 
 STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its options
+    "doctor": (
+        _doctor,
+        "say what this machine can do and what to mend, for a parameter file; opens no model",
+        PARAMS,
+    ),
     "plan": (
         _plan,
         "say what a parameter file asks for: arithmetic, operations and memory; runs nothing",
