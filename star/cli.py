@@ -66,6 +66,17 @@ def _plan(options: argparse.Namespace) -> None:
     print(json.dumps(as_json(plan), indent=1) if options.json else show(plan))
 
 
+def _doctor(options: argparse.Namespace) -> None:
+    from star.doctor import examine
+
+    wrong = []
+    for finding in examine(load_params(options.params)):
+        print(finding, flush=True)
+        wrong += [finding.what] if finding.mend and finding.needed else []
+    if wrong:
+        raise StarError(f"{options.params} cannot run here yet: {', '.join(wrong)} (MEND above)")
+
+
 def _prompts(options: argparse.Namespace) -> None:
     from star.prompts.prepare import prepare
     from star.prompts.records import write_records
@@ -127,11 +138,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _launch(options: argparse.Namespace) -> None:
+    from star.system.gpus import check_gpus
     from star.system.launch import launch_command, shared_threads
 
     stage = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     shape = (options.gpus, options.processes, options.nodes)
     command = launch_command(stage, *shape, os.environ)
+    check_gpus(options.gpus // options.nodes)
     if command is None:
         sys.exit(main(stage))
     os.execvpe(command[0], command, shared_threads(os.environ, *shape))
@@ -258,6 +271,11 @@ WORK = _path("--work", "folder of the resume state and the log")
 PAGE = _path("--output", "HTML file to write")
 
 STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its options
+    "doctor": (
+        _doctor,
+        "say what this machine can do and what to mend, for a parameter file; opens no model",
+        PARAMS,
+    ),
     "plan": (
         _plan,
         "say what a parameter file asks for: arithmetic, operations and memory; runs nothing",

@@ -2,7 +2,6 @@
 are cut off."""
 
 import json
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from star.prompts.core_tokens import REPORTED, clause_records, find_core_tokens,
 from star.prompts.records import PromptRecord
 from star.rewards.factory import find_models
 from star.system.errors import StarError
+from star.system.files import check_writable
 
 
 def check_folders(model: ModelParams, work: Path, output: Path) -> None:
@@ -25,23 +25,6 @@ def check_folders(model: ModelParams, work: Path, output: Path) -> None:
         check_writable(Path(model.prompt_cache), "model.prompt_cache")
     check_writable(work, "the folder of states")
     check_writable(output, "the output folder")
-
-
-def check_writable(folder: Path, name: str) -> None:
-    """Refuse a folder that cannot be made, or in which nothing can; leaves nothing behind.
-
-    Raises:
-        StarError: begins with ``name``.
-    """
-    lineage = (folder.absolute(), *folder.absolute().parents)
-    try:
-        there = next(path for path in lineage if path.is_symlink() or path.exists())
-        with tempfile.TemporaryDirectory(dir=there, prefix=".star-"):
-            pass
-    except OSError as error:
-        raise StarError(
-            f"{name} {folder}: cannot be written ({error.strerror}); give another folder"
-        ) from error
 
 
 def find_all_models(model: ModelParams, rewards: RewardsParams, tasks: Collection[str]) -> Path:

@@ -3,6 +3,7 @@ in every stage."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -14,12 +15,13 @@ from star.config.params import Params, StudyRun
 from star.config.reading import load_params
 from star.evaluation.evaluate import evaluate
 from star.policy.sd3 import load_policy
-from star.preflight import check_blocks, check_core, check_writable
+from star.preflight import check_blocks, check_core
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
 from star.prompts.records import CoreSpan, PromptRecord, write_records
 from star.study.run import run_study
 from star.system.errors import StarError
+from star.system.files import check_writable
 from star.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,6 +146,17 @@ def test_every_stage_refuses_before_it_opens_a_model(
     with pytest.raises(StarError, match=f"^{message}"):
         stages(params, task, tmp_path)[stage]()
     assert not (tmp_path / "work").is_dir() and not (tmp_path / "out").is_dir()
+
+
+@pytest.mark.usefixtures("nothing_opens")
+@pytest.mark.parametrize("stage", ["train", "study", "evaluate"])
+def test_the_first_line_of_every_stage_names_device_and_precision(
+    tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StarError):
+        stages(half_a_model(tmp_path), "geneval", tmp_path)[stage]()
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r".+: 1 process on (cpu|cuda \(.+\)), precision (no|bf16)", first)
 
 
 @pytest.mark.usefixtures("nothing_opens")

@@ -14,6 +14,7 @@ from star.config.reading import load_params
 from star.config.yaml_file import read_values
 from star.prompts.published import FETCHED
 from star.system.errors import StarError
+from star.system.gpus import visible_gpus as visible_gpus  # for the rules
 from workflow.dependencies import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,8 +149,3 @@ def prompt_files(values: dict, task: str) -> list[str]:
                 "change"
             )
     return list(names.values())
-
-
-def visible_gpus() -> int:
-    """Count the NVIDIA devices of this machine (torch would take seconds for it)."""
-    return len([file for file in Path("/dev").glob("nvidia[0-9]*") if file.name[6:].isdigit()])

@@ -15,7 +15,7 @@ from star.config.params import TASKS, Params, fingerprint
 from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.summary import image_lines, write_scores
-from star.method.precision import computing
+from star.method.precision import computing, resolve_precision
 from star.policy.adapter import check_adapter
 from star.policy.sd3 import SD3Policy, load_policy
 from star.preflight import check_folders, find_all_models
@@ -57,16 +57,16 @@ def evaluate(
     check_folders(params.model, work, output)
     if adapter is not None:
         check_adapter(adapter)
-    find_all_models(params.model, params.rewards, TASKS)
     accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
+    precision = resolve_precision(params.model.precision, accelerator.device)
+    accelerator.print(f"{checkpoint}: {processes}, precision {precision}", flush=True)
+    find_all_models(params.model, params.rewards, TASKS)
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
                 stack.enter_context(take_lock(folder / ".lock", f"star evaluate {checkpoint}"))
         policy = load_policy(params.model, accelerator.device, adapter)
-        kernel = f"precision {policy.model.precision}"
-        accelerator.print(f"{checkpoint}: {processes}, {kernel}", flush=True)
         policy.compile()
         wanted = dict.fromkeys(record.prompt for tested in records.values() for record in tested)
         policy.prepare_prompts(processes.shard(list(wanted), 1))

@@ -9,17 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from star.config.params import Params, fingerprint
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import PlannedImage, in_batches, score_batches
 from star.evaluation.summary import image_lines, write_scores
 from star.method.precision import set_tf32
-from star.preflight import check_writable
 from star.prompts.records import PromptRecord
 from star.rewards.factory import build_reward, find_models
 from star.system.errors import StarError
+from star.system.files import check_writable
 from star.system.images import read_image
+from star.system.processes import device_name
 from star.system.progress import Progress
 from star.system.stopwatch import Stopwatch
 
@@ -39,6 +41,9 @@ def score_folder(
             fails.
     """
     check_writable(output, "the output folder")
+    # The device that the judges open on.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{task}: judged on {device_name(device)}", flush=True)
     find_models([task], params.rewards)
     if strangers := [record.id for record in records if record.task != task]:
         raise StarError(

@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import SD3Transformer2DModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from star.system.errors import StarError
+
+if TYPE_CHECKING:  # slow, and a kernel is chosen without it
+    from diffusers import SD3Transformer2DModel
+    from diffusers.models.attention_processor import Attention
 
 # Softmax attention over (batch, heads, tokens, d): query, key, value, core, image tokens -> mixed
 # values like the query, and the mass of the image queries on the core keys, float32 (rows, image
@@ -219,7 +222,7 @@ class JointProcessor:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: "Attention",
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -253,7 +256,7 @@ class JointProcessor:
         return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-def use_joint_processor(transformer: SD3Transformer2DModel, kernel: Kernel) -> None:
+def use_joint_processor(transformer: "SD3Transformer2DModel", kernel: Kernel) -> None:
     """Install `JointProcessor` on every attention layer of an SD3 transformer."""
     for block in transformer.transformer_blocks:
         for layer in (block.attn, getattr(block, "attn2", None)):
@@ -263,7 +266,7 @@ def use_joint_processor(transformer: SD3Transformer2DModel, kernel: Kernel) -> N
 
 @contextmanager
 def record_core_attention(
-    transformer: SD3Transformer2DModel, core: CoreKeys, blocks: str | Sequence[int]
+    transformer: "SD3Transformer2DModel", core: CoreKeys, blocks: str | Sequence[int]
 ) -> Iterator[AttentionRecorder]:
     """Record the one forward pass made inside; put the earlier processors back on leaving.
 

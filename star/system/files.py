@@ -3,10 +3,28 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from star.system.errors import writing
+from star.system.errors import StarError, writing
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Refuse a folder that cannot be made, or in which nothing can; leaves nothing behind.
+
+    Raises:
+        StarError: begins with ``name``.
+    """
+    lineage = (folder.absolute(), *folder.absolute().parents)
+    try:
+        there = next(path for path in lineage if path.is_symlink() or path.exists())
+        with tempfile.TemporaryDirectory(dir=there, prefix=".star-"):
+            pass
+    except OSError as error:
+        raise StarError(
+            f"{name} {folder}: cannot be written ({error.strerror}); give another folder"
+        ) from error
 
 
 def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:

@@ -28,6 +28,7 @@ WEIGHTS = tuple(
     for part in ("", "-*-of-*")
 )
 TIMEOUT = 10.0  # seconds without an answer
+SOON = 3.0  # the same, where somebody waits for the screen
 LOGIN = "log in with `hf auth login` (or set HF_TOKEN)"
 
 
@@ -49,9 +50,7 @@ def model_folder(path: str, revision: str | None, key: str, patterns: Sequence[s
     if Path(path).exists():
         return Path(path)
     if not is_hub_id(path):
-        raise StarError(
-            f"{key} {path!r}: no such directory, and no hub id (owner/name); give one of the two"
-        )
+        raise StarError(_no_model(path, key))
     refusal = _refusal(path, revision)
     wanted, cached = list(patterns), refusal is not None
     try:
@@ -65,6 +64,24 @@ def model_folder(path: str, revision: str | None, key: str, patterns: Sequence[s
         raise StarError(_explain(cause, path, revision, key)) from error
 
 
+def model_trouble(path: str, revision: str | None, key: str) -> str | None:
+    """Return why a model cannot be had here, or None; downloads nothing.
+
+    The arguments are `model_folder`'s.
+    """
+    if Path(path).exists():
+        return None
+    if not is_hub_id(path):
+        return _no_model(path, key)
+    if (refusal := _refusal(path, revision, SOON)) is None:
+        return None
+    try:
+        snapshot_download(path, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return _explain(refusal, path, revision, key)
+    return None
+
+
 def is_hub_id(path: str) -> bool:
     """Return whether a path that does not exist can be a hub id; models/... is a misspelling."""
     try:
@@ -74,12 +91,16 @@ def is_hub_id(path: str) -> bool:
     return not path.startswith("models/")
 
 
-def _refusal(path: str, revision: str | None) -> Exception | None:
+def _no_model(path: str, key: str) -> str:
+    return f"{key} {path!r}: no such directory, and no hub id (owner/name); give one of the two"
+
+
+def _refusal(path: str, revision: str | None, timeout: float = TIMEOUT) -> Exception | None:
     """Ask the hub for the model; return why it does not give it, or None.
 
     The library's own requests have no timeout and are repeated for half a minute."""
     try:
-        HfApi().model_info(path, revision=revision, timeout=TIMEOUT)
+        HfApi().model_info(path, revision=revision, timeout=timeout)
     except Exception as error:  # of any library below the hub's
         return error
     return None

@@ -30,6 +30,12 @@ def start_accelerator(reward_timeout: float) -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
 
 
+def device_name(device: torch.device) -> str:
+    """Return a device as a user knows it: ``cpu``, or ``cuda (NVIDIA H200)``."""
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return device.type + gpu
+
+
 @contextmanager
 def _meeting() -> Iterator[None]:
     """Raise a StarError if this process waits for the others in vain."""
@@ -61,7 +67,8 @@ class Processes:
         return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
 
     def __str__(self) -> str:
-        return f"{self.count} process{'es' if self.count > 1 else ''}"
+        device = device_name(self.accelerator.device if self.accelerator else torch.device("cpu"))
+        return f"{self.count} process{'es' if self.count > 1 else ''} on {device}"
 
     @property
     def main(self) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from star.config.params import AllocationParams, Params
+from star.method.precision import resolve_precision
 from star.method.seeds import seed_of
 from star.policy.sd3 import load_policy
 from star.preflight import check_core, check_folders, find_all_models
@@ -86,6 +87,8 @@ def open_training(
         plan.check_other_prompts()
     accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator)
+    precision = resolve_precision(params.model.precision, accelerator.device)
+    accelerator.print(f"{title}: {processes}, precision {precision}", flush=True)
     check_processes(params.train, params.rollout, processes.count)
     drawn = [*plan.all_prompts(), *records[:SHEET_PROMPTS]]
     ahead = list({record.id: record for record in drawn}.values())
@@ -100,8 +103,7 @@ def open_training(
         reward = build_reward(task, params.rewards)
         stack.callback(reward.close)
         policy = load_policy(params.model, accelerator.device)
-        kernel = f"precision {policy.model.precision}, attention kernel {policy.attention_kernel}"
-        accelerator.print(f"{title}: {processes}, {kernel}", flush=True)
+        accelerator.print(f"{title}: attention kernel {policy.attention_kernel}", flush=True)
         trainer = Trainer(params, allocation, records, reward, policy, processes, interrupted)
         states = States(work, params.train.keep_states, identity)
         check_base(states, trainer.base)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from star.config.params import AllocationParams
 from star.method.allocation import allocation_weights
@@ -49,7 +50,7 @@ def draw_samples(
         drawn = sample_images(policy, prompts, seeds, steps)
     else:
         relevance, drawn = trace_relevance(policy, prompts, seeds, steps, core, allocation)
-    name = f"epoch_{epoch:04d}"
+    name = _name(epoch)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     sheet = grid(drawn, columns=8)
     sheet.save(folder / "samples" / f"{name}.png")
@@ -76,3 +77,20 @@ def draw_samples(
     kept = [entry for entry in earlier if entry["epoch"] < epoch]
     write_text_atomic(index, json.dumps(kept + entries, indent=1) + "\n")
     return shown
+
+
+def saved_samples(folder: Path, epoch: int) -> dict[str, np.ndarray]:
+    """Return what `draw_samples` returned at an epoch, from its files; nothing if it drew none."""
+    sheet, index = folder / "samples" / f"{_name(epoch)}.png", folder / "maps/maps.json"
+    if not sheet.exists():
+        return {}
+    shown = {"samples": np.asarray(Image.open(sheet))}
+    entries = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
+    for i, entry in enumerate(entry for entry in entries if entry["epoch"] == epoch):
+        overlays = [np.asarray(Image.open(folder / "maps" / file)) for file in entry["maps"]]
+        shown[f"maps/{i}"] = np.concatenate(overlays, axis=1)
+    return shown
+
+
+def _name(epoch: int) -> str:
+    return f"epoch_{epoch:04d}"

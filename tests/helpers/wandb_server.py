@@ -1,4 +1,4 @@
-"""A stand-in for W&B's server: as much as `wandb sync` needs, keeping what it is sent.
+"""A stand-in for W&B's server: as much as `wandb sync` and a login need, keeping what it is sent.
 
 Of a run that it knows it tells the number of history lines and the last one, so that a later part
 goes behind the earlier. It answers what wandb 0.31 was seen to ask; W&B's own was not tried."""
@@ -62,6 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
         project = {"id": "p", "name": "star", "entity": {"id": "e", "name": "me"}}
         titles = self.server.titles
         match asked.get("operationName"):
+            case "Viewer":
+                user = {"id": "u", "entity": "me", "username": "me", "email": "", "flags": "{}"}
+                return {"viewer": user | {"teams": {"edges": []}}}
             case "UpsertBucket":
                 run = given["name"]
                 titles[run] = given["displayName"] or titles[run]

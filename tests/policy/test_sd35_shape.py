@@ -123,7 +123,9 @@ def test_prompts_to_exported_adapter(
     folders = "--state", tmp_path / "state", "--output", training
     what = "--task", "preference", "--method", "star", "--prompts", core / "preference/train.jsonl"
     star("train", *common, *what, *folders)
-    assert "precision bf16, attention kernel flash_cpu\n" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert "preference star: 1 process on cpu, precision bf16" in said
+    assert "preference star: attention kernel flash_cpu" in said
     log = read_lines(training / "log.jsonl")
     assert [line["epoch"] for line in log] == [1, 2]
     for line in log:
