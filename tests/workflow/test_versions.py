@@ -170,6 +170,20 @@ def test_what_failed_over_older_results_runs_again(project: Project) -> None:
         assert run_with("snakemake", project) == stages, key
 
 
+def test_results_stand_that_dvc_cannot_record(project: Project) -> None:
+    """As in a cache whose files are another user's."""
+    project.set("report.images", 2)
+    program = project.folder / "bin/dvc"
+    program.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    program.chmod(0o755)
+    assert "Only the record of DVC is missing" in project.run(*SNAKEMAKE)
+    program.unlink()
+    assert project.ran() == REPORT
+    assert project.pending() == set() and project.status() != {}
+    project.run("dvc", "commit", "--force")  # as the line says
+    assert project.status() == {}
+
+
 def make(project: Project, target: str, expect: int = 0) -> str:
     """A target of the Makefile in the environment of the tests; what it said."""
     if not (environment := project.root / ".venv").exists():
