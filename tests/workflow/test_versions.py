@@ -171,7 +171,10 @@ def test_what_failed_over_older_results_runs_again(project: Project) -> None:
 
 
 def test_results_stand_that_dvc_cannot_record(project: Project) -> None:
-    """As in a cache whose files are another user's."""
+    """As in a cache whose files are another user's. No result is a link into it, which Snakemake
+    could not write anew."""
+    (project.folder / "dvc-global").mkdir(exist_ok=True)
+    (project.folder / "dvc-global/config").write_text("[cache]\ntype = hardlink,symlink\n")
     project.set("report.images", 2)
     program = project.folder / "bin/dvc"
     program.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
@@ -182,6 +185,8 @@ def test_results_stand_that_dvc_cannot_record(project: Project) -> None:
     assert project.pending() == set() and project.status() != {}
     project.run("dvc", "commit", "--force")  # as the line says
     assert project.status() == {}
+    page = project.root / "results/report/index.html"
+    assert not page.is_symlink() and page.stat().st_nlink == 1
 
 
 def make(project: Project, target: str, expect: int = 0) -> str:
