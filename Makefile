@@ -1,13 +1,13 @@
 # `make` alone lists the targets. Everything runs in .venv, which the first target that needs it creates.
 PYTHON ?= python3
-VENV := $(CURDIR)/.venv
+# Targets are relative: Make takes words apart at spaces, which the path of this folder may have.
 # Named by the contents of what it was made from: a second run installs nothing, a changed pin installs again.
-INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
-PROFILE ?= $(CURDIR)/workflow/profiles/default
-SNAKEMAKE := snakemake --profile $(PROFILE)
+INSTALLED := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+# PROFILE=workflow/profiles/slurm runs on a cluster.
+SNAKEMAKE := snakemake $(if $(PROFILE),--profile $(PROFILE),--cores all)
 ARGS ?=
 
-export PATH := $(VENV)/bin:$(PATH)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
@@ -22,21 +22,21 @@ $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	  "Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
-	@rm -f $(VENV)/.installed-*
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@rm -f .venv/.installed-*
 	@touch $@
 
 run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report (ARGS="--dry-run" shows what would run)
 	$(SNAKEMAKE) $(ARGS)
-	@echo "Report: $(CURDIR)/results/report/index.html"
+	@echo "Report: $$PWD/results/report/index.html"
 
 report: $(INSTALLED) ## after a run: Snakemake's own report, beside the page (rules, times, figures with captions)
 	$(SNAKEMAKE) $(ARGS) --report results/report/workflow.html
 
 study: $(INSTALLED) ## train the variants of `study` in params.yaml over seeds and compare them (four hours or more on two cores)
 	$(SNAKEMAKE) $(ARGS) study
-	@echo "Study: $(CURDIR)/results/study/index.html"
+	@echo "Study: $$PWD/results/study/index.html"
 
 sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Snakemake agree without running anything
 	@# The lock ends with the first command: Snakemake takes it below.
@@ -46,7 +46,7 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 	@# Touching blesses whatever lies on the disk, so only what DVC knows to be right is touched.
 	@dvc status --quiet || { echo "dvc status is not clean: run 'dvc pull', or 'make run'" >&2; exit 1; }
 	@mkdir -p .star && touch .star/versions-recorded
-	snakemake --cores 1 --nolock --max-checksum-file-size 5GB --touch --forceall --quiet
+	snakemake --cores 1 --touch --forceall --quiet
 
 test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -54,7 +54,7 @@ test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
 lint: $(INSTALLED) ## check style, types and the direction of imports
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 	mypy
 	lint-imports --no-cache
 

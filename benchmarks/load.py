@@ -107,14 +107,12 @@ def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
         "-m",
         "snakemake",
         "--snakefile",
-        Path("Snakefile").resolve(),
+        Path("workflow/Snakefile").resolve(),
         "--directory",
         folder,
     ]
     return run(
         *command,
-        "--profile",
-        Path("workflow/profiles/default").resolve(),
         "--cores",
         2,
         "--dry-run",

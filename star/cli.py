@@ -16,7 +16,7 @@ from typing import Any
 from star.config.params import TASKS, StudyRun
 from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
-from star.system.runtime import keep_freed_memory, quick_imports, stay_offline
+from star.system.runtime import escape_output, keep_freed_memory, quick_imports, stay_offline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0, or another one after a one-line error on standard error: 1, or 75 if the stage was
     asked to stop and its work is saved.
     """
+    escape_output()
     options = _parser().parse_args(arguments)
     stay_offline()
     keep_freed_memory()
@@ -243,7 +244,9 @@ def _option(name: str, summary: str, **settings: Any) -> Option:
 
 
 def _path(name: str, summary: str, required: bool = True, **settings: Any) -> Option:
-    return _option(name, summary, type=Path, metavar="PATH", required=required, **settings)
+    """Return an option for a path; a shell leaves the ~ of `--output=~/x` to the program."""
+    settings = {"metavar": "PATH", "required": required} | settings
+    return _option(name, summary, type=lambda text: Path(os.path.expanduser(text)), **settings)
 
 
 def _state(folder: str, summary: str) -> Option:

@@ -1,6 +1,7 @@
 """The command line: stages chained by files, and one-line errors that overwrite nothing."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from star.cli import STAGES, main
 from star.config.params import TASKS
+from tests.helpers.smoke import set_values
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,6 +100,34 @@ def test_prompts_then_core(tmp_path: Path, task: str) -> None:
     assert len(core.read_text().splitlines()) == len(train.read_text().splitlines())
     assert star("prompts", task=task, train=again, test=tmp_path / "test") == 0
     assert again.read_bytes() == train.read_bytes()
+
+
+def test_what_the_output_cannot_encode_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "é.txt").write_text("a cat\n?!\n", encoding="utf-8")
+    files = {"train": 1, "test": 4, "train_file": str(tmp_path / "é.txt"), "test_file": None}
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    set_values(tmp_path / "params.yaml", {"prompts.preference": files})
+    command = ["-m", "star.cli", "prompts", "--task", "preference", "--train", "é", "--test", "b"]
+    run = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert r"\xe9.txt: 1 lines without a word" in run.stdout
+    assert r"1 training prompts in \xe9" in run.stdout
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    files = {"train": "~/train", "test": "~/test"}
+    assert star("prompts", params=ROOT / "params.yaml", task="ocr", **files) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"train", "test"}
 
 
 def test_wrong_parameters_overwrite_nothing(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -10,8 +10,7 @@ from workflow.dependencies import RULES
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Without the size, Snakemake keeps no checksums of weights, and trains again when Git writes them.
-COMMAND = "snakemake --cores all --nolock --max-checksum-file-size 5GB --allowed-rules {} -- {}"
+COMMAND = "snakemake --cores all --allowed-rules {} -- {}"
 HEADER = """\
 # Written by `python -m workflow.make_dvc` from workflow/dvc.stages.yaml and
 # workflow/dependencies.py: edit those. A stage runs its Snakemake rule and nothing else.

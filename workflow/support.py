@@ -146,6 +146,6 @@ def prompt_files(values: dict, task: str) -> list[str]:
             raise StarError(
                 f"params.yaml: prompts.{task}.{key}: {name!r} is not below {PROMPT_FOLDER} (or in "
                 f"{FETCHED}, which DVC ignores); put it there, where Snakemake and DVC both see it "
-                "change"
+                f"change, and give {PROMPT_FOLDER / Path(name).name}"
             )
     return list(names.values())

@@ -63,9 +63,10 @@ Name = Annotated[
 ]
 PathOrId = Annotated[
     Text,
-    Field(pattern=r"^\S.*$", max_length=1024),
+    Field(pattern=r"^[^\s~$][^\n$]*$", max_length=1024),
     Field(
-        title=f"a path or hub id without a space in front, its names at most {LONGEST_NAME} bytes"
+        title="a path or hub id, in full: without a space or ~ in front and without $, its names "
+        f"at most {LONGEST_NAME} bytes"
     ),
     AfterValidator(_names_fit),
 ]

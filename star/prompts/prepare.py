@@ -3,6 +3,7 @@ or fetched."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -50,7 +51,13 @@ def prepare(
 
     def read(key: str) -> list[Prompt]:
         file: str | PromptSource = getattr(sets, key)
-        path = file if isinstance(file, str) else str(fetched_file(file, f"prompts.{task}.{key}"))
+        name = f"prompts.{task}.{key}"
+        path = file if isinstance(file, str) else str(fetched_file(file, name))
+        if not Path(path).is_file():
+            raise StarError(
+                f"{name}: {path!r}: no file at {Path(path).absolute()}; give its path from the "
+                f"folder where star starts, as data/prompts/{Path(path).name}"
+            )
         return _read_file(task, path, classes)
 
     held_out = read("test_file") if sets.test_file else []

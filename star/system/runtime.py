@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ _QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
 }
+
+
+def escape_output() -> None:
+    """Write characters that the output's encoding lacks as escapes; by default they are errors."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def keep_freed_memory() -> None:

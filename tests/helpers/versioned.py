@@ -154,7 +154,7 @@ class Project:
         }
 
 
-SNAKEMAKE = ("snakemake", "--profile", "workflow/profiles/default", "--cores", "all")
+SNAKEMAKE = ("snakemake", "--cores", "all")
 
 
 def prepare(folder: Path) -> Project:

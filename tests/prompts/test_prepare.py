@@ -313,9 +313,11 @@ def test_preference_files_are_one_prompt_a_line(tmp_path, capsys):
     assert prompts(some) == ["a cat", "a dog"]
     assert "some.txt: 2 lines" in capsys.readouterr().out
     write_lines(tmp_path / "none.txt", ["?!", "❤"])
-    for name in ("none.txt", "absent.txt"):
-        with pytest.raises(StarError, match=name):
-            prepared("preference", test=1, test_file=str(tmp_path / name))
+    with pytest.raises(StarError, match=r"none\.txt: no line"):
+        prepared("preference", test=1, test_file=str(tmp_path / "none.txt"))
+    looked = r"^prompts\.preference\.test_file: .+ /\S+/absent\.txt; .+ data/prompts/absent\.txt$"
+    with pytest.raises(StarError, match=looked):
+        prepared("preference", test=1, test_file="absent.txt")
 
 
 @settings(deadline=None)

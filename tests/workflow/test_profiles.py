@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.versioned import ROOT, Project, prepare
+from tests.helpers.versioned import Project, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -32,21 +32,29 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-def test_every_profile_plans_the_same_jobs(project: Project) -> None:
-    profiles = sorted(path.name for path in (ROOT / "workflow/profiles").iterdir())
-    assert profiles == ["default", "slurm"]
+def test_every_profile_plans_the_same_jobs_with_the_settings_of_the_default(
+    project: Project,
+) -> None:
     plans = []
-    for name in profiles:
-        said = project.run("snakemake", "--profile", f"workflow/profiles/{name}", "--dry-run")
+    for options in (("--cores", "2"), ("--profile", "workflow/profiles/slurm")):
+        said = project.run("snakemake", *options, "--dry-run", expect=None)
+        assert re.search(
+            "^Using .*workflow specific profile workflow/profiles/default ", said, re.M
+        )
         plans.append(sorted(re.findall(r"^(?:local)?rule (\w+):", said, re.M)))
     assert plans[0] == plans[1]
     assert {"train_policy", "evaluate_checkpoint", "write_report"} <= set(plans[0])
 
 
 def test_slurm_is_asked_for_what_the_profile_says(project: Project) -> None:
+    """Also for more GPUs than the default profile has jobs at a time on one machine."""
+    profile = project.root / "workflow/profiles/slurm/config.yaml"
+    text = profile.read_text(encoding="utf-8")
+    profile.write_text(text.replace("gpu: 1\n", "gpu: 2\n"), encoding="utf-8")
     project.run(*SLURM, expect=1)
     asked = Path(f"{project.journal}.sbatch").read_text(encoding="utf-8")
-    for option in ("-t 1440", "--mem 64000", "--cpus-per-task=8", "--signal=TERM@120"):
+    options = ("-t 1440", "--mem 64000", "--cpus-per-task=8", "--signal=TERM@120", "--gpus=2")
+    for option in options:
         assert f" {option} " in asked, option
 
 

@@ -31,7 +31,7 @@ rule write_report:
 
 
 # After this, `dvc repro` has nothing to do. Not an `onsuccess` hook: it would wait for itself under `dvc repro`, whose
-# stages are kept from this rule by --allowed-rules.
+# stages are kept from this rule by --allowed-rules. What DVC cannot record, as in a cache of others, is no failed run.
 rule record_versions:
     input:
         rules.write_report.output,
@@ -50,5 +50,6 @@ rule record_versions:
         digest=support.recorded_digest(),
     shell:
         "if [ -d .dvc ] && [ -e .git ] && [ -f dvc.yaml ]; then"
-        " dvc commit --force;"
+        " dvc commit --force || echo 'All results are there. Only the record of DVC is missing, whose cache may not be"
+        " yours to write (see above); for the record run: dvc commit --force';"
         " else echo 'not the root of a Git and DVC repository: nothing to record'; fi 2>&1 | tee {log}"

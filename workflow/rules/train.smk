@@ -37,6 +37,7 @@ rule train_policy:
     threads: 2
     resources:
         gpu=min(1, support.visible_gpus()),
+        gpu_jobs=min(1, support.visible_gpus()),
         processes=1,
         nodes=1,
         mem_mb=5000,
