@@ -3,7 +3,7 @@ PYTHON ?= python3
 # Targets are relative: Make takes words apart at spaces, which the path of this folder may have.
 # Named by the contents of what it was made from: a second run installs nothing, a changed pin installs again.
 INSTALLED := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
-# PROFILE=workflow/profiles/slurm runs on a cluster.
+# PROFILE=profiles/slurm runs on a cluster.
 SNAKEMAKE := snakemake $(if $(PROFILE),--profile $(PROFILE),--cores all)
 ARGS ?=
 
@@ -54,7 +54,7 @@ test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
 lint: $(INSTALLED) ## check style, types and the direction of imports
 	ruff check .
 	ruff format --check .
-	snakefmt --check workflow
+	snakefmt --check Snakefile workflow
 	mypy
 	lint-imports --no-cache
 

@@ -107,7 +107,7 @@ def plan(values: dict[str, Any], folder: Path, jobs: int) -> dict[str, float]:
         "-m",
         "snakemake",
         "--snakefile",
-        Path("workflow/Snakefile").resolve(),
+        Path("Snakefile").resolve(),
         "--directory",
         folder,
     ]

@@ -67,7 +67,7 @@ def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
     def run(*arguments: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         command = [*before, sys.executable, "-m", "snakemake", "--directory", str(tmp_path)]
-        command += ["--snakefile", str(ROOT / "workflow/Snakefile"), "--cores", "2", *arguments]
+        command += ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path}
         return subprocess.run(

@@ -37,7 +37,7 @@ SOURCES = [
         for name in ("star", "workflow", "benchmarks", "docs")
         for file in sorted((ROOT / name).rglob("*.py"))
     ),
-    *(ROOT / "workflow/Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))),
+    *(ROOT / "Snakefile", *sorted((ROOT / "workflow").rglob("*.smk"))),
 ]
 MODEL = load_params(ROOT / "params.yaml").model
 Trap = tuple[Path, Path]

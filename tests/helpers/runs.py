@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def start_snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the repository's Snakefile in a folder, in a session of its own."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile")]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     with open(folder / "snakemake.log", "a", encoding="utf-8") as log:
         return subprocess.Popen(
             [*command, "--directory", str(folder), *arguments],

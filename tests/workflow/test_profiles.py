@@ -11,7 +11,7 @@ from tests.helpers.versioned import Project, prepare
 pytestmark = pytest.mark.slow
 
 # On a machine of one core, which must not limit what jobs ask for.
-SLURM = ("snakemake", "--profile", "workflow/profiles/slurm", "--cores", "1", "--retries", "0")
+SLURM = ("snakemake", "--profile", "profiles/slurm", "--cores", "1", "--retries", "0")
 SLURM += ("--slurm-init-seconds-before-status-checks", "1")
 PROGRAMS = {
     "sbatch": '#!/bin/sh\necho "$@" > "$STAR_JOURNAL.sbatch"\nexit 1\n',
@@ -36,10 +36,10 @@ def test_every_profile_plans_the_same_jobs_with_the_settings_of_the_default(
     project: Project,
 ) -> None:
     plans = []
-    for options in (("--cores", "2"), ("--profile", "workflow/profiles/slurm")):
+    for options in (("--cores", "2"), ("--profile", "profiles/slurm")):
         said = project.run("snakemake", *options, "--dry-run", expect=None)
         assert re.search(
-            "^Using .*workflow specific profile workflow/profiles/default ", said, re.M
+            "^Using .*workflow specific profile profiles/default ", said, re.M
         )
         plans.append(sorted(re.findall(r"^(?:local)?rule (\w+):", said, re.M)))
     assert plans[0] == plans[1]
@@ -48,7 +48,7 @@ def test_every_profile_plans_the_same_jobs_with_the_settings_of_the_default(
 
 def test_slurm_is_asked_for_what_the_profile_says(project: Project) -> None:
     """Also for more GPUs than the default profile has jobs at a time on one machine."""
-    profile = project.root / "workflow/profiles/slurm/config.yaml"
+    profile = project.root / "profiles/slurm/config.yaml"
     text = profile.read_text(encoding="utf-8")
     profile.write_text(text.replace("gpu: 1\n", "gpu: 2\n"), encoding="utf-8")
     project.run(*SLURM, expect=1)
@@ -60,11 +60,11 @@ def test_slurm_is_asked_for_what_the_profile_says(project: Project) -> None:
 
 def test_make_leaves_the_number_of_cores_to_the_profile(project: Project) -> None:
     """One of this machine would limit the threads of jobs on others."""
-    said = project.run("make", "--dry-run", "run", "PROFILE=workflow/profiles/slurm")
-    assert "snakemake --profile workflow/profiles/slurm" in said and "--cores" not in said
+    said = project.run("make", "--dry-run", "run", "PROFILE=profiles/slurm")
+    assert "snakemake --profile profiles/slurm" in said and "--cores" not in said
 
 
 def test_a_profile_that_is_not_there_runs_nothing(project: Project) -> None:
     """Given by its path, as in README; Snakemake would take a wrong workflow profile for none."""
-    said = project.run("snakemake", "--profile", "workflow/profiles/slrum", expect=1)
+    said = project.run("snakemake", "--profile", "profiles/slrum", expect=1)
     assert "slrum" in said and project.ran() == set()

@@ -17,7 +17,7 @@ from tests.helpers.smoke import smoke_values, write_values
 from tests.helpers.versioned import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILE = ROOT / "workflow/profiles/slurm/config.yaml"
+PROFILE = ROOT / "profiles/slurm/config.yaml"
 TRAINED = ("train_policy", "evaluate_checkpoint")
 LOG = "results/train/geneval-star/log.jsonl"
 

@@ -75,7 +75,7 @@ def test_a_job_ends_with_the_status_of_its_stage(
 ) -> None:
     """Also where a signal goes to the shell and to `tee` as well, and where the log takes
     nothing."""
-    text = (ROOT / "workflow/Snakefile").read_text(encoding="utf-8")
+    text = (ROOT / "Snakefile").read_text(encoding="utf-8")
     (calls,) = re.findall(r"^shell\.prefix\((.+?)^\)", text, re.M | re.S)
     prefix = ast.literal_eval(f"({calls})").format()
     stage = STAGE.format(status=status, seconds=30 if sent else 0)

@@ -8,8 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-root = str(Path(workflow.basedir).parent)
-sys.path.insert(0, root)  # this checkout, not what is installed
+sys.path.insert(0, workflow.basedir)  # this checkout, not what is installed
 
 from star.system.errors import StarError
 from star.system.locks import take_lock
@@ -19,7 +18,7 @@ from workflow import support
 
 min_version("9.0")
 
-support.prefer_code_in(root)
+support.prefer_code_in(workflow.basedir)
 
 
 # The profile's limit counts on each machine of a cluster, not over all of its jobs.
@@ -62,13 +61,13 @@ localrules:
     record_versions,
 
 
-include: "rules/common.smk"
-include: "rules/prompts.smk"
-include: "rules/core.smk"
-include: "rules/train.smk"
-include: "rules/evaluate.smk"
-include: "rules/report.smk"
-include: "rules/study.smk"
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/core.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/study.smk"
 
 
 onstart:
