@@ -138,6 +138,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"scores in {options.output / 'scores.json'}")
 
 
+def _maps(options: argparse.Namespace) -> None:
+    params = load_params(options.params)
+    allocation = params.method(options.method)
+    if not allocation.uses_maps:
+        flat = "all its maps are 1 (source uniform, or lam 0)"
+        raise StarError(f"--method {options.method}: {flat}; give one with maps")
+    with quick_imports():
+        from star.report.maps import write_maps
+
+    seed = params.seed if options.seed is None else options.seed
+    write_maps(params, allocation, options.prompts, options.adapter, seed, options.output)
+    print(f"maps in {options.output}")
+
+
 def _launch(options: argparse.Namespace) -> None:
     from star.system.gpus import check_gpus
     from star.system.launch import launch_command, shared_threads
@@ -320,6 +334,16 @@ STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its op
         _path("--adapter", "adapter folder of the checkpoint; none for `base`", required=False),
         _path("--output", "folder for scores.json, images.jsonl and images"),
         _state("evaluate", "folder of images sampled so far"),
+    ),
+    "maps": (
+        _maps,
+        "draw the allocation maps of prompts, at every denoising step",
+        _option("prompts", "to draw an image of each", nargs="+", metavar="PROMPT"),
+        PARAMS,
+        _path("--adapter", "adapter folder of a training; default: base model", required=False),
+        _option("--method", "a section of `methods`; default: star", default="star"),
+        _option("--seed", "of the noise; default: the parameters'", type=int),
+        _path("--output", "PNG file to write"),
     ),
     "launch": (
         _launch,

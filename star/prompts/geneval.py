@@ -5,6 +5,7 @@ those of Flow-GRPO's training set (arXiv 2505.05470). A *metadata line* is GenEv
 ``{"tag", "include": [{"class", "count", "color"?, "position"?}], "exclude"?, "prompt"}``."""
 
 import difflib
+import re
 
 import numpy as np
 
@@ -52,6 +53,28 @@ def caption(tag: str, include: list[dict]) -> str:
     if tag == "position":
         return f"a photo of {things[1]} {include[1]['position'][0]} {things[0]}"
     return f"a photo of {' and '.join(things)}"
+
+
+def clauses_in(prompt: str) -> list[dict]:
+    """Return the ``include`` clauses of a prompt that `caption` could write; none of another one.
+
+    Any of COCO's classes may stand in it, with or without a colour.
+    """
+    counts = {word: count for count, word in COUNT_WORDS.items()}
+    any_of = "|".join
+    thing = rf"(an?|{any_of(counts)}) (?:({any_of(COLORS)}) )?({any_of(COCO_CLASSES)})(?:e?s)?"
+    joined = rf"{thing}(?: (and|{any_of(RELATIONS)}) {thing})?"
+    if not (match := re.fullmatch(rf"an? photo of {joined}\.?", prompt.lower())):
+        return []
+
+    def clause(count: str, color: str | None, noun: str) -> dict:
+        return {"class": noun, "count": counts.get(count, 1)} | ({"color": color} if color else {})
+
+    first, relation = clause(*match.groups()[:3]), match[4]
+    if relation is None:
+        return [first]
+    second = clause(*match.groups()[4:])
+    return [first, second] if relation == "and" else [second, first | {"position": [relation, 0]}]
 
 
 def sample_metadata(tag: str, classes: tuple[str, ...], rng: np.random.Generator) -> dict:

@@ -52,14 +52,24 @@ def grid(images: np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def overlay(image: np.ndarray, weights: np.ndarray) -> Image.Image:
-    """Return an allocation map (locations,) in colour on its image in grey, `MAP_SIDE` wide."""
+def overlay(
+    image: np.ndarray, weights: np.ndarray, scale: tuple[float, float] | None = None
+) -> Image.Image:
+    """Return an allocation map (locations,) in colour on its image in grey, `MAP_SIDE` wide.
+
+    Args:
+        scale: weights of the darkest and the brightest colour; None takes the map's own.
+    """
     side, size = int(len(weights) ** 0.5), (MAP_SIDE, MAP_SIDE)
-    share = weights.reshape(side, side).astype(np.float32)
-    share = (share - share.min()) / max(float(share.max() - share.min()), 1e-6)
-    heat = Image.fromarray((share * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    level = np.asarray(heat, np.float32) / 255
-    painted = np.stack([np.interp(level, _STOPS, channel) for channel in _COLORS.T], axis=-1)
+    low, high = scale or (float(weights.min()), float(weights.max()))
+    share = (weights.reshape(side, side).astype(np.float32) - low) / max(high - low, 1e-6)
+    level = Image.fromarray((share * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     grey = Image.fromarray(image).convert("L").resize(size, Image.Resampling.LANCZOS)
-    mixed = 0.75 * painted + 0.25 * np.asarray(grey, np.float32)[..., None]
-    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(paint(np.asarray(level, np.float32) / 255, np.asarray(grey)))
+
+
+def paint(level: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """Return the colours of levels in [0, 1] on grey pixels, uint8 (height, width, 3)."""
+    painted = np.stack([np.interp(level, _STOPS, channel) for channel in _COLORS.T], axis=-1)
+    mixed = 0.75 * painted + 0.25 * grey.astype(np.float32)[..., None]
+    return mixed.clip(0, 255).astype(np.uint8)

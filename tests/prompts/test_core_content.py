@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from star.miniature.world import CLASSES
 from star.prompts.core_content import extract_core
-from star.prompts.geneval import COCO_CLASSES, COUNT_WORDS, TAGS, plural, sample_metadata
+from star.prompts.geneval import (
+    COCO_CLASSES,
+    COUNT_WORDS,
+    TAGS,
+    clauses_in,
+    plural,
+    sample_metadata,
+)
 from star.prompts.ocr import TEMPLATES
 from star.prompts.records import PromptRecord
 from star.system.errors import StarError
@@ -48,6 +55,7 @@ def test_both_spellings_of_a_plural_are_one_span(noun):
 
 def test_a_prompt_that_departs_from_its_form_is_read_as_a_free_one():
     metadata = {"include": [{"class": "person", "count": 2}]}
+    assert clauses_in("two people on a red couch") == []
     record = record_of("two people on a red couch", metadata, "geneval")
     assert spelled(record) == [("two people", "subject", None), ("red couch", "subject", None)]
 
@@ -56,6 +64,7 @@ def test_a_prompt_that_departs_from_its_form_is_read_as_a_free_one():
 @given(st.sampled_from(TAGS), st.sampled_from([CLASSES, COCO_CLASSES]), st.integers(0, 2**32))
 def test_every_form_gives_exactly_the_words_of_its_clauses(tag, classes, seed):
     metadata = sample_metadata(tag, classes, np.random.default_rng(seed))
+    assert clauses_in(metadata["prompt"]) == metadata["include"]
     record = record_of(metadata["prompt"], metadata, "geneval")
     expected = []
     for index, clause in enumerate(metadata["include"]):
