@@ -2,6 +2,7 @@
 # study, which `rule all` leaves out, starts with `make study`.
 # Every knob is in params.yaml; a rule reruns when its sections of that file, its code or its inputs change.
 import os
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -70,6 +71,13 @@ onstart:
         )
     except StarError as error:
         raise WorkflowError(str(error)) from error
+    if "DVC_STAGE" not in os.environ:
+        print(support.announcement(values), file=sys.stderr)
+
+
+onsuccess:
+    if "DVC_STAGE" not in os.environ and Path("results/report/index.html").exists():
+        print(support.gains(Path("results/metrics/summary.json")), file=sys.stderr)
 
 
 rule all:
