@@ -156,6 +156,15 @@ class RolloutParams(Section):
     batch: Batch
     """Images per forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
 
+    @property
+    def window_limit(self) -> int:
+        """Return the step before which the window must end.
+
+        The last step is never stochastic. Into the last noise level `cps` steps with almost no
+        noise.
+        """
+        return self.steps - (2 if self.sampler == "cps" else 1)
+
 
 @dataclass(frozen=True)
 class AllocationParams(Section):

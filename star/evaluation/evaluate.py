@@ -59,7 +59,7 @@ def evaluate(
         check_adapter(adapter)
     find_all_models(params.model, params.rewards, TASKS)
     accelerator = start_accelerator(params.rewards.timeout)
-    processes = Processes.of(accelerator)
+    processes = Processes.of(accelerator, params.rewards.timeout)
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):
@@ -96,7 +96,8 @@ def evaluate(
                 "seconds": watch.seconds,
             }
             with writing(output):
-                shutil.copytree(work / "images", output / "images", dirs_exist_ok=True)
+                remove(output / "images")  # of an earlier evaluation
+                shutil.copytree(work / "images", output / "images")
                 write_scores(output, facts, merged, params.evaluate.bootstrap, params.seed)
                 (output / ".lock").unlink()
                 flush_tree(output)

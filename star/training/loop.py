@@ -85,7 +85,7 @@ def open_training(
     if allocation.source == "other_rollout":
         plan.check_other_prompts()
     accelerator = start_accelerator(params.rewards.timeout)
-    processes = Processes.of(accelerator)
+    processes = Processes.of(accelerator, params.rewards.timeout)
     check_processes(params.train, params.rollout, processes.count)
     drawn = [*plan.all_prompts(), *records[:SHEET_PROMPTS]]
     ahead = list({record.id: record for record in drawn}.values())
