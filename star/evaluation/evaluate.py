@@ -16,7 +16,7 @@ from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.summary import image_lines, write_scores
 from star.method.precision import computing
-from star.policy.adapter import check_adapter
+from star.policy.adapter import adapter_file
 from star.policy.sd3 import SD3Policy, load_policy
 from star.preflight import check_folders, find_all_models
 from star.prompts.records import PromptRecord, read_benchmarks
@@ -56,7 +56,7 @@ def evaluate(
     records = read_benchmarks(prompts)
     check_folders(params.model, work, output)
     if adapter is not None:
-        check_adapter(adapter)
+        adapter_file(adapter)  # refused before a model is opened
     find_all_models(params.model, params.rewards, TASKS)
     accelerator = start_accelerator(params.rewards.timeout)
     processes = Processes.of(accelerator, params.rewards.timeout)

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 
 from star.config.params import AllocationParams, Params
 from star.method.seeds import seed_of
+from star.policy.adapter import adapter_file
 from star.policy.sd3 import load_policy
 from star.preflight import check_core, check_folders, find_all_models
 from star.prompts.records import PromptRecord
@@ -89,6 +90,8 @@ def open_training(
     check_processes(params.train, params.rollout, processes.count)
     drawn = [*plan.all_prompts(), *records[:SHEET_PROMPTS]]
     ahead = list({record.id: record for record in drawn}.values())
+    if params.train.init_adapter is not None:
+        adapter_file(Path(params.train.init_adapter))  # refused before a model is opened
     pipeline = find_all_models(params.model, params.rewards, {task, *judges})
     check_core(pipeline, params.model, params.core, allocation, ahead, accelerator.print)
     with ExitStack() as stack:

@@ -37,7 +37,7 @@ def training_identity(
         judges: more tasks whose reward models judge.
         more: whatever else decides the result.
     """
-    keys = ("model.path", *(f"rewards.{judge}." for judge in {task, *judges}))
+    keys = ("model.path", "train.init_adapter", *(f"rewards.{judge}." for judge in {task, *judges}))
     models = {key: Path(path) for key, path in params.paths() if key.startswith(keys)}
     values = {
         **parameter_sections(params, task, allocation),

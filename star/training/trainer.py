@@ -108,6 +108,8 @@ class Trainer:
         self.roller.check_noise()
         self.base = base_fingerprint(policy.transformer)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
+        if self.train.init_adapter is not None:
+            policy.start_from(Path(self.train.init_adapter))
         policy.compile()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.train.learning_rate, weight_decay=self.train.weight_decay
