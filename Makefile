@@ -29,7 +29,6 @@ $(INSTALLED):
 
 run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report (ARGS="--dry-run" shows what would run)
 	$(SNAKEMAKE) $(ARGS)
-	@echo "Report: $$PWD/results/report/index.html"
 
 report: $(INSTALLED) ## after a run: Snakemake's own report, beside the page (rules, times, figures with captions)
 	$(SNAKEMAKE) $(ARGS) --report results/report/workflow.html

@@ -79,6 +79,13 @@ onstart:
         )
     except StarError as error:
         raise WorkflowError(str(error)) from error
+    if "DVC_STAGE" not in os.environ:
+        print(support.announcement(values), file=sys.stderr)
+
+
+onsuccess:
+    if "DVC_STAGE" not in os.environ and Path("results/report/index.html").exists():
+        print(support.gains(Path("results/metrics/summary.json")), file=sys.stderr)
 
 
 rule all:

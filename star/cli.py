@@ -111,7 +111,8 @@ def _train(options: argparse.Namespace) -> None:
         from star.training.resume import state_folder, training_identity
 
     identity = training_identity(params, options.task, options.method, allocation, options.prompts)
-    work = state_folder(options.state, identity)
+    name = f"{options.task}-{options.method}"
+    work = state_folder(options.state, name, identity)
     train(params, options.task, options.method, records, work, options.output, identity)
     print(f"adapter, log, samples and maps in {options.output}")
 
@@ -217,7 +218,7 @@ def _study_run(options: argparse.Namespace) -> None:
 
     run = StudyRun(options.task, options.method, options.seed, options.rate)
     identity = study_identity(params, run, options.prompts, options.held_out)
-    work = state_folder(options.state, identity)
+    work = state_folder(options.state, run.name, identity)
     run_study(params, run, records, held_out, work, options.output, identity)
     print(f"{options.task} {options.method} seed {options.seed}: {options.output}")
 

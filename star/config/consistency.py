@@ -22,6 +22,7 @@ def broken_rules(params: Params) -> Iterator[str]:
     """Yield a line for each rule that the parameters break: the key, its value and the fix."""
     yield from _batches(params.rollout, params.train)
     yield from _rollout(params.rollout)
+    yield from _average(params.train)
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         yield f"train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact"
     yield from _detector(params.rewards.geneval, params.prompts.world)
@@ -80,13 +81,23 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def _average(train: TrainParams) -> Iterator[str]:
+    updates = train.epochs * train.updates_per_epoch
+    if train.ema_every > updates:
+        yield (
+            f"train.ema_every {train.ema_every} is more than the training's {updates} updates: its "
+            "adapter would stay the initial one; use a divisor of them"
+        )
+
+
 def _rollout(rollout: RolloutParams) -> Iterator[str]:
     first, end = rollout.window
-    last = rollout.steps - 1
+    last = rollout.window_limit
     if not 0 <= first < end <= last:
         yield (
-            f"rollout.window [{first}, {end}] must be 0 <= first < end <= rollout.steps - 1 = "
-            f"{last} (the last step is never stochastic: its log-prob explodes)"
+            f"rollout.window [{first}, {end}] must be 0 <= first < end <= {last}: of "
+            f"rollout.steps {rollout.steps} by {rollout.sampler}, later ones have no noise to "
+            "speak of"
         )
     if rollout.sampler == "cps" and rollout.noise_level > 1:
         yield (

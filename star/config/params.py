@@ -156,6 +156,15 @@ class RolloutParams(Section):
     batch: Batch
     """Images per forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
 
+    @property
+    def window_limit(self) -> int:
+        """Return the step before which the window must end.
+
+        The last step is never stochastic. Into the last noise level `cps` steps with almost no
+        noise.
+        """
+        return self.steps - (2 if self.sampler == "cps" else 1)
+
 
 @dataclass(frozen=True)
 class AllocationParams(Section):
@@ -231,6 +240,9 @@ class TrainParams(Section):
     """Weight of the KL term to the base model; 0 is none."""
     kl_form: Literal["published", "exact", "none"]
     """KL as published (without the step length), exact, or none: never computed, for kl_beta 0."""
+    init_adapter: PathOrId | None
+    """Folder of a LoRA adapter (diffusers' or PEFT's form) from which the training starts; null: a
+    fresh one. The KL's reference is the base model all the same."""
     ema_decay: Annotated[Number, Field(ge=0, lt=1)]
     """Share of the average kept at each of its updates."""
     ema_every: Count
@@ -433,10 +445,11 @@ class Params(Section):
         return dataclasses.replace(self.allocation, **self.methods[name])
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """Yield the keys that may name a model's folder, and their values."""
+        """Yield the keys that may name a model's or adapter's folder, and their values."""
         rewards = self.rewards
         yield "model.path", self.model.path
         for key, path in (
+            ("train.init_adapter", self.train.init_adapter),
             ("rewards.geneval.path", rewards.geneval.path),
             ("rewards.geneval.color_path", rewards.geneval.color_path),
             ("rewards.preference.path", rewards.preference.path),

@@ -16,7 +16,7 @@ from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.summary import image_lines, write_scores
 from star.method.precision import computing, resolve_precision
-from star.policy.adapter import check_adapter
+from star.policy.adapter import adapter_file
 from star.policy.sd3 import SD3Policy, load_policy
 from star.preflight import check_folders, find_all_models
 from star.prompts.records import PromptRecord, read_benchmarks
@@ -56,9 +56,9 @@ def evaluate(
     records = read_benchmarks(prompts)
     check_folders(params.model, work, output)
     if adapter is not None:
-        check_adapter(adapter)
+        adapter_file(adapter)  # refused before a model is opened
     accelerator = start_accelerator(params.rewards.timeout)
-    processes = Processes.of(accelerator)
+    processes = Processes.of(accelerator, params.rewards.timeout)
     precision = resolve_precision(params.model.precision, accelerator.device)
     accelerator.print(f"{checkpoint}: {processes}, precision {precision}", flush=True)
     find_all_models(params.model, params.rewards, TASKS)
@@ -96,7 +96,8 @@ def evaluate(
                 "seconds": watch.seconds,
             }
             with writing(output):
-                shutil.copytree(work / "images", output / "images", dirs_exist_ok=True)
+                remove(output / "images")  # of an earlier evaluation
+                shutil.copytree(work / "images", output / "images")
                 write_scores(output, facts, merged, params.evaluate.bootstrap, params.seed)
                 (output / ".lock").unlink()
                 flush_tree(output)

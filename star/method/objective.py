@@ -111,8 +111,8 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -
 def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:
     """Return the KL of the step from the reference model's, averaged over elements: a scalar.
 
-    ``published``: ``(mean - mean_ref)^2 / (2 g^2)`` as in Flow-GRPO's code. ``exact``: the true
-    variance ``g^2 (-dt)`` stands in the place of ``g^2``. ``g`` is ``noise_scale``.
+    ``exact``: ``(mean - mean_ref)^2 / (2 std^2)``. ``published``: as in Flow-GRPO's code, with
+    `Transition.kl_std` in the place of ``std``.
     """
-    variance = transition.noise_scale**2 * (transition.step if form == "exact" else 1.0)
-    return ((transition.mean - reference_mean) ** 2).mean() / (2 * variance)
+    std = transition.std if form == "exact" else transition.kl_std
+    return ((transition.mean - reference_mean) ** 2).mean() / (2 * std**2)

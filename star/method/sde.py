@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 ROUNDING = 1e-5  # of noise levels, which schedulers compute in float32
+# Below this std of a trained step a log-ratio says nothing: a mean that moves by 1 % of an image's
+# spread makes it +-0.5 an element.
+LEAST_STD = 0.01
 
 
 @dataclass(frozen=True)
 class Transition:
-    """A step ``x_next ~ N(mean, std^2)`` with ``std = noise_scale sqrt(step)``."""
+    """A step ``x_next ~ N(mean, std^2)``.
+
+    kl_std: by which the published code divides in its KL. Of the SDEs it is ``g``, without the
+    length of the step; of `CoefficientsPreserving` it is ``std``.
+    """
 
     mean: Tensor  # like x
-    noise_scale: float  # std of the SDE, per unit of sqrt(time)
-    step: float  # -dt, above 0
-
-    @property
-    def std(self) -> float:
-        return self.noise_scale * math.sqrt(self.step)
+    std: float
+    kl_std: float
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return ``x_next`` of standard normal noise, which has the shape of ``mean``."""
@@ -64,7 +67,7 @@ class MarginalKeeping(Sampler):
         dt = self.sigmas[t + 1] - s
         drift = g**2 / (2 * s)
         mean = x * (1 + drift * dt) + velocity * ((1 + drift * (1 - s)) * dt)
-        return Transition(mean, g, -dt)
+        return Transition(mean, g * math.sqrt(-dt), g)
 
 
 class FlowSDE(MarginalKeeping):
@@ -101,7 +104,8 @@ class CoefficientsPreserving(Sampler):
         angle = self.noise_level * math.pi / 2
         clean, noise = x - s * velocity, x + (1 - s) * velocity
         mean = (1 - s_next) * clean + s_next * math.cos(angle) * noise
-        return Transition(mean, s_next * math.sin(angle) / math.sqrt(s - s_next), s - s_next)
+        std = s_next * math.sin(angle)
+        return Transition(mean, std, std)
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -14,7 +14,7 @@ from star.config.params import AllocationParams, RolloutParams
 from star.method.allocation import relevance_maps
 from star.method.attention import CoreKeys, record_core_attention
 from star.method.objective import patch_mean
-from star.method.sde import SAMPLERS, Transition, ode_step
+from star.method.sde import LEAST_STD, SAMPLERS, Transition, ode_step
 from star.policy.conditioning import Conditioning
 from star.policy.sd3 import SD3Policy
 from star.system.errors import StarError
@@ -144,6 +144,23 @@ class Roller:
         Runs of ``alike`` neighbours in ``x`` are equal, and go through the model as one.
         """
         return self.sampler.transition(x, self._velocity(x, t, conditioning, alike), t)
+
+    def check_noise(self) -> None:
+        """Refuse a window that comes to a step with almost no noise.
+
+        Raises:
+            StarError: names the step.
+        """
+        nothing, (first, end) = torch.zeros(()), self.settings.window
+        last = self.settings.window_limit if self.settings.slide_every else end
+        for t in range(0 if self.settings.slide_every else first, last):
+            std = self.sampler.transition(nothing, nothing, t).std
+            if std < LEAST_STD:
+                raise StarError(
+                    f"rollout.window: step {t} has a standard deviation of {std:.2g}, too little "
+                    f"to learn from (at least {LEAST_STD}); raise rollout.noise_level, or train "
+                    "other steps"
+                )
 
     def again(self, trajectory: Trajectory, row: int) -> Transition:
         """Return the current policy's step from the latents of trained step ``row``."""

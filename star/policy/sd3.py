@@ -22,7 +22,16 @@ from transformers import PreTrainedTokenizerBase
 from star.config.params import ModelParams, fingerprint
 from star.method.attention import Kernel, choose_kernel, use_joint_processor
 from star.method.precision import AUTOCAST_DTYPES, autocast, resolve_precision, set_tf32
-from star.policy.adapter import ADAPTER_FILE, BASE_FILE, base_fingerprint, check_base, check_layers
+from star.policy.adapter import (
+    ADAPTER_FILE,
+    BASE_FILE,
+    base_fingerprint,
+    check_base,
+    check_layers,
+    folded,
+    full_strength,
+    read_adapter,
+)
 from star.policy.conditioning import Conditioning, PromptStore
 from star.policy.loading import find_pipeline, open_pipeline
 from star.system.errors import StarError
@@ -206,6 +215,28 @@ class SD3Policy:
             for block in self.transformer.transformer_blocks:
                 block.compile(backend=self.model.compile)
 
+    @torch.no_grad()
+    def start_from(self, adapter: Path) -> None:
+        """Give the trainable LoRA layers the weights of a trained adapter.
+
+        Raises:
+            StarError: it is unreadable, of another base, of another rank or of other layers.
+        """
+        check_base(adapter, self.transformer, self.model)
+        found = read_adapter(adapter)
+        check_layers(found, self.transformer)
+        own = {f"transformer.{key}": value for key, value in self.adapter_state().items()}
+        for key, value in folded(found.weights, 1 / self.strength).items():
+            if own[key].shape != value.shape:
+                rank = min(value.shape)
+                raise StarError(f"{found.file}: has rank {rank}; set model.lora_rank to {rank}")
+            own[key].copy_(value)
+
+    @property
+    def strength(self) -> float:
+        """Return the factor of the trainable LoRA layers."""
+        return self.model.lora_alpha / self.model.lora_rank
+
     def adapter_state(self) -> dict[str, Tensor]:
         return get_peft_model_state_dict(self.transformer)
 
@@ -219,16 +250,16 @@ class SD3Policy:
             self.transformer.enable_adapters()
 
     def save_adapter(self, folder: Path) -> None:
-        """Write LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` takes, with alpha.
+        """Write LoRA safetensors that plain ``pipe.load_lora_weights(folder)`` takes.
 
-        The same adapter gives the same bytes.
+        The strength is in the weights, and alpha is the rank: so programs draw the same images
+        whether they read alpha or not. The same adapter gives the same bytes.
         """
         config = self.transformer.peft_config["default"].to_dict()
-        config["target_modules"] = sorted(config["target_modules"])  # a set
         self.pipe.save_lora_weights(
             folder,
-            transformer_lora_layers=self.adapter_state(),
-            transformer_lora_adapter_metadata=config,
+            transformer_lora_layers=folded(self.adapter_state(), self.strength),
+            transformer_lora_adapter_metadata=config | full_strength(config),
         )
         sort_header(folder / ADAPTER_FILE)
         found = base_fingerprint(self.transformer)
@@ -259,11 +290,15 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
         model = dataclasses.replace(model, revision=folder.name)
     if adapter is not None:
         check_base(adapter, pipe.transformer, model)
+        found = read_adapter(adapter)
+        config = found.config and {f"transformer.{key}": v for key, v in found.config.items()}
         try:
-            pipe.load_lora_weights(adapter, weight_name=ADAPTER_FILE)
+            pipe.transformer.load_lora_adapter(dict(found.weights), metadata=config)
         except OPENING_ERRORS as error:
-            raise StarError(f"{adapter}: not a LoRA adapter for {model.path}: {error}") from error
-        check_layers(adapter, pipe.transformer)
+            raise StarError(
+                f"{found.file}: not a LoRA adapter for {model.path}: {error}"
+            ) from error
+        check_layers(found, pipe.transformer)
     return SD3Policy(pipe.to(device), model)
 
 

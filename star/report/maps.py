@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from star.config.params import AllocationParams, Params
 from star.method.allocation import allocation_weights
 from star.method.seeds import seed_of
-from star.policy.adapter import check_adapter
+from star.policy.adapter import adapter_file
 from star.policy.loading import find_pipeline
 from star.policy.rollout import trace_relevance
 from star.policy.sd3 import load_policy
@@ -57,7 +57,7 @@ def write_maps(
         raise StarError(f"--output {output}: give the name of a PNG file, such as maps.png")
     check_writable(output.parent, "the output folder")
     if adapter is not None:
-        check_adapter(adapter)
+        adapter_file(adapter)
     records = with_core(_record(number, prompt) for number, prompt in enumerate(prompts, 1))
     check_core(find_pipeline(params.model), params.model, params.core, allocation, records)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

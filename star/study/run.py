@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from star.config.params import Params, StudyRun
+from star.config.params import TASKS, Params, StudyRun
 from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.scoring import Sample
@@ -35,7 +35,8 @@ def study_identity(params: Params, run: StudyRun, prompts: Path, held_out: Path)
     """Return all that decides a run's result, as nested JSON values."""
     study, looks = params.study, dataclasses.asdict(params.evaluate)
     looks["prompts"] = hashlib.sha256(held_out.read_bytes()).hexdigest()
-    looks["every"] = study.evaluate_every
+    looks["every"], looks["reader"] = study.evaluate_every, study.second_reader
+    looks["rewards"] = dataclasses.asdict(params.rewards)  # the preference model judges, too
     changes = {
         "epochs": study.epochs,
         "seed": run.seed,
@@ -48,6 +49,7 @@ def study_identity(params: Params, run: StudyRun, prompts: Path, held_out: Path)
         run.method,
         params.allocation,
         prompts,
+        judges=TASKS,
         changed=study.methods[run.method],
         study=changes,
     )

@@ -67,7 +67,9 @@ def sort_header(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder under another name, so that none is half deleted under its own."""
+    """Delete a folder, if there, under another name: none is half deleted under its own."""
+    if not folder.exists():
+        return
     doomed = folder.with_name(folder.name + ".deleted")
     shutil.rmtree(doomed, ignore_errors=True)  # of a call that was killed
     os.replace(folder, doomed)

@@ -35,7 +35,8 @@ def take_lock(path: Path, owner: str) -> Lock:
         StarError: another process holds it (the file and the owner are named), the folder cannot be
             written, or the file system has no locks.
     """
-    lock = Lock(path, timeout=_SECONDS, thread_local=False, fallback_to_soft=False)
+    # The file stays, so that another user of a shared folder must be able to open it.
+    lock = Lock(path, timeout=_SECONDS, mode=0o666, thread_local=False, fallback_to_soft=False)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor
+from torch.distributed import ProcessGroup, ReduceOp, all_reduce, new_group
 
 from star.system.errors import StarError
 
@@ -26,7 +27,7 @@ def start_accelerator(reward_timeout: float) -> Accelerator:
     Args:
         reward_timeout: seconds that a reward may take in one process while the others wait for it.
     """
-    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=reward_timeout + WAIT))
+    waiting = InitProcessGroupKwargs(timeout=_patience(reward_timeout))
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
 
 
@@ -36,10 +37,20 @@ def device_name(device: torch.device) -> str:
     return device.type + gpu
 
 
+def _patience(reward_timeout: float) -> timedelta:
+    return timedelta(seconds=reward_timeout + WAIT)
+
+
 @contextmanager
-def _meeting() -> Iterator[None]:
-    """Raise a StarError if this process waits for the others in vain."""
+def _meeting(group: ProcessGroup | None) -> Iterator[None]:
+    """Raise a StarError if this process waits for the others in vain.
+
+    They meet on the CPU first. Of a process that has ended, an exchange between GPUs never learns:
+    it would hang until the launcher kills this process too, its work unsaved.
+    """
     try:
+        if group is not None:
+            all_reduce(torch.zeros(1), group=group)
         yield
     except torch.OutOfMemoryError:
         raise
@@ -51,7 +62,7 @@ def _meeting() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``count``.
+    """This process among ``count``; they meet in ``group``, on the CPU.
 
     Raises:
         StarError: of every method that waits for the others, where one of them has ended.
@@ -60,11 +71,16 @@ class Processes:
     rank: int = 0
     count: int = 1
     accelerator: Accelerator | None = None
+    group: ProcessGroup | None = None
 
     @staticmethod
-    def of(accelerator: Accelerator) -> "Processes":
-        """Return this process as its accelerator knows it."""
-        return Processes(accelerator.process_index, accelerator.num_processes, accelerator)
+    def of(accelerator: Accelerator, reward_timeout: float) -> "Processes":
+        """Return this process as its accelerator knows it; all call this together."""
+        rank, count = accelerator.process_index, accelerator.num_processes
+        group = None
+        if count > 1:
+            group = new_group(backend="gloo", timeout=_patience(reward_timeout))
+        return Processes(rank, count, accelerator, group)
 
     def __str__(self) -> str:
         device = device_name(self.accelerator.device if self.accelerator else torch.device("cpu"))
@@ -95,7 +111,7 @@ class Processes:
         if self.accelerator is None or self.count == 1:
             return list(parts)
         stacked = torch.stack(list(parts))
-        with _meeting():
+        with _meeting(self.group):
             padded = self.accelerator.pad_across_processes(stacked, dim=2)
             everywhere = self.accelerator.gather(padded)
         items = range(len(everywhere))
@@ -107,21 +123,21 @@ class Processes:
         """Return the row of every process, (count, len(row)), in the order of their ranks."""
         if self.accelerator is None:
             return row[None]
-        with _meeting():
+        with _meeting(self.group):
             return self.accelerator.gather(row[None])
 
     def any(self, value: bool) -> bool:
         """Return whether it is true of any process; all must ask."""
-        if self.accelerator is None or self.count == 1:
-            return value
-        flag = torch.tensor(float(value), device=self.accelerator.device)
-        with _meeting():
-            return bool(self.accelerator.reduce(flag, "sum") > 0)
+        flag = torch.tensor(float(value))
+        if self.group is not None:
+            with _meeting(None):
+                all_reduce(flag, ReduceOp.MAX, self.group)
+        return bool(flag)
 
     def barrier(self) -> None:
         """Go on when all processes have come here."""
         if self.accelerator is not None:
-            with _meeting():
+            with _meeting(self.group):
                 self.accelerator.wait_for_everyone()
 
     @torch.no_grad()
@@ -131,7 +147,7 @@ class Processes:
             return
         tensors = list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with _meeting():
+        with _meeting(self.group):
             mean = self.accelerator.reduce(flat, "mean")
         parts = mean.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):

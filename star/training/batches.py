@@ -95,7 +95,7 @@ def window_start(rollout: RolloutParams, epoch: int) -> int:
     """
     first, end = rollout.window
     moves = epoch // rollout.slide_every if rollout.slide_every else 0
-    return (first + moves) % (rollout.steps - (end - first))
+    return (first + moves) % (rollout.window_limit + 1 - (end - first))
 
 
 def check_processes(train: TrainParams, rollout: RolloutParams, count: int) -> None:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from star.config.params import AllocationParams, Params
 from star.method.precision import resolve_precision
 from star.method.seeds import seed_of
+from star.policy.adapter import adapter_file
 from star.policy.sd3 import load_policy
 from star.preflight import check_core, check_folders, find_all_models
 from star.prompts.records import PromptRecord
@@ -37,7 +38,7 @@ from star.training.batches import EpochPlan, check_processes
 from star.training.checkpoint import States, read_facts, remove_done
 from star.training.samples import SHEET_PROMPTS, draw_samples
 from star.training.tracking import Tracker, check_tracker
-from star.training.trainer import OTHER_BASE, Trainer
+from star.training.trainer import OTHER_BASE, LogLine, Trainer
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ def open_training(
     if allocation.source == "other_rollout":
         plan.check_other_prompts()
     accelerator = start_accelerator(params.rewards.timeout)
-    processes = Processes.of(accelerator)
+    processes = Processes.of(accelerator, params.rewards.timeout)
     precision = resolve_precision(params.model.precision, accelerator.device)
     accelerator.print(f"{title}: {processes}, precision {precision}", flush=True)
     check_processes(params.train, params.rollout, processes.count)
     drawn = [*plan.all_prompts(), *records[:SHEET_PROMPTS]]
     ahead = list({record.id: record for record in drawn}.values())
+    if params.train.init_adapter is not None:
+        adapter_file(Path(params.train.init_adapter))  # refused before a model is opened
     pipeline = find_all_models(params.model, params.rewards, {task, *judges})
     check_core(pipeline, params.model, params.core, allocation, ahead, accelerator.print)
     with ExitStack() as stack:
@@ -158,7 +161,9 @@ def train(
         if trainer.processes.main and params.train.tracker != "none":
             tracker = Tracker(params.train.tracker, name, work, dataclasses.asdict(params))
         look = partial(_draw, trainer, work, tracker)
-        run_epochs(trainer, states, f"{task} {method}", params.train.sample_every, look, tracker)
+        announce = partial(_announce, params, training.accelerator.print)
+        every = params.train.sample_every
+        run_epochs(trainer, states, f"{task} {method}", every, look, tracker, announce)
         if trainer.processes.main:
             with writing(output):
                 trainer.export(work, output)
@@ -192,6 +197,7 @@ def run_epochs(
     look_every: int,
     look: Callable[[], None],
     tracker: Tracker | None = None,
+    announce: Callable[[LogLine], None] = lambda line: None,
 ) -> None:
     """Train to the last epoch from the newest state; write a line per epoch to ``log.jsonl``.
 
@@ -201,6 +207,7 @@ def run_epochs(
         look: draws or scores images; called before the first epoch, every ``look_every`` epochs
             and after the last one.
         tracker: gets each new line.
+        announce: gets the line of the first epoch.
 
     Raises:
         StarError: states or log that cannot be read, and whatever `Trainer.train_epoch` raises.
@@ -239,11 +246,31 @@ def run_epochs(
                 reward, speed = f"{line.reward_mean:.3f}", f"{line.images_per_s:.0f}"
                 bar.set_postfix({"reward": reward, "images_per_s": speed}, refresh=False)
                 bar.update()
+                if line.epoch == 1:
+                    announce(line)
                 last = trainer.epoch == train.epochs
                 if last or trainer.epoch % look_every == 0:
                     look()
                 if last or trainer.epoch % train.save_every == 0:
                     states.save(trainer.epoch, *trainer.state())
+
+
+def _announce(params: Params, say: Callable[[str], None], line: LogLine) -> None:
+    """Say how long all of `runs` takes, one stage after the other, by the first epoch."""
+    epoch = sum(line.seconds.values())
+    trainings = sum(map(len, params.runs.values()))
+    tested = sum(
+        getattr(params.prompts, task).test * count
+        for task, count in params.evaluate.images_per_prompt.items()
+    )
+    # An image of an evaluation takes as long as one of the rollout, step by step.
+    image = line.seconds["rollout"] / line.images * params.evaluate.steps / params.rollout.steps
+    one = params.train.epochs * epoch
+    minutes = (trainings * one + (trainings + 1) * tested * image) / 60
+    say(
+        f"epoch 1 took {epoch:.1f} s: this training {one / 60:.0f} min, all {trainings} of `runs` "
+        f"with their evaluations about {minutes:.0f} min"
+    )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ unfinished training of the same name is mentioned, with what differs, and left a
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,22 @@ from star.training.checkpoint import States, read_facts
 
 
 def training_identity(
-    params: Params, task: str, method: str, allocation: AllocationParams, prompts: Path, **more: Any
+    params: Params,
+    task: str,
+    method: str,
+    allocation: AllocationParams,
+    prompts: Path,
+    judges: Sequence[str] = (),
+    **more: Any,
 ) -> dict[str, Any]:
     """Return all that decides a training's result, as nested JSON values.
 
     Args:
         prompts: file of the training records.
+        judges: more tasks whose reward models judge.
         more: whatever else decides the result.
     """
-    keys = "model.path", f"rewards.{task}."
+    keys = ("model.path", "train.init_adapter", *(f"rewards.{judge}." for judge in {task, *judges}))
     models = {key: Path(path) for key, path in params.paths() if key.startswith(keys)}
     values = {
         **parameter_sections(params, task, allocation),
@@ -52,9 +60,12 @@ def parameter_sections(params: Params, task: str, allocation: AllocationParams) 
     return json.loads(json.dumps({**values, "seed": params.seed}))
 
 
-def state_folder(base: Path, identity: dict[str, Any]) -> Path:
-    """Return the folder of this training alone, below ``base``."""
-    name = f"{identity['task']}-{identity['method']}"
+def state_folder(base: Path, name: str, identity: dict[str, Any]) -> Path:
+    """Return the folder of this training alone, NAME-FINGERPRINT below ``base``.
+
+    Args:
+        name: of the training; those of one name and another identity are earlier versions of it.
+    """
     folder = base / f"{name}-{fingerprint(identity)}"
     for other in sorted(base.glob(f"{name}-*")) if not folder.exists() else ():
         states = States(other, 1, {})

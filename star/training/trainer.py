@@ -34,6 +34,7 @@ from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
 from star.system.errors import Interrupted, StarError
 from star.system.faults import Fault
+from star.system.files import remove
 from star.system.memory import memory_for
 from star.system.processes import ALONE, Processes
 from star.system.stopwatch import Stopwatch
@@ -54,22 +55,23 @@ class LogLine:
 
     groups_without_variance: share of groups whose rewards are all equal. first_ratio_error: largest
     |ratio - 1| before the first update. clip_fraction: share of ratios outside the clip range. kl:
-    None if kl_form is none. map_entropy: of the maps, in [0, 1]; None without maps. images,
-    updates, skipped: since the training's start. seconds: by phase.
+    None if kl_form is none. loss, grad_norm: None where an update was skipped. map_entropy: of the
+    maps, in [0, 1]; None without maps. images, updates, skipped: since the training's start.
+    seconds: by phase.
     """
 
     epoch: int
     reward_mean: float
     reward_std: float
     groups_without_variance: float
-    loss: float
+    loss: float | None
     ratio_mean: float
     ratio_min: float
     ratio_max: float
     first_ratio_error: float
     clip_fraction: float
     kl: float | None
-    grad_norm: float
+    grad_norm: float | None
     map_entropy: float | None
     images: int
     updates: int
@@ -83,8 +85,7 @@ class Trainer:
 
     Args:
         records: training prompts with their core.
-        interrupted: asked between batches; with several processes only where all wait for each
-            other. If it returns True, the epoch ends with `Interrupted`.
+        interrupted: asked between batches. If it returns True, the epoch ends with `Interrupted`.
 
     After an epoch that ended early the weights are half updated: call `restore`.
     """
@@ -104,8 +105,11 @@ class Trainer:
         self.train = params.train
         self.plan = EpochPlan(records, params.seed, params.train, params.rollout)
         self.roller = Roller(policy, params.rollout)
+        self.roller.check_noise()
         self.base = base_fingerprint(policy.transformer)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
+        if self.train.init_adapter is not None:
+            policy.start_from(Path(self.train.init_adapter))
         policy.compile()
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.train.learning_rate, weight_decay=self.train.weight_decay
@@ -151,7 +155,7 @@ class Trainer:
             results = [
                 self.collect(*each) for each in zip(batches, trajectories, pending, strict=True)
             ]
-        self.pause(together=True)
+        self.pause()
         with watch("update"), memory_for("update"):
             scored = self.credit.weigh(self.epoch, planned, trajectories, results)
             facts = self.reward_facts(results) | self.update(scored)
@@ -167,16 +171,13 @@ class Trainer:
             images_per_s=images / sum(watch.seconds.values()),
         )
 
-    def pause(self, together: bool = False) -> None:
-        """End the epoch here if the training was asked to stop.
-
-        Args:
-            together: every process calls this now, so a request to any of them stops all.
+    def pause(self) -> None:
+        """End the epoch here if any process was asked to stop; all come here equally often.
 
         Raises:
             Interrupted: this process, or another, was asked to stop.
         """
-        if (together or self.processes.count == 1) and self.processes.any(self.interrupted()):
+        if self.processes.any(self.interrupted()):
             raise Interrupted(
                 "asked to stop; the same command goes on from the state that is saved"
             )
@@ -276,11 +277,13 @@ class Trainer:
                 self.check_first_ratios(ratios, clipped)
             norms.append(self.step(scored[start : start + share], losses[-share * steps :]))
         every = torch.cat(ratios)
+        # Of each batch alone: their clauses, and so their ratios, differ in number.
+        ratio_mean = torch.stack([ratio.mean() for ratio in ratios]).mean()
         fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
         kl = torch.stack(penalties).mean() if penalties else every.new_tensor(math.nan)
         facts = {
             "loss": torch.stack(losses).mean(),
-            "ratio_mean": every.mean(),
+            "ratio_mean": ratio_mean,
             "ratio_min": every.min(),
             "ratio_max": every.max(),
             "first_ratio_error": (fresh - 1).abs().max(),
@@ -301,12 +304,11 @@ class Trainer:
     def merge_facts(self, facts: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return an epoch's facts over all processes; None for what was not measured."""
         table = self.processes.table(torch.stack(list(facts.values())))  # (processes, facts)
-        line: dict[str, Any] = {
+        merged = {
             name: MERGED.get(name, torch.nanmean)(column).item()
             for name, column in zip(facts, table.T, strict=True)
         }
-        if math.isnan(line["kl"]):
-            line["kl"] = None
+        line = {name: value if math.isfinite(value) else None for name, value in merged.items()}
         if not self.allocation.uses_maps:
             line["map_entropy"] = None
         return line
@@ -336,14 +338,15 @@ class Trainer:
         self.processes.average(p.grad for p in self.parameters if p.grad is not None)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
-        self.pause(together=True)
+        self.pause()
         if norm.isfinite():
             self.scaler.step(self.optimizer)
         else:
             overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            if not overflow and self.skipped >= self.train.skip_updates:
-                raise self.update_fault(items, losses)
-            self.skipped += 1
+            if not overflow:
+                if self.skipped >= self.train.skip_updates:
+                    raise self.update_fault(items, losses)
+                self.skipped += 1
         self.scaler.update()
         self.optimizer.zero_grad()
         self.updates += 1
@@ -433,11 +436,13 @@ class Trainer:
     def export(self, work: Path, output: Path) -> None:
         """Write the EMA adapter, the log, the sample grids and the maps into ``output``."""
         output.mkdir(parents=True, exist_ok=True)
+        for folder in ("adapter", "samples", "maps"):
+            remove(output / folder)  # of an earlier training
         with self.averaged():
             self.policy.save_adapter(output / "adapter")
         shutil.copy(work / "log.jsonl", output / "log.jsonl")
         for folder in ("samples", "maps"):
-            (output / folder).mkdir(exist_ok=True)
+            (output / folder).mkdir()
             if (work / folder).exists():
                 shutil.copytree(work / folder, output / folder, dirs_exist_ok=True)
 

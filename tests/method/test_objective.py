@@ -144,7 +144,7 @@ def test_the_clip_range_follows_the_spread_of_the_log_ratio(surrogate):
 
 def test_kl_forms():
     mean = torch.tensor([[0.3, 0.1]], dtype=torch.float64)
-    transition, reference = Transition(mean, noise_scale=0.5, step=0.1), mean - 0.2
+    transition, reference = Transition(mean, 0.5 * math.sqrt(0.1), kl_std=0.5), mean - 0.2
     normal = [torch.distributions.Normal(m, transition.std) for m in (mean, reference)]
     exact = torch.distributions.kl_divergence(*normal).mean().item()
     assert kl_penalty(transition, reference, "exact").item() == pytest.approx(exact)

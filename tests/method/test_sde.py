@@ -85,7 +85,7 @@ def test_drawn_steps_have_the_density_that_is_claimed(sampler):
 def test_normalised_ratio_has_mean_zero_and_one_size_at_all_noise_levels(std):
     """GRPO-Guard: at a given move of the mean it is (m - m_old) noise, whatever the step's std."""
     mean, move, noise = drawn(5, 3)
-    now = Transition(mean + 0.01 * move, std, 1.0)
+    now = Transition(mean + 0.01 * move, std, std)
     x_next = mean + std * noise
     found = log_ratio(x_next, now, mean, normalised=True)
     assert torch.allclose(found, 0.01 * move * noise, atol=1e-12)
@@ -104,7 +104,7 @@ def test_no_noise_is_the_ode(sampler):
 def test_first_step_uses_the_second_noise_level(first):
     """Also where a shift makes the first one a rounding of float32 below 1."""
     found = FlowSDE((first, 0.9), 0.7).transition(torch.zeros(1), torch.ones(1), 0)
-    assert found.noise_scale == pytest.approx(0.7 * math.sqrt(1 / (1 - 0.9)))
+    assert found.kl_std == pytest.approx(0.7 * math.sqrt(1 / (1 - 0.9)))
 
 
 def variance(s, std):

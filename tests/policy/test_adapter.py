@@ -1,6 +1,7 @@
 """Adapters: plain diffusers takes them, equal ones are equal bytes, wrong ones are named."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -10,9 +11,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from star.policy.adapter import ADAPTER_FILE, base_fingerprint
+from star.policy.adapter import (
+    ADAPTER_FILE,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    base_fingerprint,
+    full_strength,
+    read_adapter,
+)
 from star.policy.rollout import sample_images
 from star.policy.sd3 import load_policy
 from star.system.errors import StarError
@@ -59,6 +67,54 @@ def test_round_trip_through_plain_diffusers(tmp_path):
     assert_same_images(trained, stock_images(4, adapter=tmp_path))
     loaded = load_policy(EXACT, CPU, tmp_path)
     assert np.array_equal(sample_images(loaded, PROMPTS, [1, 2], 4), trained)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The images of an adapter of strength 2, its folder, and one in PEFT's form."""
+    policy, folder = policy_of(), tmp_path_factory.mktemp("trained")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.add_adapter(seed=0):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    policy.save_adapter(folder / "ours")
+    (folder / "peft").mkdir()
+    weights = {f"base_model.model.{key}": value for key, value in policy.adapter_state().items()}
+    save_file(weights, folder / "peft" / PEFT_FILE)
+    config = policy.transformer.peft_config["default"].to_dict()
+    (folder / "peft" / PEFT_CONFIG).write_text(
+        json.dumps({**full_strength(config), "lora_alpha": 32})
+    )
+    return sample_images(policy, PROMPTS, [1, 2], 4), folder
+
+
+def test_programs_that_do_not_read_alpha_draw_the_same_images(trained, tmp_path):
+    images, folder = trained
+    save_file(load_file(folder / "ours" / ADAPTER_FILE), tmp_path / ADAPTER_FILE)
+    assert_same_images(images, stock_images(4, adapter=tmp_path))
+
+
+@pytest.mark.parametrize("form", ["ours", "peft"])
+def test_both_forms_are_evaluated_and_started_from(trained, form):
+    images, folder = trained
+    loaded = load_policy(EXACT, CPU, folder / form)
+    assert np.array_equal(sample_images(loaded, PROMPTS, [1, 2], 4), images)
+    started = policy_of()
+    started.add_adapter(seed=1)
+    started.start_from(folder / form)
+    assert np.array_equal(sample_images(started, PROMPTS, [1, 2], 4), images)
+    other = policy_of(dataclasses.replace(EXACT, lora_rank=4))
+    other.add_adapter(seed=1)
+    with pytest.raises(StarError, match="has rank 16; set model.lora_rank to 16"):
+        other.start_from(folder / form)
+
+
+def test_a_strength_that_is_not_alpha_by_rank_is_refused(trained, tmp_path):
+    peft = shutil.copytree(trained[1] / "peft", tmp_path / "peft")
+    config = json.loads((peft / PEFT_CONFIG).read_text())
+    (peft / PEFT_CONFIG).write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(StarError, match="use_dora is not supported"):
+        read_adapter(peft)
 
 
 def test_the_same_adapter_gives_the_same_bytes_in_another_process(saved, tmp_path):
@@ -109,7 +165,7 @@ def test_one_that_does_not_say_its_base_readably_is_named(adapter, text):
 def test_one_that_is_cut_short_is_named(adapter):
     file = adapter / ADAPTER_FILE
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(StarError, match=f"{adapter}: not a LoRA adapter for {EXACT.path}"):
+    with pytest.raises(StarError, match=f"{file}: not a readable LoRA adapter"):
         load_policy(EXACT, CPU, adapter)
 
 

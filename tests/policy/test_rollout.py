@@ -9,6 +9,7 @@ import torch
 from star.method.attention import CoreKeys
 from star.method.sde import ode_step
 from star.policy.rollout import Roller
+from star.system.errors import StarError
 from tests.helpers.training import (
     BASE,
     PROMPTS,
@@ -29,6 +30,14 @@ def test_rollout_without_noise_is_the_stock_pipeline():
         PROMPTS, [1, 2], [3, 4], 0, None, BASE.allocation
     )
     assert_same_images(drawn.images, stock_images(6))
+
+
+def test_a_step_with_almost_no_noise_is_refused():
+    """DanceGRPO's constant noise of a hundredth, over an eighth of the time."""
+    settings = {"sampler": "dance", "noise_level": 0.01}
+    with pytest.raises(StarError, match="rollout.window: step 0 has a standard deviation of 0.002"):
+        roller(policy_of(), **settings).check_noise()
+    roller(policy_of(), sampler="dance", noise_level=0.3).check_noise()
 
 
 def test_there_is_no_noise_outside_of_the_window():

@@ -70,11 +70,14 @@ def test_alone_nothing_changes() -> None:
 def test_the_others_wait_longer_than_a_reward_may_take(tmp_path: Path) -> None:
     program = tmp_path / "waiting.py"
     program.write_text(
-        "import torch\nfrom star.system.processes import start_accelerator\n"
+        "import torch\nfrom star.system.processes import Processes, start_accelerator\n"
         "accelerator = start_accelerator(5000.0)\n"
-        "group = torch.distributed.group.WORLD._get_backend(torch.device('cpu'))\n"
+        "meeting = Processes.of(accelerator, 5000.0).group\n"
+        "groups = torch.distributed.group.WORLD, meeting\n"
+        "backends = [group._get_backend(torch.device('cpu')) for group in groups]\n"
+        "waits = {backend.options._timeout.total_seconds() for backend in backends}\n"
         # At once: both write to one pipe.
-        "print(f'waits {group.options._timeout.total_seconds()};', end='')\n"
+        "print(f'waits {waits};', end='')\n"
         "accelerator.end_training()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -82,7 +85,7 @@ def test_the_others_wait_longer_than_a_reward_may_take(tmp_path: Path) -> None:
     run = subprocess.run(
         [*command, str(program)], env=environment, capture_output=True, text=True, timeout=600
     )
-    assert run.stdout.count("waits 6800.0;") == 2, run.stdout + run.stderr[-3000:]
+    assert run.stdout.count("waits {6800.0};") == 2, run.stdout + run.stderr[-3000:]
 
 
 def launched(
@@ -190,6 +193,34 @@ def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(
     launch(2, command)
     log = (tmp_path / "out/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+
+
+# Of four batches, the second process is asked to stop while it draws the second.
+ASKED = """
+import itertools, os, pathlib, signal
+import star.policy.rollout as rollout
+draw, calls = rollout.Roller.draw, itertools.count(1)
+def drawing(self, *batch):
+    call = next(calls)
+    if call == 2 and os.environ.get("RANK") == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    pathlib.Path(__file__).with_name(f"batch-{call}").touch()
+    return draw(self, *batch)
+rollout.Roller.draw = drawing
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_stop_after_the_batch_in_which_one_is_asked_to(
+    tmp_path: Path, write_params: WriteParams
+) -> None:
+    params = write_params(small_values(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(ASKED)
+    command = training(params, "star", tmp_path / "out", tmp_path / "state")
+    stopped = launched(2, command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert stopped.returncode != 0 and "asked to stop" in stopped.stderr
+    assert sorted(file.name for file in tmp_path.glob("batch-*")) == ["batch-1", "batch-2"]
+    assert [file.name for file in tmp_path.glob("state/*/state-*")] == ["state-000000.safetensors"]
 
 
 @pytest.mark.slow

@@ -55,6 +55,8 @@ def test_the_window_slides_and_starts_over():
     rollout = dataclasses.replace(BASE.rollout, steps=4, window=[0, 2], slide_every=2)
     starts = [window_start(rollout, epoch) for epoch in range(6)]
     assert starts == [0, 0, 1, 1, 0, 0], "never the last step"
+    cps = dataclasses.replace(rollout, steps=5, sampler="cps")
+    assert [window_start(cps, epoch) for epoch in range(6)] == [0, 0, 1, 1, 0, 0]
     assert window_start(dataclasses.replace(rollout, slide_every=0, window=[1, 3]), 100) == 1
 
 

@@ -139,10 +139,11 @@ def test_half_precision_scales_its_loss_and_resumes_the_scale():
     trained = long(precision="fp16")
     trained.scaler._init_scale = 2.0**40  # overflows, and is halved
     line = trained.train_epoch()
-    assert line.skipped == 2 and trained.scaler.get_scale() == 2.0**38
+    assert trained.scaler.get_scale() == 2.0**38
+    assert line.skipped == 0 and line.grad_norm is None, "an overflow uses up no skip_updates"
     other = long(precision="fp16")
     other.restore(*trained.state())
-    assert other.scaler.get_scale() == 2.0**38 and other.skipped == 2
+    assert other.scaler.get_scale() == 2.0**38
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Which states belong to a training: by parameters, prompts, models, precision and code."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 from star.config.differences import described
+from star.config.params import StudyRun
 from star.prompts.records import write_records
+from star.study.run import study_identity
 from star.system.errors import StarError
 from star.training.checkpoint import States
 from star.training.resume import state_folder, training_identity
 from tests.helpers.training import BASE, ROOT, changed, geneval_records
+from workflow.dependencies import RULES
 
 
 @pytest.fixture
@@ -25,19 +29,62 @@ def test_changed_parameters_make_another_training_and_say_so(tmp_path, prompts, 
         params = changed(BASE, train=train)
         return training_identity(params, "geneval", "star", params.method("star"), prompts)
 
-    first = state_folder(tmp_path / "state", identity())
+    first = state_folder(tmp_path / "state", "geneval-star", identity())
     States(first, 2, identity()).save(7, {"a": torch.ones(1)}, {"epoch": 7})
-    assert state_folder(tmp_path / "state", identity()) == first
+    assert state_folder(tmp_path / "state", "geneval-star", identity()) == first
     other = identity(learning_rate=0.5)
-    assert state_folder(tmp_path / "state", other) != first
+    assert state_folder(tmp_path / "state", "geneval-star", other) != first
     difference = f"train.learning_rate {BASE.train.learning_rate} -> 0.5"
     printed = "".join(capsys.readouterr())
     assert f"{first}: an unfinished training (epoch 7)" in printed and difference in printed
     States(first, 2, {}).finish()
-    state_folder(tmp_path / "state", other)
+    state_folder(tmp_path / "state", "geneval-star", other)
     assert "".join(capsys.readouterr()) == "", "one that is done is no unfinished one"
     with pytest.raises(StarError, match=f"a state of other parameters, {difference}; set them"):
         States(first, 2, other).newest()
+
+
+def other_values(values):
+    """Yield the values of a nested section, each time with one of them changed."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", {**values, key: v}) for name, v in other_values(value))
+        else:
+            changes = [*value, 1] if isinstance(value, list) else f"not {value}"
+            yield key, {**values, key: changes}
+
+
+@pytest.mark.parametrize("rule", ["train_policy", "study_run"])
+def test_whatever_a_rule_depends_on_makes_another_training(prompts, rule):
+    """Else Snakemake runs the rule again, and the finished state writes the old result."""
+    values = dataclasses.asdict(BASE)
+    run = StudyRun("ocr", "star", 0, 1e-3)
+
+    def identity(values):
+        params = dataclasses.replace(BASE, **{n: rebuilt(BASE, n, v) for n, v in values.items()})
+        if rule == "study_run":
+            return study_identity(params, run, prompts, prompts)
+        return training_identity(params, "ocr", "star", params.method("star"), prompts)
+
+    known = identity({})
+    # How long to wait changes no result, and what the method itself says stands.
+    without_effect = {"rewards.timeout", *(f"allocation.{key}" for key in BASE.methods["star"])}
+    for section in RULES[rule].sections:
+        top, _, rest = section.format(task="ocr", method="star").partition(".")
+        for key, other in other_values({top: values[top]}):
+            name, _, more = key.partition(".")
+            if not more.startswith(rest) or key in without_effect or "methods." in key:
+                continue
+            assert identity(other) != known, key
+
+
+def rebuilt(params, name, value):
+    """Return a section of the parameters with the values of a nested dict."""
+    section = getattr(params, name)
+    if not dataclasses.is_dataclass(section):
+        return value
+    fields = {key: rebuilt(section, key, inner) for key, inner in value.items()}
+    return dataclasses.replace(section, **fields)
 
 
 def flip_a_bit(file: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_variant_starts_at_ratio_one_and_trains_otherwise_than_star(name, 
     "sections",
     [
         {"rollout": {"sampler": "dance", "noise_level": 0.5}},
-        {"rollout": {"sampler": "cps", "noise_level": 0.5}},
+        {"rollout": {"sampler": "cps", "noise_level": 0.5, "window": [0, 1]}},
         {"train": {"normalise_ratio": True}},
     ],
 )

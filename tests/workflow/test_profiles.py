@@ -38,9 +38,7 @@ def test_every_profile_plans_the_same_jobs_with_the_settings_of_the_default(
     plans = []
     for options in (("--cores", "2"), ("--profile", "profiles/slurm")):
         said = project.run("snakemake", *options, "--dry-run", expect=None)
-        assert re.search(
-            "^Using .*workflow specific profile profiles/default ", said, re.M
-        )
+        assert re.search("^Using .*workflow specific profile profiles/default ", said, re.M)
         plans.append(sorted(re.findall(r"^(?:local)?rule (\w+):", said, re.M)))
     assert plans[0] == plans[1]
     assert {"train_policy", "evaluate_checkpoint", "write_report"} <= set(plans[0])
