@@ -10,13 +10,18 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from star.config.params import TASKS, StudyRun
 from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
 from star.system.runtime import escape_output, keep_freed_memory, quick_imports, stay_offline
+
+
+if TYPE_CHECKING:
+    from star.training.trainer import LogLine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,8 +118,28 @@ def _train(options: argparse.Namespace) -> None:
     identity = training_identity(params, options.task, options.method, allocation, options.prompts)
     name = f"{options.task}-{options.method}"
     work = state_folder(options.state, name, identity)
-    train(params, options.task, options.method, records, work, options.output, identity)
+    announce = partial(_announce, params)
+    train(params, options.task, options.method, records, work, options.output, identity, announce)
     print(f"adapter, log, samples and maps in {options.output}")
+
+
+def _announce(params: Params, line: "LogLine") -> None:
+    """Say how long all of `runs` takes, one stage after the other, by the first epoch."""
+    epoch = sum(line.seconds.values())
+    trainings = sum(map(len, params.runs.values()))
+    tested = sum(
+        getattr(params.prompts, task).test * count
+        for task, count in params.evaluate.images_per_prompt.items()
+    )
+    # An image of an evaluation takes as long as one of the rollout, step by step.
+    image = line.seconds["rollout"] / line.images * params.evaluate.steps / params.rollout.steps
+    one = params.train.epochs * epoch
+    minutes = (trainings * one + (trainings + 1) * tested * image) / 60
+    print(
+        f"epoch 1 took {epoch:.1f} s: this training {one / 60:.0f} min, all {trainings} of `runs` "
+        f"with their evaluations about {minutes:.0f} min",
+        flush=True,
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:

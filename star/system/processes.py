@@ -128,10 +128,11 @@ class Processes:
 
     def any(self, value: bool) -> bool:
         """Return whether it is true of any process; all must ask."""
+        if self.group is None:
+            return value
         flag = torch.tensor(float(value))
-        if self.group is not None:
-            with _meeting(None):
-                all_reduce(flag, ReduceOp.MAX, self.group)
+        with _meeting(None):
+            all_reduce(flag, ReduceOp.MAX, self.group)
         return bool(flag)
 
     def barrier(self) -> None:

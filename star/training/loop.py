@@ -125,11 +125,13 @@ def train(
     work: Path,
     output: Path,
     identity: dict | None = None,
+    announce: Callable[[LogLine], None] = lambda line: None,
 ) -> None:
     """Train ``method`` on ``task``, resuming from ``work``; fill ``output`` when it is complete.
 
     Args:
         identity: what decides the result; see `star.training.checkpoint.States`.
+        announce: gets the line of the first epoch.
 
     Raises:
         StarError: what `open_training` refuses, an unknown method, records of another task, a
@@ -161,7 +163,6 @@ def train(
         if trainer.processes.main and params.train.tracker != "none":
             tracker = Tracker(params.train.tracker, name, work, dataclasses.asdict(params))
         look = partial(_draw, trainer, work, tracker)
-        announce = partial(_announce, params, training.accelerator.print)
         every = params.train.sample_every
         run_epochs(trainer, states, f"{task} {method}", every, look, tracker, announce)
         if trainer.processes.main:
@@ -253,24 +254,6 @@ def run_epochs(
                     look()
                 if last or trainer.epoch % train.save_every == 0:
                     states.save(trainer.epoch, *trainer.state())
-
-
-def _announce(params: Params, say: Callable[[str], None], line: LogLine) -> None:
-    """Say how long all of `runs` takes, one stage after the other, by the first epoch."""
-    epoch = sum(line.seconds.values())
-    trainings = sum(map(len, params.runs.values()))
-    tested = sum(
-        getattr(params.prompts, task).test * count
-        for task, count in params.evaluate.images_per_prompt.items()
-    )
-    # An image of an evaluation takes as long as one of the rollout, step by step.
-    image = line.seconds["rollout"] / line.images * params.evaluate.steps / params.rollout.steps
-    one = params.train.epochs * epoch
-    minutes = (trainings * one + (trainings + 1) * tested * image) / 60
-    say(
-        f"epoch 1 took {epoch:.1f} s: this training {one / 60:.0f} min, all {trainings} of `runs` "
-        f"with their evaluations about {minutes:.0f} min"
-    )
 
 
 @contextmanager
