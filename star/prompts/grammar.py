@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from star.prompts.flags import without_flags
+from star.prompts.geneval import clauses_in
 from star.prompts.records import texts_of
 from star.system.errors import StarError
 
@@ -45,8 +46,8 @@ def identity(prompt: Prompt) -> frozenset[str]:
     They are the text up to case, spaces, final stop and flags, and the content of GenEval's include
     clauses: files spell plurals in more than one way ("two couchs", "two couches")."""
     keys = {plain_text(prompt)}
-    if "include" in prompt.metadata:
-        keys.add(_content(prompt.metadata["include"]))
+    if include := prompt.metadata.get("include") or clauses_in(" ".join(prompt.text.split())):
+        keys.add(_content(include))
     return frozenset(keys)
 
 

@@ -391,8 +391,10 @@ def test_the_texts_to_be_drawn_are_taken_and_doubts_are_told(tmp_path, capsys, l
 
 def test_captions_that_differ_in_case_blanks_stop_or_flags_are_one(tmp_path):
     lines = ["A cat", "a  Cat .", "a cat --ar 16:9 --v 5", "a dog --no cats", "A fox —ar 2:3"]
-    train_path = write_lines(tmp_path / "a.txt", [*lines, "--ar 3:2", "a big dog -- asleep"])
-    test_path = write_lines(tmp_path / "b.txt", ["a fox."])
+    mirrored = "a photo of a cup  right of a cat."
+    lines += ["--ar 3:2", mirrored, "a big dog -- asleep"]
+    train_path = write_lines(tmp_path / "a.txt", lines)
+    test_path = write_lines(tmp_path / "b.txt", ["a fox.", "a photo of a cat left of a cup"])
     files = {"train_file": train_path, "test_file": test_path}
     train, _ = prepared("preference", train=3, test=1, **files)
     assert prompts(train) == ["A cat", "a dog --no cats", "a big dog -- asleep"]
