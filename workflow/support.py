@@ -157,20 +157,22 @@ def reward_model_files(values: dict, *tasks: str) -> list[str]:
 
 
 def prompt_files(values: dict, task: str) -> list[str]:
-    """Return the prompt files of one's own that a task names.
+    """Return the prompt files of one's own that the sets of a task are made from: its training
+    file, and the test files of all tasks, whose prompts it leaves out.
 
     A fetched one is known by its checksum, which is a parameter.
 
     Raises:
         StarError: a file outside the folder that DVC watches.
     """
-    files = {key: values["prompts"][task][key] for key in ("train_file", "test_file")}
+    keys = [f"{task}.train_file", *(f"{each}.test_file" for each in TASKS)]
+    files = {key: lookup(values["prompts"], key) for key in keys}
     names = {key: name for key, name in files.items() if isinstance(name, str)}
     for key, name in names.items():
         folders = Path(os.path.normpath(name)).parents
         if PROMPT_FOLDER not in folders or FETCHED in folders:
             raise StarError(
-                f"params.yaml: prompts.{task}.{key}: {name!r} is not below {PROMPT_FOLDER} (or in "
+                f"params.yaml: prompts.{key}: {name!r} is not below {PROMPT_FOLDER} (or in "
                 f"{FETCHED}, which DVC ignores); put it there, where Snakemake and DVC both see it "
                 f"change, and give {PROMPT_FOLDER / Path(name).name}"
             )

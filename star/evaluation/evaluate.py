@@ -13,6 +13,7 @@ from pathlib import Path
 
 from star.config.params import TASKS, Params, fingerprint
 from star.evaluation.drawing import ImageDrawer
+from star.evaluation.held_out_reader import report_texts
 from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.summary import image_lines, write_scores
 from star.method.precision import computing, resolve_precision
@@ -62,6 +63,7 @@ def evaluate(
     precision = resolve_precision(params.model.precision, accelerator.device)
     accelerator.print(f"{checkpoint}: {processes}, precision {precision}", flush=True)
     find_all_models(params.model, params.rewards, TASKS)
+    report_texts(records["ocr"], params.evaluate.second_reader, accelerator.print)
     with ExitStack() as stack:
         if processes.main:
             for folder in (work, output):

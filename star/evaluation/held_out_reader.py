@@ -7,7 +7,7 @@ here. Training imports nothing of this module.
 and may share blind spots with PP-OCRv4, which has the same makers. ``template`` matches letters in
 their slots (`star.miniature.reader`), only in the miniature's images; it shares nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +18,20 @@ import numpy as np
 
 from star.prompts.records import PromptRecord
 from star.rewards.base import RewardError
-from star.rewards.ocr import TEXT_HEIGHT, target_text, text_reward
+from star.rewards.ocr import (
+    TEXT_HEIGHT,
+    recogniser,
+    report_unreadable,
+    target_texts,
+    text_reward,
+)
 from star.rewards.reading import ReadingPool, TextReader
 from star.system.errors import StarError
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR
 
+RECOGNISER = "PP-OCRv6_rec_small.onnx"
 READ_SIDE = 64  # pixels to which smaller images are enlarged; more reads no better
 DETECTION_SIDE = 960  # pixels, longer side of what detection sees, as of the reward's reader
 
@@ -55,7 +62,7 @@ def read_again(
 
     Raises:
         RewardError: a record without text, or what `ReadingPool.read` raises."""
-    ids, targets = [record.id for record in records], [target_text(record) for record in records]
+    ids, targets = [record.id for record in records], [target_texts(record) for record in records]
     if not ids:
         return []  # of several processes one may have no image
     if reader == "template":
@@ -70,6 +77,13 @@ def read_again(
         SecondReading(read, text_reward(read, target, substring=False))
         for read, target in zip(reads, targets, strict=True)
     ]
+
+
+def report_texts(records: Sequence[PromptRecord], reader: str, say: Callable[[str], None]) -> None:
+    """Say which characters of OCR prompts the reward's and the second reader cannot read."""
+    report_unreadable(records, recogniser(), say)
+    if reader == "ppocrv6":
+        report_unreadable(records, _models() / RECOGNISER, say)
 
 
 def _template_reads(images: Sequence[np.ndarray], ids: list[str]) -> list[str]:
@@ -93,21 +107,26 @@ def ppocrv6() -> "RapidOCR":
     import rapidocr
 
     cv2.setNumThreads(1)
-    models = Path(rapidocr.__file__).parent / "models"  # models that are not named may be fetched
     return rapidocr.RapidOCR(
         params={
             "Global.log_level": "critical",  # it warns of every image without text
             "Global.use_cls": False,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-            "Det.model_path": str(models / "PP-OCRv6_det_small.onnx"),
+            "Det.model_path": str(_models() / "PP-OCRv6_det_small.onnx"),
             "Det.limit_type": "max",
             "Det.limit_side_len": DETECTION_SIDE,
-            "Rec.model_path": str(models / "PP-OCRv6_rec_small.onnx"),
+            "Rec.model_path": str(_models() / RECOGNISER),
             "Rec.rec_img_shape": [3, TEXT_HEIGHT, TEXT_HEIGHT],  # the last is the least width
             "Rec.rec_batch_num": 1,
         }
     )
+
+
+def _models() -> Path:
+    import rapidocr
+
+    return Path(rapidocr.__file__).parent / "models"  # models that are not named may be fetched
 
 
 PPOCRV6 = TextReader(ppocrv6, _lines, READ_SIDE)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from star.config.params import Params, fingerprint
+from star.evaluation.held_out_reader import report_texts
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import PlannedImage, in_batches, score_batches
 from star.evaluation.summary import image_lines, write_scores
@@ -53,6 +54,8 @@ def score_folder(
     each = [(r, i) for r in records for i in range(settings.images_per_prompt[task])]
     planned = [PlannedImage(number, r, i, None) for number, (r, i) in enumerate(each)]
     _check(folder, planned, side)
+    if task == "ocr":
+        report_texts(records, settings.second_reader, print)
     set_tf32(params.model.tf32)
     judge = Judge(params.rewards, settings.second_reader, settings.batch)
     reward = build_reward(task, params.rewards)

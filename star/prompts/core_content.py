@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from functools import cache
 
 from star.prompts.carriers import carrier_of
-from star.prompts.ocr import QUOTE_IT, quoted_span
+from star.prompts.flags import without_flags
+from star.prompts.ocr import QUOTE_IT, quoted_spans
 from star.prompts.phrases import content_words, subject_phrases, words
-from star.prompts.records import CoreSpan, PromptRecord
+from star.prompts.records import CoreSpan, PromptRecord, texts_of
 from star.system.errors import StarError
 
 _compiled = cache(re.compile)  # a world has few different phrases, a set many prompts
@@ -19,19 +20,19 @@ def extract_core(record: PromptRecord) -> tuple[CoreSpan, ...]:
 
     GenEval's forms give object, count, color and relation exactly, with the clause they belong to;
     a prompt that departs from its metadata's form is read as a free one. A text prompt gives the
-    inside of its first quotation and what carries it. A free prompt gives its subject noun phrases,
+    inside of its quotations and what carries each. A free prompt gives its subject noun phrases,
     or else every content word.
 
     Raises:
         StarError: an OCR prompt without a quoted span, or a prompt without any word.
     """
-    prompt = record.prompt
+    prompt = without_flags(record.prompt)
     if record.task == "ocr" or "text" in record.metadata:
         return _writing_spans(record)
     if spans := _form_spans(prompt, record.metadata.get("include", [])):
         return spans
     if not words(prompt):
-        raise StarError(f"prompt {record.id}: {prompt!r} has no word; remove it")
+        raise StarError(f"prompt {record.id}: {record.prompt!r} has no word; remove it")
     subjects = subject_phrases(prompt)
     kind, found = ("subject", subjects) if subjects else ("content", content_words(prompt))
     return tuple(CoreSpan(start, end, kind) for start, end in found)
@@ -77,9 +78,23 @@ def _spaced(phrase: str) -> str:
 
 
 def _writing_spans(record: PromptRecord) -> tuple[CoreSpan, ...]:
-    quoted = quoted_span(record.prompt)
-    if quoted is None:
+    """Return the texts to be drawn, those of the metadata if they are quoted, and their carriers.
+
+    Where there are several, a text is the clause of its index."""
+    prompt, wanted = record.prompt, texts_of(record.metadata)
+    quoted = quoted_spans(prompt)
+    if not quoted:
         raise StarError(f"prompt {record.id}: {QUOTE_IT}")
-    carrier = carrier_of(record.prompt, quoted)
-    spans = [CoreSpan(*quoted, "text"), *([CoreSpan(*carrier, "carrier")] if carrier else [])]
-    return tuple(sorted(spans, key=lambda span: span.start))
+    quoted = [span for span in quoted if prompt[slice(*span)] in wanted] or quoted
+    spans: dict[tuple[int, int], CoreSpan] = {}
+    for index, text in enumerate(quoted):
+        clause = index if len(quoted) > 1 else None
+        spans[text] = CoreSpan(*text, "text", clause)
+        alone = without_flags(prompt)
+        for start, end in quoted:
+            if (start, end) != text:
+                alone = alone[:start] + " " * (end - start) + alone[end:]
+        if carrier := carrier_of(alone, text):
+            shared = carrier in spans
+            spans[carrier] = CoreSpan(*carrier, "carrier", None if shared else clause)
+    return tuple(sorted(spans.values(), key=lambda span: span.start))

@@ -123,8 +123,8 @@ def nothing_seen(
 def clause_records(record: PromptRecord) -> list[PromptRecord]:
     """Return the record once for each clause that its reward scores, with that clause's core.
 
-    A clause is an entry of GenEval's ``include``, or a letter (any character except spaces) of a
-    text to be drawn, with what carries the text. For other tasks, and where the core does not
+    A clause is an entry of GenEval's ``include``, or a letter (any character except spaces) of the
+    texts to be drawn, with what carries its text. For other tasks, and where the core does not
     distinguish the clauses, the core is the whole one. The order is that of
     `star.rewards.base.RewardResult.shares`."""
     core = record.core or ()
@@ -135,12 +135,15 @@ def clause_records(record: PromptRecord) -> list[PromptRecord]:
             for index, _ in enumerate(record.metadata["include"])
         ]
     elif record.task == "ocr":
-        texts = [span for span in core if span.kind == "text"]
-        places = (place for span in texts for place in range(span.start, span.end))
-        carriers = tuple(span for span in core if span.kind != "text")
+        carriers = [span for span in core if span.kind != "text"]
         parts = [
-            (CoreSpan(place, place + 1, "text"), *carriers)
-            for place in places
+            (
+                CoreSpan(place, place + 1, "text"),
+                *(carrier for carrier in carriers if carrier.clause in (None, text.clause)),
+            )
+            for text in core
+            if text.kind == "text"
+            for place in range(text.start, text.end)
             if not record.prompt[place].isspace()
         ]
     return [dataclasses.replace(record, core=part or core) for part in parts]

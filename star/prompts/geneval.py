@@ -132,19 +132,26 @@ def grammar_size(tag: str, classes: int) -> int:
     }[tag]
 
 
-def check_metadata(line: dict, classes: tuple[str, ...], where: str) -> None:
+def check_metadata(line: dict, classes: tuple[str, ...], where: str) -> dict:
     """Refuse a line of a file that is not in GenEval's metadata form.
 
+    Returns:
+        the line without keys that are no part of GenEval's rules.
+
     Raises:
-        StarError: a missing or unknown key, a wrong tag, class, colour, count or relation; the
+        StarError: a missing or misspelt key, a wrong tag, class, colour, count or relation; the
             message begins with ``where`` (file and line) and says what is allowed.
     """
-    check_keys(line, {"tag", "include", "prompt"}, {"exclude"}, where)
+    required, optional = {"tag", "include", "prompt"}, {"exclude"}
+    others = {key for key in line if not difflib.get_close_matches(key.lower(), optional)}
+    line = {key: value for key, value in line.items() if key in required or key not in others}
+    check_keys(line, required, optional, where)
     if line["tag"] not in TAGS:
         raise StarError(f"{where}: tag {line['tag']!r} is not one of {', '.join(TAGS)}")
     if not isinstance(line["prompt"], str) or not any(map(str.isalnum, line["prompt"])):
         raise StarError(f"{where}: 'prompt' must be a text with at least one word")
     check_clauses(line, classes, where)
+    return line
 
 
 def check_clauses(line: dict, classes: tuple[str, ...] | None, where: str) -> None:
@@ -175,7 +182,9 @@ def _check_clause(clause: object, index: int, classes: tuple[str, ...] | None, w
     if not isinstance(name, str) or not name.strip():
         raise StarError(f"{where}: class {name!r} must be the name of an object")
     if classes is not None and name not in classes:
-        near = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
+        # COCO's own "mouse" is GenEval's "computer mouse".
+        longer = [known for known in classes if name.lower() in known.split()]
+        near = (longer or difflib.get_close_matches(name, classes, n=1, cutoff=0.0))[0]
         nearest = f"the nearest of the {len(classes)} known is {near!r}"
         raise StarError(f"{where}: unknown class {name!r}; {nearest}")
     if not (is_index(count) and count > 0):

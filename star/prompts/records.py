@@ -37,8 +37,8 @@ class PromptRecord:
     """One prompt of one task.
 
     ``metadata`` is GenEval's line (``tag``, ``include``, ``exclude``?, ``prompt``?), ``{"text":
-    WORD}`` for OCR, either of the two or nothing for preference. ``core`` is None until the core
-    stage has filled it."""
+    WORD}`` for OCR (a list where there are several), either of the two or nothing for preference.
+    ``core`` is None until the core stage has filled it."""
 
     id: str
     task: str
@@ -84,6 +84,13 @@ def read_benchmarks(folder: Path) -> dict[str, list[PromptRecord]]:
             if (first := files.setdefault(record.id, file)) != file:
                 raise StarError(f"{where} has the id of one in {first}; rename one of them")
     return found
+
+
+def texts_of(metadata: dict) -> list[str]:
+    """Return the texts to be drawn, of OCR metadata; none where one of them is no text."""
+    value = metadata.get("text", [])
+    texts = value if isinstance(value, list) else [value]
+    return texts if all(isinstance(text, str) and text.strip() for text in texts) else []
 
 
 def write_records(path: Path | str, records: Iterable[PromptRecord]) -> None:
@@ -162,8 +169,9 @@ def _check_metadata(metadata: dict, task: str, where: str) -> None:
             raise StarError(f"{where}: key {key!r} is missing; a record of {task} needs it")
     if task == "geneval" and metadata["tag"] not in TAGS:
         raise StarError(f"{where}: tag {metadata['tag']!r} is not one of {', '.join(TAGS)}")
-    if task == "ocr" and not (isinstance(metadata["text"], str) and metadata["text"].strip()):
-        raise StarError(f"{where}: text {metadata['text']!r} must be the word to be drawn")
+    if task == "ocr" and not texts_of(metadata):
+        wanted = "must be the word to be drawn, or a list of several"
+        raise StarError(f"{where}: text {metadata['text']!r} {wanted}")
     if "include" in metadata:
         check_clauses(metadata, None, where)
 

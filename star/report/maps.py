@@ -18,7 +18,7 @@ from star.policy.sd3 import load_policy
 from star.preflight import check_core, check_writable
 from star.prompts.core_content import with_core
 from star.prompts.geneval import clauses_in
-from star.prompts.ocr import quoted_span
+from star.prompts.ocr import quoted_spans
 from star.prompts.records import PromptRecord
 from star.system.errors import StarError, writing
 from star.system.images import MAP_SIDE, overlay, paint
@@ -80,7 +80,7 @@ def write_maps(
 
 def _record(number: int, prompt: str) -> PromptRecord:
     """Return a record of the task that has such prompts: a quotation, GenEval's forms, or any."""
-    if quoted_span(prompt):
+    if quoted_spans(prompt):
         return PromptRecord(str(number), "ocr", prompt, {})
     if clauses := clauses_in(prompt):
         return PromptRecord(str(number), "geneval", prompt, {"include": clauses})

@@ -26,6 +26,7 @@ from star.policy.sd3 import load_policy
 from star.preflight import check_core, check_folders, find_all_models
 from star.prompts.records import PromptRecord
 from star.rewards.factory import build_reward
+from star.rewards.ocr import recogniser, report_unreadable
 from star.system.errors import StarError, writing
 from star.system.faults import Fault, save_fault
 from star.system.files import flush_tree, write_text_atomic
@@ -97,6 +98,8 @@ def open_training(
         adapter_file(Path(params.train.init_adapter))  # refused before a model is opened
     pipeline = find_all_models(params.model, params.rewards, {task, *judges})
     check_core(pipeline, params.model, params.core, allocation, ahead, accelerator.print)
+    if task == "ocr":
+        report_unreadable(records, recogniser(), accelerator.print)
     with ExitStack() as stack:
         if processes.main:
             for folder in locked:

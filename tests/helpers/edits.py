@@ -19,7 +19,6 @@ REPORT = frozenset({"report"})
 EVALUATIONS = BASE | TRAINED | REPORT
 MODEL = TRAIN | BASE | TRAINED  # the stages that open a model
 EVERYTHING = PROMPTS | CORE | TRAIN | EVALUATIONS
-OCR_PROMPTS = frozenset({"prompts@ocr", "core@ocr-train", "core@ocr-test"})
 OWN = frozenset({"prompts@preference", "core@preference-train", "core@preference-test"})
 OTHER = frozenset({"train_geneval@geneval-flow_grpo", "evaluate_geneval@geneval-flow_grpo"})
 

@@ -22,7 +22,7 @@ TASKS = ("geneval", "ocr", "preference")
 # Stage -> keys of params.yaml and files that it reads, written down a second time: the rules' own
 # table is under test.
 READS = {
-    "prompts": ("seed prompts.world prompts.{task}", "star/prompts/words.py"),
+    "prompts": ("seed prompts", "star/prompts/words.py"),
     "core": ("", "star/prompts/core_tokens.py star/prompts/words.py"),
     "train": (
         "seed model core rollout allocation methods.{method} train rewards.{task}",

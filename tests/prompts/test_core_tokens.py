@@ -209,6 +209,15 @@ def test_letters_are_the_clauses_of_a_text():
     assert parts(dataclasses.replace(record, core=alone)) == [[letter] for letter in "BIGTOE"]
 
 
+def test_letters_of_several_texts_come_with_their_own_carrier():
+    prompt = 'a sign that says "BIG" and a cup that says "TOE"'
+    record = cored(record_of(prompt, {"text": ["BIG", "TOE"]}, "ocr"))
+    expected = {"sign": "BIG", "cup": "TOE"}.items()
+    assert parts(record) == [[letter, carrier] for carrier, text in expected for letter in text]
+    record = cored(record_of('a sign, "BIG" above "TOE"', {"text": ["BIG", "TOE"]}, "ocr"))
+    assert parts(record) == [[letter, "sign"] for letter in "BIGTOE"]
+
+
 @pytest.mark.parametrize(
     ("prompt", "metadata"),
     [("a small house", {}), ("a photo of a dog and a cat", {"include": [DOG, CAT]})],

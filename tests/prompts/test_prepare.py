@@ -26,7 +26,7 @@ from star.prompts.geneval import (
     sample_metadata,
     with_article,
 )
-from star.prompts.ocr import TEMPLATES, quoted_span
+from star.prompts.ocr import TEMPLATES
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.prompts.words import WORDS
@@ -36,9 +36,13 @@ Sets = tuple[list[PromptRecord], list[PromptRecord]]
 
 
 def prepared(task: str, world_name: str = "miniature", seed: int = 0, **values) -> Sets:
-    """Return train and test prompts of a task; ``values`` are those of its set."""
+    """Return train and test prompts of a task; ``values`` are those of its set.
+
+    The other tasks have one prompt each."""
     values = {"train": 100, "test": 20, "train_file": None, "test_file": None} | values
-    sets = dict.fromkeys(TASKS, PromptSetParams(**values))
+    sets = dict.fromkeys(TASKS, PromptSetParams(1, 1, None, None)) | {
+        task: PromptSetParams(**values)
+    }
     return prepare(task, PromptsParams(world=world_name, **sets), seed)
 
 
@@ -90,6 +94,33 @@ def test_sets_are_seeded_unique_and_disjoint(task, world_name):
         assert set(words(train)).isdisjoint(words(test))
     for record in train + test if world_name == "miniature" else ():
         world.render(world.sample_scene(record.metadata, np.random.default_rng(0)))
+
+
+def content(record: PromptRecord) -> str:
+    """Return the word of a sign, or what a caption asks for, whichever object comes first."""
+    if "text" in record.metadata:
+        return record.metadata["text"]
+    things = record.prompt.removeprefix("a photo of ")
+    for relation, opposite in {" right of ": " left of ", " below ": " above "}.items():
+        if relation in things:
+            things = opposite.join(reversed(things.split(relation)))
+    return " and ".join(sorted(things.split(" and ")))
+
+
+@pytest.mark.parametrize(
+    ("world_name", "geneval"), [("miniature", (4000, 192)), ("coco", (50_000, 553))]
+)
+def test_no_training_set_has_the_content_of_a_test_prompt_of_any_task(world_name, geneval):
+    sizes = {"geneval": geneval, "ocr": (150, 96), "preference": (2000, 384)}
+    sets = {task: PromptSetParams(*counts, None, None) for task, counts in sizes.items()}
+    drawn = {task: prepare(task, PromptsParams(world=world_name, **sets), 0) for task in TASKS}
+    tests = {content(record) for _, test in drawn.values() for record in test}
+    forms = {*TRAIN_TAG_WEIGHTS}
+    expected = {"geneval": forms, "ocr": {None}, "preference": forms | {None}}
+    for task, (train, _) in drawn.items():
+        assert len(train) == sizes[task][0]
+        assert {record.metadata.get("tag") for record in train} == expected[task]
+        assert {content(record) for record in train}.isdisjoint(tests)
 
 
 def test_geneval_test_tags_are_equal_and_training_follows_the_mixture():
@@ -146,9 +177,10 @@ def test_all_words_can_be_used_and_one_more_is_an_error():
 
 
 def test_preference_mixes_all_captions_of_the_world():
-    for records in prepared("preference", train=2000, test=384):
+    train, test = prepared("preference", train=2000, test=384)
+    for records, tags in ((train, TRAIN_TAG_WEIGHTS), (test, TAGS)):
         forms = Counter(record.metadata.get("tag", "sign") for record in records)
-        assert set(forms) == {*TAGS, "sign"}
+        assert set(forms) == {*tags, "sign"}
         assert min(forms.values()) > len(records) / 7 * 0.7
         for record in records:
             sign = f'a sign that says "{record.metadata.get("text")}"'
@@ -174,6 +206,13 @@ def write_lines(path: Path, lines) -> str:
     texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
     path.write_text("".join(text + "\n" for text in texts))
     return str(path)
+
+
+def test_keys_of_geneval_lines_that_no_rule_uses_are_left_out_and_told(tmp_path, capsys):
+    path = write_lines(tmp_path / "a.jsonl", [geneval_line(index=3, detailed_caption="a cat")])
+    _, test = prepared("geneval", train=1, test=1, test_file=path)
+    assert test[0].metadata == geneval_line()
+    assert capsys.readouterr().out.count("left out: detailed_caption, index\n") == 1
 
 
 def test_geneval_files_are_taken_in_their_order_without_test_prompts(tmp_path):
@@ -255,7 +294,7 @@ def test_a_test_file_that_uses_up_a_form_is_an_error_not_an_endless_loop(tmp_pat
     pairs = [(name, *number) for name in world.CLASSES for number in numbers]
     lines = [counting_line(name, n, f"a photo of {word} {plural(name)}") for name, n, word in pairs]
     path = write_lines(tmp_path / "test.jsonl", lines)
-    with pytest.raises(StarError, match=r"prompts\.geneval\.test_file: .*counting"):
+    with pytest.raises(StarError, match=r"prompts\.geneval: .*counting"):
         prepared("geneval", train=100, test=48, test_file=path)
 
 
@@ -272,6 +311,7 @@ def one(**clause) -> dict:
         (geneval_line(exlude=[]), "unknown key 'exlude'"),
         (geneval_line(prompt="..."), "'prompt'"),
         (geneval_line(include=[{"class": "cat"}]), "include[0]: key 'count' is missing"),
+        (one(**{"class": "glass"}), "nearest of the 16 known is 'wine glass'"),
         (one(**{"class": "umbrela"}), "'umbrela'; the nearest of the 16 known is 'umbrella'"),
         (geneval_line(exclude=[{"class": "dog", "count": 1}]), "exclude[0]: unknown class 'dog'"),
         (one(color="grey"), "color 'grey' is not one of red"),
@@ -288,7 +328,7 @@ def test_a_malformed_geneval_line_is_named(tmp_path, line, told):
 
 
 def test_ocr_files_need_a_quoted_span_in_each_line(tmp_path):
-    good = ['Skyline with "Hello World".', 'a “stop” sign and "another"', 'a door, "EXIT"']
+    good = ['Skyline with "Hello World".', "a “stop” sign", 'a door, "EXIT"']
     path = write_lines(tmp_path / "test.txt", good)
     train, test = prepared("ocr", train=len(WORDS) - 2, test=3, test_file=path)
     assert words(test) == ["Hello World", "stop", "EXIT"]
@@ -320,15 +360,44 @@ def test_preference_files_are_one_prompt_a_line(tmp_path, capsys):
         prepared("preference", test=1, test_file="absent.txt")
 
 
-@settings(deadline=None)
-@given(st.text(alphabet='ab "“”', max_size=20))
-def test_a_quoted_span_lies_between_quotes_and_has_no_outer_blanks(prompt):
-    span = quoted_span(prompt)
-    if span is not None:
-        start, end = span
-        assert prompt[start:end] == prompt[start:end].strip() != ""
-        assert prompt[:start].rstrip()[-1] in '"“”'  # ”same” as in Swedish, if there is no other
-        assert prompt[end:].lstrip()[0] in '"”'
+@pytest.mark.parametrize(
+    ("line", "texts"),
+    [
+        ('A 12" record sleeve titled "BLUE HOUR"', "BLUE HOUR"),
+        ("A 12” record of 6'2\" titled “BLUE HOUR”", "BLUE HOUR"),
+        ("a door 7'' wide, \"AREA 51\" on it", "AREA 51"),
+        (r"a sign that says \"OPEN\"", "OPEN"),
+        ("a board, ``HELLO''", "HELLO"),
+        ("a board, `HELLO`", "HELLO"),
+        ("a board, ＂HELLO＂", "HELLO"),
+        ('a board, “HELLO"', "HELLO"),
+        ("«Bonjour», a sign", "Bonjour"),
+        ("a mug, &quot;Best Dad&quot;", "Best Dad"),
+        ("a mug with R&B; 'rock' and dogs' bowls", "rock"),
+        ('"SALE" at the top and "50% OFF" below', ["SALE", "50% OFF"]),
+        ('“A” and „B“, then "!" and the "a" again', ["A", "B"]),
+        ('the "12" single" cover', "12"),
+    ],
+)
+def test_the_texts_to_be_drawn_are_taken_and_doubts_are_told(tmp_path, capsys, line, texts):
+    path = write_lines(tmp_path / "signs.txt", ['a sign, "OK"', line])
+    _, test = prepared("ocr", "coco", test=2, test_file=path)
+    assert [record.metadata["text"] for record in test] == ["OK", texts]
+    told = capsys.readouterr().out
+    assert ("1 lines with doubtful quotations; to be drawn by line 2: " in told) == (
+        isinstance(texts, list) or "single" in line
+    )
+
+
+def test_captions_that_differ_in_case_blanks_stop_or_flags_are_one(tmp_path):
+    lines = ["A cat", "a  Cat .", "a cat --ar 16:9 --v 5", "a dog --no cats", "A fox —ar 2:3"]
+    mirrored = "a photo of a cup  right of a cat."
+    lines += ["--ar 3:2", mirrored, "a big dog -- asleep"]
+    train_path = write_lines(tmp_path / "a.txt", lines)
+    test_path = write_lines(tmp_path / "b.txt", ["a fox.", "a photo of a cat left of a cup"])
+    files = {"train_file": train_path, "test_file": test_path}
+    train, _ = prepared("preference", train=3, test=1, **files)
+    assert prompts(train) == ["A cat", "a dog --no cats", "a big dog -- asleep"]
 
 
 def test_prompts_and_core_need_no_torch():

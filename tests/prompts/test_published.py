@@ -109,7 +109,8 @@ def test_a_file_placed_by_hand_needs_no_server(server: Server) -> None:
 def prepared(train_file: PromptSource | None, test_file: PromptSource) -> list[str]:
     """Return the words of the OCR task's test prompts."""
     sets = PromptSetParams(train=9, test=3, train_file=train_file, test_file=test_file)
-    prompts = PromptsParams(world="miniature", **dict.fromkeys(TASKS, sets))
+    others = dict.fromkeys(TASKS, PromptSetParams(1, 1, None, None))
+    prompts = PromptsParams(world="miniature", **others | {"ocr": sets})
     return [record.metadata["text"] for record in prepare("ocr", prompts, 0)[1]]
 
 

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from star.config.params import OcrParams
 from star.miniature.world import BACKGROUND, LETTERS, SIZE
 from star.rewards.base import RewardError
-from star.rewards.ocr import OcrReward, letter_shares, text_reward
+from star.rewards.ocr import (
+    OcrReward,
+    letter_shares,
+    recogniser,
+    report_unreadable,
+    text_reward,
+)
 from star.rewards.reading import ReadingPool, TextReader
 from tests.helpers.rewards import noisy, ocr_record, signs
 
@@ -48,6 +54,8 @@ def pooled() -> Iterator[OcrReward]:
         ("XXLOVEXXX", "LOVE", 0.0, 1.0),  # five insertions, capped at four
         ("QQQQQQQQ", "LOVE", 0.0, 0.0),
         ("big sale", "Big Sale", 1.0, 1.0),
+        ("A\tB", "AB", 1.0, 0.5),  # the published rule removes U+0020 alone
+        ("A\u00a0B", "A B", 1.0, 0.5),
     ],
 )
 def test_text_reward_closed_forms(
@@ -78,6 +86,48 @@ def test_letter_shares_add_up_to_the_reward(read: str, target: str, substring: b
     shares = letter_shares(read, target, substring)
     assert len(shares) == sum(not letter.isspace() for letter in target)
     assert shares.sum() == pytest.approx(text_reward(read, target, substring), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("read", "target"),
+    [
+        ("Don't", "Don’t"),
+        ("E=mc2", "E=mc²"),
+        ("02", "0₂"),
+        ("131/2", "13½"),
+        ("50%", "50％"),
+        ("Ünal", "U\u0308nal"),
+        ("fish", "ﬁsh"),
+        ("A-B", "A—B"),
+        ("SALE 50% OFF", ["SALE", "50% OFF"]),
+        ("50% OFF SALE", ["SALE", "50% OFF"]),
+    ],
+)
+def test_what_looks_alike_is_alike_and_several_texts_have_no_order(
+    read: str, target: str | list[str]
+) -> None:
+    for substring in (False, True):
+        for seen in (read, read.replace("-", "–").replace("'", "‘")):
+            assert text_reward(seen, target, substring) == 1
+            assert letter_shares(seen, target, substring).sum() == pytest.approx(1)
+
+
+def test_every_one_of_several_texts_counts() -> None:
+    both = ["AB", "CDEF"]
+    assert text_reward("CDEF", both, substring=False) == pytest.approx(4 / 6)
+    assert letter_shares("CDXFAB", both, False) * 6 == pytest.approx([1, 1, 1, 1, 0, 1])
+    assert text_reward("AB now CDEF", both, substring=False) == pytest.approx(3 / 6)
+    assert text_reward("AB now CDEF", both, substring=True) == 1
+
+
+def test_characters_that_a_reader_does_not_know_are_told_once() -> None:
+    told: list[str] = []
+    report_unreadable(
+        [ocr_record(text, i) for i, text in enumerate(["½ Ü", "ñ", "5ç"])],
+        recogniser(),
+        told.append,
+    )
+    assert len(told) == 1 and "cannot read ç ñ: 2 of 3 prompts, first ocr-test-00001" in told[0]
 
 
 def test_empty_target_is_refused() -> None:

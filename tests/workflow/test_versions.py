@@ -25,9 +25,9 @@ from tests.helpers.edits import (
     COMMENT,
     CORE,
     EVALUATIONS,
+    EVERYTHING,
     GROUPS,
     MODEL,
-    OCR_PROMPTS,
     OTHER,
     PROMPTS,
     RECORD,
@@ -159,7 +159,7 @@ def test_what_failed_over_older_results_runs_again(project: Project) -> None:
     program = project.folder / "bin/star"
     stand_in = program.read_text(encoding="utf-8")
     for key, value, stages in (
-        ("prompts.ocr.test", 3, OCR_PROMPTS | EVALUATIONS),
+        ("prompts.ocr.test", 3, EVERYTHING),
         ("evaluate.steps", 4, EVALUATIONS),
         ("allocation.lam", 2.0, TRAIN | TRAINED | REPORT),
     ):
