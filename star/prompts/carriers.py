@@ -4,11 +4,15 @@ import re
 from dataclasses import dataclass
 
 from star.prompts import vocabulary as known
-from star.prompts.phrases import Span, language_of, subject_phrases, words
+from star.prompts.phrases import Span, language_of, noun_phrases, words
 
 # "a board, nailed to the wall, says": what stands between the commas is of the board.
 _ASIDE = re.compile(
-    r",\s+(?:\w+ed|\w+ing|hung|held|made|bent|torn|worn|hidden)\b[^,;:.]*,(?=(?:\s+\w+){1,3}\W*$)"
+    r",\s+(?:\w+ly\s+)?(?:\w+ed|\w+ing|hung|held|made|bent|torn|worn|hidden)\b[^,;:.]*,(?=(?:\s+\w+){1,4}\W*$)"
+)
+# "with the ominous note", right before the quotation: the writing.
+_WRITING = re.compile(
+    r"(?<=\w)\s+(?:with|and|bearing|featuring|displaying|showing|by)\s+the(?:\s+[\w-]+){1,3}\W*$"
 )
 _HEAD_FIRST = ("es", "fr", "it", "pt")  # languages whose adjectives stand behind their noun
 
@@ -28,12 +32,17 @@ def carrier_of(prompt: str, quoted: Span) -> Span | None:
 
     It is the noun right behind the quotation, or one before it, or the next that it is put on."""
     start, end = quoted
-    lead_in = _ASIDE.sub(lambda aside: " " * len(aside[0]), prompt[:start])
+    lead_in = prompt[:start]
+    for left_out in (_ASIDE, _WRITING):
+        lead_in = left_out.sub(lambda match: " " * len(match[0]), lead_in)
+    for a, b in words(lead_in)[-1:]:
+        if lead_in[a:b] in known.FINITE:  # "the sign displays"
+            lead_in = lead_in[:a].ljust(start)
     before, after = _things(lead_in + prompt[start:], 0, start), _things(prompt, end, len(prompt))
     if after and re.fullmatch(r"\W?[^\w,;:.]*", prompt[end : after[0].start]):
         return after[0].head
     if before:
-        return _bearer(prompt, before).head
+        return _bearer(prompt[:start], before).head
     behind = ((end + b, prompt[end + a : end + b].lower()) for a, b in words(prompt[end:]))
     put = next((place for place, word in behind if word in known.PUT_ON), len(prompt))
     return next((thing.head for thing in after if thing.start >= put), None)
@@ -44,10 +53,10 @@ def _things(prompt: str, start: int, end: int) -> list[_Thing]:
     text = prompt[start:end]
     head = 0 if language_of(prompt) in _HEAD_FIRST else -1
     things = []
-    for a, b in subject_phrases(text):
+    for a, b in noun_phrases(text):
         x, y = words(text[a:b])[head]
         noun, place = text[a + x : a + y].lower(), (start + a + x, start + a + y)
-        if noun not in known.WRITING and noun not in known.COLORS:
+        if noun not in known.WRITING | known.ADJECTIVES | known.STYLE_WORDS | known.AFTER_NOUN:
             things.append(_Thing(start + a, place, noun, _lead(text[max(0, a - 40) : a])))
     return things
 
@@ -64,12 +73,13 @@ def _bearer(prompt: str, things: list[_Thing]) -> _Thing:
 
     "A cup of tea" is a cup, "a sign in a street reading" a sign."""
     last = things[-1]
-    clause = max(prompt.rfind(mark, 0, last.start) for mark in ",;.")
+    apart = "," in prompt[last.head[1] :]  # the writing has a clause of its own
+    clause = max(prompt.rfind(mark, 0, last.start) for mark in (";." if apart else ",;."))
     earlier = [thing for thing in things[:-1] if thing.start > clause]
     while last.lead == "of" and last.noun not in known.CARRIERS and earlier:
         if earlier[-1].noun in known.COLLECTIVES:
             break
         last = earlier.pop()
-    if last.noun in known.CARRIERS or last.lead not in known.WHERE:
+    if last.noun in known.CARRIERS or not (apart or last.lead in known.WHERE):
         return last
     return next((thing for thing in reversed(earlier) if thing.noun in known.CARRIERS), last)

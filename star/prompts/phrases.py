@@ -1,13 +1,14 @@
 """Noun phrases of free prompts, by rules and word classes alone: no tagger, nothing to download.
 
 A prompt is cut at punctuation into segments and these at function words, verbs and participles into
-runs of words. What remains of a run is a phrase, unless its last word names a place, a time or a
-style ("8k, soft lighting, by ..."). The rules are for English; of other languages only the function
+runs of words. What remains of a run is a phrase, unless its last word names a place or a time, or
+it tells style (style.py). The rules are for English; of other languages only the function
 words and a few style words are known. In doubt a word is kept."""
 
 import re
 from dataclasses import dataclass
 
+from star.prompts import style
 from star.prompts import vocabulary as known
 
 Span = tuple[int, int]
@@ -17,30 +18,14 @@ _SENTENCE_END = re.compile(r"(?<!\b[^\W\d_])[.!?](?=\s|$)|[。！？\n]")
 _SEPARATOR = re.compile(
     r"[,;:|.!?()\[\]{}<>\"“”„«»「」『』、，。；：！？（）【】\n]+|\s[-–—/]+\s|—"
 )
-_LORA = re.compile(r"<[^<>]{1,200}>")
 _JOINT = re.compile(r"\s*|['’]\s+")  # between two words of one phrase
+_OF_IMAGE = (("camera",), ("words",))  # "looks at the camera", "with the words", not "a camera"
 _HIRAGANA = re.compile(r"[\u3041-\u309f]")
 # Kanji that a particle or nothing follows, or katakana: with other hiragana after it kanji are a
 # verb or an adjective.
 _JAPANESE_NOUN = re.compile(
     r"[\u30a1-\u30faー]+|[A-Za-z]+"
     r"|[\u3400-\u9fff々]+(?=[のをにがはでともやへ]|から|まで|[^\u3041-\u309f\u3400-\u9fff]|$)"
-)
-# "by greg rutkowski" and all that follows it in its sentence, but not "by the sea", "side by side"
-# or "tied by ropes".
-_ARTIST = re.compile(
-    r"\b(?:in\s+the\s+style\s+of|inspired\s+by|by\s+"
-    r"(?!(?:the|an?|my|his|her|its|their|our|your|side|night|day|moonlight|candlelight|foot|two"
-    r"|\w+ing)\b)\w)",
-    re.IGNORECASE,
-)
-# "an oil painting of" at a segment's start is how, not what.
-_MEDIUM = re.compile(
-    r"\s*(?:(?!(?:\w+ing|[a-z]*[a-rtv-z]s|with|in|on|and|of|beside|near)\s)[\w'-]+\s+){0,5}?"
-    r"(?:photo(?:graph)?|picture|image|painting|portrait|drawing|illustration|sketch|print|still"
-    r"|render(?:ing)?|close[\s-]?up|shot|view|design|artwork|art|depiction|scene|watercolou?r"
-    r"|engraving|rendition|snapshot)s?\s+(?:of|showing|depicting)\b",
-    re.IGNORECASE,
 )
 
 
@@ -56,27 +41,42 @@ class _Run:
     before: str
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """What stands between two marks: its words in lower case, and its runs.
+
+    ``signed``: an artist's clause stands right before it."""
+
+    words: tuple[str, ...]
+    runs: tuple[_Run, ...]
+    style: bool
+    signed: bool
+
+
 def subject_phrases(prompt: str) -> list[Span]:
     """Return the characters of the noun phrases that say what a prompt is about, in order.
 
     The list is empty where the rules find none."""
-    text = _LORA.sub(lambda match: "|" * len(match.group()), prompt)
-    language = language_of(text)
     phrases: list[Span] = []
-    for start, stop in _pieces(text, _SENTENCE_END, 0, len(text)):
-        segments = _pieces(text, _SEPARATOR, start, _artist(text, start, stop))
-        read = [_runs(text, *segment, language) for segment in segments]
-        tokens = [text[a:b].lower().split() for a, b in segments]
-        style = [_is_style_segment(*pair, language) for pair in zip(tokens, read, strict=True)]
-        if phrases and style and style[0] and _is_of_style_alone(tokens[0], read[0]):
+    for segments in _sentences(prompt):
+        if phrases and segments[0].style and _is_of_style_alone(segments[0]):
             continue  # "The mood is calm, with ...", "Painted in rich, saturated colours with ..."
-        for index, runs in enumerate(read):
-            medium = bool(runs) and runs[0].before == "" and runs[0].words[-1] in known.MEDIA
-            if phrases and (style[index] or (medium and all(style[index + 1 : index + 2]))):
-                continue
-            kept = (run for run in runs if not _is_style(run) and not _is_omitted(run))
-            phrases += [(run.start, run.end) for run in kept]
+        artists = False
+        for segment in segments:
+            artists = (artists or segment.signed) and style.may_be_artists(segment.words)
+            if phrases and (artists or segment.style):
+                artists |= style.are_artists(segment.words)
+            else:
+                kept = (run for run in segment.runs if not style.is_style(run.words, run.before))
+                phrases += [(run.start, run.end) for run in kept]
+                artists = False
     return phrases
+
+
+def noun_phrases(prompt: str) -> list[Span]:
+    """Return the characters of all noun phrases in order, those of style as well."""
+    segments = (segment for sentence in _sentences(prompt) for segment in sentence)
+    return [(run.start, run.end) for segment in segments for run in segment.runs]
 
 
 def words(prompt: str) -> list[Span]:
@@ -118,16 +118,26 @@ def _pieces(text: str, separator: re.Pattern[str], start: int, stop: int) -> lis
     return [(a, b) for a, b in zip(starts, ends, strict=True) if _WORD.search(text, a, b)]
 
 
-def _artist(text: str, start: int, stop: int) -> int:
-    """Return where the artists' names begin that end a sentence, or its end if there are none."""
-    for match in _ARTIST.finditer(text, start, stop):
-        before = _WORD.findall(text[max(match.start() - 40, start) : match.start()])
-        last = before[-1].lower() if before else ""
-        done = _is_participle(last) or last in known.FUNCTION_WORDS  # "tied together by ropes"
-        made = last in known.MAKING and match.group()[-1].isupper()
-        if match.group()[:2].lower() != "by" or not done or made:
-            return match.start()
-    return stop
+def _sentences(prompt: str) -> list[list[_Segment]]:
+    """Return the segments of each sentence, without what tells style wherever it stands."""
+    text = style.without_style(prompt)
+    language = language_of(text)
+
+    def segment(start: int, stop: int) -> _Segment:
+        every = tuple(word.lower() for word in _WORD.findall(text, start, stop))
+        read = _runs(text, start, stop, language)
+        runs = tuple(run for run in read if not _is_omitted(run))
+        pairs = [(run.words, run.before) for run in runs]
+        is_style = style.is_style_segment(every, pairs, language)
+        return _Segment(every, runs, is_style, start > 1 and text[start - 2] == style.MARK)
+
+    sentences = _pieces(text, _SENTENCE_END, 0, len(text))
+    return [[segment(*at) for at in _pieces(text, _SEPARATOR, *one)] for one in sentences]
+
+
+def _is_of_style_alone(segment: _Segment) -> bool:
+    stated = segment.words[0] in known.MAKING or not {"is", "are"}.isdisjoint(segment.words)
+    return stated or all(style.is_style(run.words, run.before) for run in segment.runs)
 
 
 def _runs(text: str, start: int, stop: int, language: str) -> list[_Run]:
@@ -136,7 +146,7 @@ def _runs(text: str, start: int, stop: int, language: str) -> list[_Run]:
     if language == "ja":
         nouns = _JAPANESE_NOUN.finditer(text, start, stop)
         return [_Run(*noun.span(), (noun.group(),), "") for noun in nouns]
-    medium = _MEDIUM.match(text, start, stop)
+    medium = style.MEDIUM.match(text, start, stop)
     start = medium.end() if medium else start
     spans = [match.span() for match in _WORD.finditer(text, start, stop)]
     every = [text[a:b].lower() for a, b in spans]
@@ -182,7 +192,7 @@ def _cuts(every: list[str], index: int, first: int, language: str) -> bool:
         return False
     if word in known.FUNCTION_WORDS or (word.endswith("ly") and word not in known.NOT_ADVERBS):
         return True
-    named = any(not _is_adjective(other) for other in every[max(first, index - 8) : index])
+    named = any(not known.is_adjective(other) for other in every[max(first, index - 8) : index])
     determined = opener in known.DETERMINERS
     ends = not after or after in known.FUNCTION_WORDS
     if after in known.ARTICLES and (named or not (determined or opener in known.PREPOSITIONS)):
@@ -192,7 +202,7 @@ def _cuts(every: list[str], index: int, first: int, language: str) -> bool:
     if word.endswith("ing") and len(word) > 4 and word not in known.ING_NOUNS:
         leads = ends or (index == first and word in known.TRANSITIVE_ING)
         return named or (not determined and leads)
-    if _is_participle(word):
+    if known.is_participle(word):
         last = ends and (named or not determined) and after not in ("and", "or")
         return before in known.BE or last
     plural = before.endswith("s") or before in known.PLURALS
@@ -209,23 +219,11 @@ def _cuts(every: list[str], index: int, first: int, language: str) -> bool:
     return word in known.VERB_NOUNS and plural and named and ends
 
 
-def _is_adjective(word: str) -> bool:
-    if word in known.ADJECTIVES or word.isdigit():
-        return True
-    noun = word.endswith("fish") or word in known.NOT_ADJECTIVES
-    return word.endswith(known.ADJECTIVE_ENDINGS) and not noun
-
-
-def _is_participle(word: str) -> bool:
-    regular = word.endswith("ed") and not word.endswith("eed") and len(word) > 4
-    return (regular and word not in known.ED_NOUNS) or word in known.PARTICIPLES
-
-
 def _trimmed(found: list[str], spans: list[Span], before: str, german: str) -> _Run | None:
     """Return the run without adjectives behind its noun; None if numbers alone are left.
 
     ``german`` is the text where it is German: its nouns have capitals, and a run ends with one."""
-    while len(found) > 1 and found[-1] in known.AFTER_NOUN and not _is_adjective(found[-2]):
+    while len(found) > 1 and found[-1] in known.AFTER_NOUN and not known.is_adjective(found[-2]):
         found.pop()
     if german:
         capitals = [index for index in range(len(found)) if german[spans[index][0]].isupper()]
@@ -237,40 +235,11 @@ def _trimmed(found: list[str], spans: list[Span], before: str, german: str) -> _
 
 def _is_omitted(run: _Run) -> bool:
     last = run.words[-1]
-    if last in known.OMITTED or (run.words == ("camera",) and run.before in ("at", "the")):
-        return True  # the camera takes the image
-    if run.before in known.BE and all(map(_is_adjective, run.words)):
+    if last in known.OMITTED or (run.words in _OF_IMAGE and run.before in ("at", "the")):
+        return True
+    if run.before in known.BE and all(map(known.is_adjective, run.words)):
         return True  # "the sky is purple"
     led = run.before and run.before not in known.DETERMINERS
     if led and known.AFTER_NOUN.issuperset(run.words):
         return True  # "hangs open"
     return run.before in ("at", "in", "during") and last in known.TIMES_AFTER_AT
-
-
-def _is_style(run: _Run) -> bool:
-    *modifiers, last = run.words
-    if last in known.STYLE_HEADS or known.STYLE_PATTERN.fullmatch(" ".join(run.words)):
-        return True
-    if not run.before and not known.STYLE_NAMES.isdisjoint(run.words):
-        return True
-    medium = last in known.MEDIA
-    if medium and not known.MEDIUM_MODIFIERS.isdisjoint(modifiers):
-        return True
-    rest = modifiers if medium and modifiers else run.words
-    alone = all(word in known.STYLE_WORDS or word.isdigit() for word in rest)
-    return run.before in ("", "and") and alone
-
-
-def _is_style_segment(tokens: list[str], runs: list[_Run], language: str) -> bool:
-    """Tell whether a segment begins with style and goes on without a verb."""
-    foreign = (word for run in runs for word in run.words if language != "en" or not word.isascii())
-    if any(word.startswith(known.STYLE_STEMS) for word in foreign):
-        return True
-    if tokens[0] in known.MAKING or (tokens[0] in known.MEDIA and tokens[1:2] == ["on"]):
-        return True
-    return bool(runs) and _is_style(runs[0]) and known.THIRD_PERSON.isdisjoint(tokens)
-
-
-def _is_of_style_alone(tokens: list[str], runs: list[_Run]) -> bool:
-    stated = tokens[0] in known.MAKING or not {"is", "are"}.isdisjoint(tokens)
-    return stated or all(map(_is_style, runs))

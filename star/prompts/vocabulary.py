@@ -38,6 +38,7 @@ VERB_NOUNS = _words("verb_nouns")
 VERBS = _words("verbs") - VERB_NOUNS
 THIRD_PERSON = frozenset(map(_third_person, VERBS))
 THIRD_PERSON_NOUNS = frozenset(map(_third_person, VERB_NOUNS))
+FINITE = THIRD_PERSON | THIRD_PERSON_NOUNS
 PARTICIPLES = _words("participles")
 ED_NOUNS = _words("ed_nouns")
 ING_NOUNS = _words("ing_nouns")
@@ -64,6 +65,10 @@ MEDIA = _words("media")
 MEDIUM_MODIFIERS = _words("medium_modifiers")
 STYLE_NAMES = _words("style_names")
 STYLE_WORDS = _words("style_words")
+STYLE = STYLE_WORDS | STYLE_NAMES | MEDIA | MEDIUM_MODIFIERS
+STYLE_PHRASES = "|".join(_LISTS["style_phrases"])  # a regular expression, as is the next
+MEDIUM_OF = "|".join(_LISTS["medium_of"].split())
+ARTISTS = frozenset(_LISTS["artists"].split("; "))
 STYLE_PATTERN = re.compile("|".join(_LISTS["style_patterns"]), re.IGNORECASE)  # of a whole phrase
 
 CARRIERS = _words("carriers")
@@ -75,3 +80,17 @@ PUT_ON = _words("put_on")
 HOMOGRAPHS = _words("homographs")
 LANGUAGES = {name: frozenset(text.split()) for name, text in _LISTS["languages"].items()}
 STYLE_STEMS = tuple(_LISTS["style_stems"].split())
+
+
+def is_adjective(word: str) -> bool:
+    """Tell whether a word is an adjective or a number."""
+    if word in ADJECTIVES or word.isdigit():
+        return True
+    noun = word.endswith("fish") or word in NOT_ADJECTIVES
+    return word.endswith(ADJECTIVE_ENDINGS) and not noun
+
+
+def is_participle(word: str) -> bool:
+    """Tell whether a word is a past participle."""
+    regular = word.endswith("ed") and not word.endswith("eed") and len(word) > 4
+    return (regular and word not in ED_NOUNS) or word in PARTICIPLES
