@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star.config.params import TASKS, StudyRun
+from star.config.params import TASKS, Params, StudyRun
 from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
 from star.system.runtime import escape_output, keep_freed_memory, quick_imports, stay_offline
-
 
 if TYPE_CHECKING:
     from star.training.trainer import LogLine
