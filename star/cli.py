@@ -109,15 +109,15 @@ def _train(options: argparse.Namespace) -> None:
 
     params = load_params(options.params)
     records = read_records(options.prompts)
-    allocation = params.method(options.method)  # refused before the slow imports
+    method = params.with_method(options.method)  # refused before the slow imports
     with quick_imports():
         from star.training.loop import train
         from star.training.resume import state_folder, training_identity
 
-    identity = training_identity(params, options.task, options.method, allocation, options.prompts)
+    identity = training_identity(method, options.task, options.method, options.prompts)
     name = f"{options.task}-{options.method}"
     work = state_folder(options.state, name, identity)
-    announce = partial(_announce, params)
+    announce = partial(_announce, method)
     train(params, options.task, options.method, records, work, options.output, identity, announce)
     print(f"adapter, log, samples and maps in {options.output}")
 
@@ -165,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _maps(options: argparse.Namespace) -> None:
     params = load_params(options.params)
-    allocation = params.method(options.method)
+    allocation = params.with_method(options.method).allocation
     if not allocation.uses_maps:
         flat = "all its maps are 1 (source uniform, or lam 0)"
         raise StarError(f"--method {options.method}: {flat}; give one with maps")

@@ -93,5 +93,7 @@ def costliest(params: Params, task: str) -> AllocationParams:
 
     Without runs it is `allocation` itself.
     """
-    methods = [params.method(name) for name in params.runs[task]] or [params.allocation]
-    return max(methods, key=lambda m: (count_passes(params, m).rollout, m.uses_maps))
+    methods = [params.with_method(name) for name in params.runs[task]] or [params]
+    return max(
+        methods, key=lambda m: (count_passes(m, m.allocation).rollout, m.allocation.uses_maps)
+    ).allocation
