@@ -66,7 +66,7 @@ def scores(task: str) -> list[str]:
         to_control, share = ("", "") if own else (_cell(row, "to_control"), _share(row))
         score = f"{float(row['graded']):.3f}"
         rows.append([f"`{method}`", score, _cell(row, "to_flow_grpo"), to_control, share])
-    heads = ["method", "score", "minus `flow_grpo`", "minus its shuffled control", "images"]
+    heads = ["method", "score", "minus `flow_grpo`", "minus its control", "images"]
     return table(heads, rows)
 
 
@@ -116,7 +116,7 @@ def other_rates() -> list[str]:
     """Return final scores at rates beside the shared one, compared at the same rate."""
     study, finals = _study(), read_finals()
     heads = ["task", "rate", "method", "seeds", "final"]
-    heads += ["minus `flow_grpo`", "minus its shuffled control"]
+    heads += ["minus `flow_grpo`", "minus its control"]
     order = {method: place for place, method in enumerate(study.methods)}
     others = (run for run in finals if run[2] != study.learning_rate)
     rows = []

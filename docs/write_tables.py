@@ -127,7 +127,7 @@ def _interval(summary: dict, checkpoint: str, task: str, key: str) -> str:
         return "–"
     found, digits = summary[checkpoint][task][key], METRICS[task, key][1]
     mean, low, high = (f"{found[end]:.{digits}f}" for end in ("mean", "low", "high"))
-    return whole(f"{mean} ({low}–{high})")
+    return whole(f"{mean} ({low} to {high})")
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {

@@ -284,10 +284,10 @@ def test_experiments_run_and_are_compared(project: Project) -> None:
     assert project.reproduce() == set()
 
 
-def test_the_commands_of_readme_work_as_they_are_written(project: Project) -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"### Versions and experiments\n\n((?: {4}.+\n)+)", page)
-    commands = [line.partition("  #")[0].strip() for line in block.splitlines()]
+def test_the_commands_of_the_docs_work_as_they_are_written(project: Project) -> None:
+    page = (ROOT / "docs/versions.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Commands\n.+?```shell\n(.+?)```", page, re.S)
+    commands = [line.partition(" #")[0].strip() for line in block.splitlines()]
     assert len(commands) == 10
     for command in commands:
         if command.startswith("make "):
