@@ -139,7 +139,7 @@ def test_dvc_stops_where_a_stage_wrote_what_it_had_written_before(project: Proje
     assert project.pending() == set()
     take_back(project, edit)
     assert run_with("snakemake", project) == MODEL | REPORT
-    edit.apply(project)  # as docs/recipes/versions.md has it, of an edit that changes no result
+    edit.apply(project)  # as docs/versions.md has it, of an edit that changes no result
     project.run("dvc", "commit", "--force")
     synchronise(project)
     assert project.pending() == project.reproduce() == set()
