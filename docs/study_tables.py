@@ -16,6 +16,7 @@ from star.study.intervals import t_interval
 
 FOLDER = Path(__file__).parent / "study"
 TASKS = {"ocr": "OCR", "geneval": "GenEval-style"}
+SHORT = {"ocr": "OCR", "geneval": "GenEval"}
 WATCHED = {
     "second_reader": "second reader",
     "preference": "preference stand-in",
@@ -126,7 +127,7 @@ def other_rates() -> list[str]:
         if method == FLOW_GRPO:
             against = [None, None]
         cells = [_difference(ours, theirs) for theirs in against]
-        first = [TASKS[task], f"{rate:g}", f"`{method}`", str(len(ours)), f"{_mean(ours):.3f}"]
+        first = [SHORT[task], f"{rate:g}", f"`{method}`", str(len(ours)), f"{_mean(ours):.3f}"]
         rows.append([*first, *cells])
     return table(heads, rows)
 
@@ -153,7 +154,7 @@ def best_rates() -> list[str]:
             ours, reference = finals[task, method, rate], finals[task, FLOW_GRPO, best[FLOW_GRPO]]
             of = ", ".join(f"{rate:g}" for rate in sorted(rates[method]))
             gain = _difference(ours, reference)
-            rows.append([TASKS[task], f"`{method}`", of, f"{rate:g}", f"{_mean(ours):.3f}", gain])
+            rows.append([SHORT[task], f"`{method}`", of, f"{rate:g}", f"{_mean(ours):.3f}", gain])
     return table(
         ["task", "method", "rates", "best", "final", "minus `flow_grpo` at its best"], rows
     )
