@@ -5,16 +5,17 @@ PYTHON ?= python3
 INSTALLED := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
 # PROFILE=profiles/slurm runs on a cluster.
 SNAKEMAKE := snakemake $(if $(PROFILE),--profile $(PROFILE),--cores all)
+MKDOCS := NO_MKDOCS_2_WARNING=1 mkdocs
 ARGS ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run report study sync test lint clean
+.PHONY: help install run report study sync test lint docs docs-serve clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## create .venv with the pinned versions
 
@@ -50,12 +51,20 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
 	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(INSTALLED) ## check style, types and the direction of imports
+lint: $(INSTALLED) ## check style, types, the direction of imports and the links of the documentation
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	mypy
 	lint-imports --no-cache
+	$(MKDOCS) build --quiet
+
+docs: $(INSTALLED) ## build the documentation into site/
+	$(MKDOCS) build
+	@echo "Docs: $(CURDIR)/site/index.html"
+
+docs-serve: $(INSTALLED) ## show the documentation at http://127.0.0.1:8000
+	$(MKDOCS) serve
 
 clean: ## remove results, logs and resume states; keep .venv, DVC's cache and the study
-	rm -rf results/prompts results/core results/train results/evaluate results/report logs .star .snakemake dvc_plots
+	rm -rf results/prompts results/core results/train results/evaluate results/report logs .star .snakemake dvc_plots site

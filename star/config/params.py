@@ -179,7 +179,7 @@ class AllocationParams(Section):
         "time_averaged",
         "guidance",
     ]
-    """Source of the maps: attention, uniform (no map), or a control (README, Method, Controls)."""
+    """Source of the maps: attention, uniform (no map), or a control (docs/method.md, Controls)."""
     objective: Literal["scalar", "weighted", "local"]
     """Clipped ratio of a whole step (scalar), of a step averaged with the map (weighted), or of
     each position (local)."""

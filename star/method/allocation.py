@@ -1,7 +1,7 @@
 """From the attention on the core of a prompt to allocation maps of mean 1.
 
 STAR (arXiv 2606.17979) spreads one group-relative advantage over locations and steps by such maps.
-The normalisations are our reconstruction (README, Method, D2, D3, D5). Shapes: rollouts ``B``,
+The normalisations are our reconstruction (docs/method.md, D2, D3, D5). Shapes: rollouts ``B``,
 steps ``T``, clauses ``K`` (1 without clause-wise credit), locations ``P``, core tokens ``C``.
 """
 

@@ -2,7 +2,7 @@
 
 A joint block attends over ``[image; text]`` keys. For image token ``p`` and core key ``c`` the
 recorded mass is the exact softmax probability ``exp(q_p . k_c / sqrt(d) - lse_p)``, averaged over
-heads and chosen blocks (README, Method, D2). ``lse_p`` is the log-sum-exp over *all* keys. Fused
+heads and chosen blocks (docs/method.md, D2). ``lse_p`` is the log-sum-exp over *all* keys. Fused
 kernels return it with the output, so only (image tokens x core tokens) is computed and kept.
 
 With classifier-free guidance the batch is [unconditional, conditional], as in diffusers. Only the

@@ -1,6 +1,6 @@
 """Group-relative advantages, the clipped surrogates (scalar and per location), and the KL penalty.
 
-Symbols as in the README's Method section: log-ratio ``d = l - l_old``, advantage ``A``, allocation
+Symbols as in docs/method.md: log-ratio ``d = l - l_old``, advantage ``A``, allocation
 map ``w``. Shapes: rollouts ``B``, clauses ``K``, locations ``P``. Locations are the transformer's
 image tokens (patches of the latent), row-major.
 """

@@ -1,5 +1,5 @@
-"""A copy of the repository with small parameters and one training, in which Snakemake and DVC run a
-stand-in `star`."""
+"""A copy of the repository with small parameters and one training, in which Snakemake and DVC run
+`star` or a stand-in."""
 
 import json
 import os
@@ -157,19 +157,25 @@ class Project:
 SNAKEMAKE = ("snakemake", "--cores", "all")
 
 
-def prepare(folder: Path) -> Project:
-    """A project whose results are those of one `snakemake`, all committed."""
+def prepare(folder: Path, stand_in: bool = True) -> Project:
+    """A project whose results are those of one `snakemake`, all committed.
+
+    ``stand_in``: whether `star` is a stand-in or the real one.
+    """
     project = Project(folder)
     for name in _files():
         (project.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, project.root / name)
-    (project.root / OWN_PROMPTS).write_text("a cat\n", encoding="utf-8")
+    own = "".join(f"a cat and {i} dogs\n" for i in range(12))
+    (project.root / OWN_PROMPTS).write_text(own, encoding="utf-8")
     write_values(project.root / "params.yaml", _values())
-    program = folder / "bin/star"
-    program.parent.mkdir()
-    command = f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests/helpers/stand_in.py"}" "$@"\n'
-    program.write_text(command, encoding="utf-8")
-    program.chmod(0o755)
+    if stand_in:
+        program = folder / "bin/star"
+        program.parent.mkdir()
+        helper = ROOT / "tests/helpers/stand_in.py"
+        command = f'#!/bin/sh\nexec "{sys.executable}" "{helper}" "$@"\n'
+        program.write_text(command, encoding="utf-8")
+        program.chmod(0o755)
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.commit("Code and parameters")
     project.run(*SNAKEMAKE)

@@ -139,7 +139,7 @@ def test_dvc_stops_where_a_stage_wrote_what_it_had_written_before(project: Proje
     assert project.pending() == set()
     take_back(project, edit)
     assert run_with("snakemake", project) == MODEL | REPORT
-    edit.apply(project)  # as docs/recipes/versions.md has it, of an edit that changes no result
+    edit.apply(project)  # as docs/versions.md has it, of an edit that changes no result
     project.run("dvc", "commit", "--force")
     synchronise(project)
     assert project.pending() == project.reproduce() == set()
@@ -284,10 +284,10 @@ def test_experiments_run_and_are_compared(project: Project) -> None:
     assert project.reproduce() == set()
 
 
-def test_the_commands_of_readme_work_as_they_are_written(project: Project) -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"### Versions and experiments\n\n((?: {4}.+\n)+)", page)
-    commands = [line.partition("  #")[0].strip() for line in block.splitlines()]
+def test_the_commands_of_the_docs_work_as_they_are_written(project: Project) -> None:
+    page = (ROOT / "docs/versions.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Commands\n.+?```shell\n(.+?)```", page, re.S)
+    commands = [line for line in block.splitlines() if not line.startswith("#")]
     assert len(commands) == 10
     for command in commands:
         if command.startswith("make "):
