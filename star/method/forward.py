@@ -4,9 +4,9 @@ AWM, Advantage Weighted Matching (arXiv 2509.25050): towards what good images sa
 bad ones do. No stochastic sampler, no ratio, no clip. Spreading the advantage over locations is
 ours: with maps of ones it is AWM.
 
-Symbols: clean latents ``x_0``, noise ``e``, level ``t``, ``x_t = (1-t) x_0 + t e``, target ``Y = e -
-x_0``, velocity ``v``, that of the policy which drew the image ``v_old``, advantage ``A``, map ``w``.
-Shapes: rollouts ``B``, clauses ``K``, locations ``P``.
+Symbols: clean latents ``x_0``, noise ``e``, level ``t``, ``x_t = (1-t) x_0 + t e``, velocity ``v``
+and its target ``Y = e - x_0``, that of the policy which drew the image ``v_old``, advantage ``A``,
+map ``w``. Shapes: rollouts ``B``, clauses ``K``, locations ``P``.
 """
 
 from collections.abc import Sequence

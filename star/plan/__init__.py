@@ -93,7 +93,8 @@ def costliest(params: Params, task: str) -> AllocationParams:
 
     Without runs it is `allocation` itself.
     """
-    methods = [params.with_method(name) for name in params.runs[task]] or [params]
+    methods = [params.with_method(name).allocation for name in params.runs[task]]
     return max(
-        methods, key=lambda m: (count_passes(m, m.allocation).rollout, m.allocation.uses_maps)
-    ).allocation
+        methods or [params.allocation],
+        key=lambda method: (count_passes(params, method).rollout, method.uses_maps),
+    )

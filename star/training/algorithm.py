@@ -1,4 +1,4 @@
-"""What an algorithm does in an epoch: it draws rollouts, and gives the loss of each trained step."""
+"""What an algorithm does in an epoch: draw rollouts, and give the loss of each trained step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -38,9 +38,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Term:
-    """The loss of one trained step of a batch, and figures for the log: scalars, NaN if not measured.
+    """The loss of one trained step of a batch, and figures of `LogLine`: scalars.
 
-    Names of figures are fields of `star.training.trainer.LogLine`.
+    A figure that was not measured is NaN.
     """
 
     loss: Tensor
@@ -70,5 +70,5 @@ class Algorithm(ABC):
         """
 
     def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
-        """Look at the terms before an epoch's first optimizer step; return figures of them alone."""
+        """Return figures of the terms before an epoch's first optimizer step."""
         return {}

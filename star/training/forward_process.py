@@ -101,11 +101,10 @@ class ForwardProcess(Algorithm):
 
     def _noise(self, batch: Batch) -> Tensor:
         """Return the noise at each level, (T, B, ...): one for all of a group."""
+        seed = self.params.seed
         return torch.stack(
             [
-                self.policy.noise(
-                    [seed_of(self.params.seed, "noise", g, row) for g in batch.groups]
-                )
+                self.policy.noise([seed_of(seed, "noise", group, row) for group in batch.groups])
                 for row in range(self.settings.draws)
             ]
         )

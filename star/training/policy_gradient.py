@@ -1,4 +1,4 @@
-"""Flow-GRPO (arXiv 2505.05470) with STAR's surrogates: ratios of the stochastic steps of a rollout."""
+"""Flow-GRPO (arXiv 2505.05470) with STAR's surrogates: ratios of a rollout's stochastic steps."""
 
 from collections.abc import Sequence
 
@@ -32,10 +32,8 @@ class PolicyGradient(Algorithm):
 
     def draw(self, batch: Batch, epoch: int, core: CoreKeys | None) -> Trajectory:
         prompts = [record.prompt for record in batch.records]
-        first, seeds = (
-            window_start(self.params.rollout, epoch),
-            (batch.start_seeds, batch.step_seeds),
-        )
+        first = window_start(self.params.rollout, epoch)
+        seeds = batch.start_seeds, batch.step_seeds
         return self.roller.draw(prompts, *seeds, first, core, self.allocation)
 
     def term(self, item: Scored, row: int, logged: bool) -> Term:
@@ -70,17 +68,21 @@ class PolicyGradient(Algorithm):
         return kl_penalty(transition, reference.mean, self.train.kl_form)
 
     def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
-        """Return how far the ratios are from 1; refuse clipped ones.
+        """Return how far the ratios are from 1, where all must be 1; see `refuse_clipped`."""
+        keys = "ratio_min", "ratio_max"
+        ends = torch.stack([term.figures[key] for term in first for key in keys])
+        worst = (ends - 1).abs().max()
+        clipped = torch.stack([term.figures["clip_fraction"] for term in first])
+        self.refuse_clipped(epoch, self.processes.any(bool(clipped.any())), worst)
+        return {"first_ratio_error": worst}
+
+    def refuse_clipped(self, epoch: int, clipped: bool, worst: Tensor) -> None:
+        """Refuse clipped ratios before an epoch's first optimizer step.
 
         Raises:
             StarError: rollout and update compute one policy differently, beyond the clip range.
         """
-        ends = torch.stack(
-            [term.figures[key] for term in first for key in ("ratio_min", "ratio_max")]
-        )
-        worst = (ends - 1).abs().max()
-        clipped = torch.stack([term.figures["clip_fraction"] for term in first])
-        if self.processes.any(bool(clipped.any())):
+        if clipped:
             raise StarError(
                 f"epoch {epoch + 1}: ratios differ from 1 by up to {worst.item():.2g} before the "
                 f"first update, outside train.clip_range {self.train.clip_range:g}: rollout and "
@@ -88,4 +90,3 @@ class PolicyGradient(Algorithm):
                 f'{self.params.model.compile}), or model.precision to "no" (it is '
                 f"{self.policy.model.precision})"
             )
-        return {"first_ratio_error": worst}

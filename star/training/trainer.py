@@ -263,7 +263,7 @@ class Trainer:
         norms, losses, figures = [], [], []
         once: dict[str, Tensor] = {}
         for start in range(0, len(scored), share):
-            terms = []
+            terms: list[Term] = []
             for item in scored[start : start + share]:
                 for row in range(steps):
                     first = start == 0 and not terms

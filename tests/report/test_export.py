@@ -26,7 +26,7 @@ def trained(tmp_path):
     policy.add_adapter(seed=0)
     policy.save_adapter(tmp_path / "training" / "adapter")
     log = {"epoch": 45, "images": 5760, "updates": 90}
-    recorded = parameter_sections(PARAMS, "ocr", PARAMS.method("star")) | {
+    recorded = parameter_sections(PARAMS.with_method("star"), "ocr") | {
         "task": "ocr",
         "method": "star",
         "code": "0",
@@ -134,7 +134,7 @@ def test_a_hub_model_is_named_with_its_revision(trained, given, used):
     edit(trained / "training" / "adapter" / "base.json", revision=used)
     model = dataclasses.replace(PARAMS.model, path="owner/model", revision=given)
     params = dataclasses.replace(PARAMS, model=model)
-    recorded = parameter_sections(params, "ocr", params.method("star"))
+    recorded = parameter_sections(params.with_method("star"), "ocr")
     edit(trained / "training" / "parameters.json", **recorded)
     edit(
         trained / "evaluation" / "scores.json",

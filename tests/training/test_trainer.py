@@ -108,13 +108,13 @@ def test_clause_wise_is_star_where_there_is_one_clause():
 
 def test_rollouts_that_the_update_computes_otherwise_are_not_learnt_from(monkeypatch):
     run = trainer(small(train={"clip_range": 1e-4}), "flow_grpo")
-    before, again = adapter_bytes(run), run.roller.again
+    before, again = adapter_bytes(run), run.algorithm.roller.again
 
     def slightly_off(trajectory, row):
         exact = again(trajectory, row)
         return dataclasses.replace(exact, mean=exact.mean + 1e-2)
 
-    monkeypatch.setattr(run.roller, "again", slightly_off)
+    monkeypatch.setattr(run.algorithm.roller, "again", slightly_off)
     with pytest.raises(StarError, match=r"epoch 1: ratios differ from 1 by .* model\.compile"):
         run.train_epoch()
     assert adapter_bytes(run) == before
@@ -127,7 +127,7 @@ def test_the_loss_of_a_policy_that_moved_is_the_formula_s(objective, normalised)
     item = scored(run)[0]
     push(run)
     for row in range(2):
-        found, now = run.surrogate(item, row)
+        found, now = run.algorithm.surrogate(item, row)
         old, x = item.trajectory.means[row], item.trajectory.latents[row + 1]
         densities = [torch.distributions.Normal(m, now.std).log_prob(x) for m in (now.mean, old)]
         forms = [densities[0] - densities[1], (now.mean - old) * (x - old) / now.std]
@@ -149,7 +149,9 @@ def test_the_state_of_a_training_on_another_base_is_refused():
     state, policy = trainer().state(), policy_of(small().model)
     policy.transformer.transformer_blocks[1].norm1.linear.weight.data += 1e-3
     params = small()
-    other = Trainer(params, params.method("star"), geneval_records(), Redness(), policy)
+    other = Trainer(
+        params, params.with_method("star").allocation, geneval_records(), Redness(), policy
+    )
     with pytest.raises(StarError, match="another base model; set model.path"):
         other.restore(*state)
 
@@ -223,7 +225,7 @@ def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for():
         push(run)
         lines.append(run.train_epoch())
     without, published, exact = lines
-    sigmas = run.roller.schedule.sigmas
+    sigmas = run.algorithm.roller.schedule.sigmas
     assert exact.kl == pytest.approx(published.kl / (sigmas[0] - sigmas[1]), rel=1e-4)
     for line in (published, exact):
         assert line.loss - without.loss == pytest.approx(0.5 * line.kl, rel=1e-2) and line.kl > 0
