@@ -219,7 +219,6 @@ def test_expressions_in_a_parameter_file_are_not_run(
     assert sprung.exists(), "the trap works"
 
 
-@pytest.mark.slow
 def test_nothing_is_sent_anywhere(
     tmp_path: Path, snakemake: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

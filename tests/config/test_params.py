@@ -417,7 +417,7 @@ def test_each_of_many_mistakes_is_refused_before_torch_and_in_three_seconds(tmp_
 # ---------------------------------------------------------------- anything at all
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     key=st.sampled_from(list(keys(DEFAULT))),
     value=st.recursive(
@@ -451,7 +451,7 @@ MARKS += [f"!!{kind} " for kind in ("int", "bool", "float", "binary", "set", "ti
 PIECES = st.sampled_from(MARKS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len("".join(LINES))), st.integers(0, 12), PIECES), max_size=4

@@ -7,7 +7,6 @@ from operator import getitem
 from pathlib import Path
 
 import pytest
-from dvc.repo import Repo
 
 from star.config.reading import load_params
 from star.config.yaml_file import read_values
@@ -129,27 +128,6 @@ def test_presets_differ_in_what_is_trained_in_counts_and_in_the_penalty():
     assert set(differing(one, eight)) == counts
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_copied_preset_is_a_pipeline_for_snakemake_and_dvc(file, snakemake, tmp_path):
-    """Both see the same trainings, those of the preset."""
-    task = file.stem.split("-")[-1]
-    wanted = {f"results/train/{task}-{method}/adapter" for method in ("star", "flow_grpo")}
-    shutil.copy(file, tmp_path / "params.yaml")
-    run = snakemake("--dry-run", "--forceall")
-    assert run.returncode == 0, run.stderr
-    said_to_run = run.stdout + run.stderr
-    assert set(re.findall(r"results/train/[\w-]+/adapter", said_to_run)) == wanted
-    evaluated = set(re.findall(r"results/evaluate/([\w-]+)/scores.json", said_to_run))
-    assert evaluated == {"base", f"{task}-star", f"{task}-flow_grpo"}
-    shutil.copy("dvc.yaml", tmp_path)
-    Repo.init(str(tmp_path), no_scm=True).close()
-    with Repo(str(tmp_path)) as repo:
-        outputs = {out.def_path for stage in repo.index.stages for out in stage.outs}
-    assert {path for path in outputs if path.endswith("/adapter")} == wanted
-
-
-@pytest.mark.slow
 def test_after_a_run_of_the_miniature_a_preset_makes_everything_anew(snakemake, tmp_path):
     """What the miniature left has names that the preset wants too; Snakemake knows which parameters
     made it."""

@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_type_hints
 
@@ -21,9 +22,8 @@ def keys_read(package: Path, code: Iterable[Path]) -> set[str]:
     code takes it out of `params`, or the package that does the rule's work is given it."""
     given, read = set[str](), list[tuple[str, str]]()
     for file in code:
-        module = ast.parse(file.read_text(encoding="utf-8"))
-        variables = _variables(module)
-        read += _reads(module, variables)
+        variables, found = _of(file)
+        read += found
         given |= set().union(*variables.values()) if file.parent == package else set()
     given |= {key for held, key in read if not held}
     return {
@@ -31,6 +31,14 @@ def keys_read(package: Path, code: Iterable[Path]) -> set[str]:
         for held, key in read
         if not held or any(f"{held}.".startswith(f"{section}.") for section in given - {""})
     }
+
+
+@cache
+def _of(file: Path) -> tuple[Variables, list[tuple[str, str]]]:
+    """Return what a file's variables hold, and what it reads of them."""
+    module = ast.parse(file.read_text(encoding="utf-8"))
+    variables = _variables(module)
+    return variables, list(_reads(module, variables))
 
 
 def _variables(module: ast.Module) -> Variables:

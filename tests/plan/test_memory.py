@@ -194,6 +194,7 @@ def test_operations_are_those_of_a_training_step():
     assert count_costs(parts, model, fused=True).training > found.training, "scores once more"
 
 
+@pytest.mark.slow
 def test_the_fullest_moment_of_detection():
     """The published model's own size on an image's own size, with tensors that have no values."""
     _, sizes = mask2former.network_input(torch.zeros(1, 512, 512, 3, dtype=torch.uint8))
