@@ -20,6 +20,7 @@ from star.config.params import Params, PromptSource, fingerprint
 from star.config.reading import load_params
 from star.config.yaml_file import read_values
 from star.system.errors import StarError
+from tests.helpers.sections import all_keys as all_keys_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = read_values(ROOT / "params.yaml")
@@ -41,13 +42,6 @@ def changed(values: dict, key: str, *value: Any) -> dict:
     else:
         del node[last]
     return values
-
-
-def keys(values: dict, where: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield f"{where}{key}"
-        if isinstance(value, dict):
-            yield from keys(value, f"{where}{key}.")
 
 
 def refused(path: Path) -> str:
@@ -154,7 +148,9 @@ def test_wrong_value_is_refused_by_name(key: str, value: Any, write_params: Writ
     assert key in message or key.rpartition(".")[2] in message
 
 
-REQUIRED = [key for key in keys(DEFAULT) if not key.startswith(("study.methods.", "methods."))]
+REQUIRED = [
+    key for key in all_keys_of(DEFAULT) if not key.startswith(("study.methods.", "methods."))
+]
 
 
 @pytest.mark.parametrize("key", REQUIRED)
@@ -400,7 +396,7 @@ def test_each_of_many_mistakes_is_refused_before_torch_and_in_three_seconds(tmp_
 
 @settings(max_examples=40, deadline=None)
 @given(
-    key=st.sampled_from(list(keys(DEFAULT))),
+    key=st.sampled_from(list(all_keys_of(DEFAULT))),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: (

@@ -61,7 +61,7 @@ def _variables(module: ast.Module) -> Variables:
 
 def _reads(module: ast.Module, variables: Variables) -> Iterator[tuple[str, str]]:
     """Yield each key that is read, after the key of what its variable holds."""
-    keys = set(_all_keys(read_values(ROOT / "params.yaml")))
+    keys = set(all_keys(read_values(ROOT / "params.yaml")))
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute):
             yield from (pair for pair in _resolved(ast.unparse(node), variables) if pair[1] in keys)
@@ -74,12 +74,12 @@ def _resolved(expression: str, variables: Variables) -> Iterator[tuple[str, str]
             yield held, ".".join(filter(None, (held, *names[end:])))
 
 
-def _all_keys(values: dict, prefix: str = "") -> Iterator[str]:
+def all_keys(values: dict, prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of nested values, those of sections among them."""
     for key, value in values.items():
         yield prefix + key
         if isinstance(value, dict):
-            yield from _all_keys(value, f"{prefix}{key}.")
+            yield from all_keys(value, f"{prefix}{key}.")
 
 
 def _sections(kind: type = Params, prefix: str = "") -> Iterator[tuple[str, str]]:

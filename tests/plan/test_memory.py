@@ -21,7 +21,8 @@ from star.plan.operations import count_costs
 from star.plan.reward_models import Scorer, detection_bytes, read_scorer
 from star.policy.sd3 import LORA_TARGETS
 from star.rewards import mask2former
-from tests.helpers.plans import changed, estimate, memory, pipeline
+from tests.helpers.plans import estimate, memory, pipeline
+from tests.helpers.training import changed
 
 PARAMS = load_params(Path("params.yaml"))
 PUBLISHED = changed(

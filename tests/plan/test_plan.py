@@ -16,7 +16,8 @@ from star.plan.configs import SD35_MEDIUM, known_models
 from star.plan.models import parameters_of
 from star.plan.result import Operations
 from star.system.errors import StarError
-from tests.helpers.plans import changed, pipeline
+from tests.helpers.plans import pipeline
+from tests.helpers.training import changed
 
 PARAMS = load_params(Path("params.yaml"))
 PRESET = load_params(Path("presets/sd35m-8gpu-geneval.yaml"))
