@@ -83,6 +83,7 @@ def test_extra_letters_cost_whatever_the_rewards_rule(reader: str) -> None:
     assert [reading.reward for reading in found] == [0.75, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_reading_depends_neither_on_neighbours_nor_on_workers() -> None:
     images, records = signs(*random_words(21, 6))  # several chunks
     images = noisy(images, 12.0)

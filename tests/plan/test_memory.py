@@ -168,6 +168,7 @@ def test_the_graph_is_what_autograd_keeps(mixed, fused):
     del output
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_a_training_step():
     """The miniature, run: with checkpointing, and without its adapter."""
     model = dataclasses.replace(PARAMS.model, gradient_checkpointing=True)

@@ -25,6 +25,7 @@ ENCODERS = 123_650_304, 694_659_840, 4_762_310_656  # parameters of the publishe
 TRANSFORMER, POSITIONS, VAE = 2_243_171_520, 384**2 * 1536, 83_819_683
 DETECTOR, COLORS, PICKSCORE = 68_741_083, 427_616_513, 986_109_441
 RECORDED = json.loads(Path("tests/data/plans.json").read_text())
+CASE, *OTHERS = RECORDED
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def flat(values, key=""):
     return {key: values}
 
 
-@pytest.mark.parametrize("case", RECORDED)
+@pytest.mark.parametrize("case", [CASE, *(pytest.param(c, marks=pytest.mark.slow) for c in OTHERS)])
 def test_the_figures_are_those_that_were_summed_by_hand(case, capsys):
     """`tests/data/plans.json` was written by closed forms of all sizes and operations."""
     name, processes, device = case.split()

@@ -113,6 +113,7 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path):
     config = dataclasses.replace(TINY, steps=40, log_every=10)
     pretrain_preference(tmp_path / "out", tmp_path / "work", config)
@@ -125,6 +126,7 @@ def test_training_lowers_the_loss(tmp_path):
 # ---------------------------------------------------------------- the committed stand-in
 
 
+@pytest.mark.slow
 def test_stand_in_ranks_fresh_pairs():
     accuracy = pair_accuracy(STAND_IN, 24, seed=77)
     assert np.mean(list(accuracy.captions.values())) > 0.9

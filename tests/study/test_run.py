@@ -39,7 +39,7 @@ def sample(number: int, shown: str, wanted: str) -> Sample:
     return Sample(PlannedImage(number, record, 0, number), render(Scene(text=shown)), 0.0, {})
 
 
-@pytest.mark.parametrize("reader", ["template", "ppocrv6"])
+@pytest.mark.parametrize("reader", ["template", pytest.param("ppocrv6", marks=pytest.mark.slow)])
 def test_watch_figures_of_signs_are_means_by_the_reader_that_is_asked_for(drawer, reader):
     samples = [sample(number, *texts) for number, texts in enumerate(SIGNS)]
     judge = Judge(PARAMS.rewards, reader, PARAMS.evaluate.batch)
