@@ -8,7 +8,7 @@ import pytest
 from star.cli import main
 from star.config.reading import load_params
 from star.plan.counts import Counts, Passes, count, count_passes
-from tests.helpers.plans import changed
+from tests.helpers.training import changed
 
 PARAMS = load_params(Path("params.yaml"))
 PUBLISHED = changed(

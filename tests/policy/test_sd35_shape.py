@@ -35,6 +35,7 @@ from star.cli import main
 from star.config.params import Params
 from star.config.reading import load_params
 from star.policy.sd3 import load_policy
+from tests.helpers.lines import read_lines
 from tests.helpers.smoke import ROOT, smoke_values
 from tests.helpers.training import CPU
 
@@ -92,10 +93,6 @@ def write(path: Path, values: dict, **model: object) -> Path:
     changed = values | {"model": values["model"] | model}
     path.write_text(yaml.safe_dump(changed), encoding="utf-8")
     return path
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_prompts_to_exported_adapter(

@@ -14,8 +14,7 @@ import yaml
 
 from tests.helpers.smoke import ROOT, smoke_values
 
-pytestmark = pytest.mark.slow
-EPOCHS = 40  # a fraction of a second each
+EPOCHS = 16  # a fraction of a second each
 MEGABYTES = 64
 
 

@@ -190,7 +190,8 @@ def test_a_training_leaves_its_results_and_started_again_when_done_the_same_at_o
 ):
     """As after a kill before the pipeline's tools knew that it was done."""
     work, output = tmp_path / "geneval-star-0", tmp_path / "out"
-    training = small(rollout=ONE_STEP), "geneval", "star", geneval_records(), work, output
+    params = small(rollout=ONE_STEP, model={"resolution": 64})
+    training = params, "geneval", "star", geneval_records(), work, output
     train(*training)
     made = contents(output)
     assert [(line["epoch"], line["images"]) for line in log_of(output)] == [(1, 16), (2, 32)]
