@@ -76,7 +76,7 @@ def test_help_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("prompts --task ocr --train a --test b --params missing.yaml", "missing.yaml"),
         ("evaluate --checkpoint base --prompts-dir none --output out", "none/geneval/test.jsonl"),
-        ("train --task ocr --method ppo --prompts {core} --output out", "ppo"),
+        ("train --task ocr --method ppo --prompts {core} --held-out {core} --output out", "ppo"),
     ],
 )
 def test_refusals_need_no_torch(arguments: str, named: str, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_training_errors_come_before_the_work(
 ) -> None:
     out = tmp_path / "out"
     options = {"task": "ocr", "prompts": prompts / "ocr/train.jsonl", "output": out}
-    options["state"] = tmp_path / "state"
+    options |= {"held_out": prompts / "ocr/test.jsonl", "state": tmp_path / "state"}
     assert "no method 'ppo'" in refused("train", **options, method="ppo")
     assert "star core" in refused("train", **options, method="star")
     assert not out.exists()

@@ -50,7 +50,7 @@ def test_the_whole_pipeline(
     assert {"base", *RUNS} <= set(summary)
     curves = (results / "metrics/curves.csv").read_text(encoding="utf-8").splitlines()
     assert {"task", "method", "images", "reward_mean"} <= set(curves[0].split(","))
-    assert len(curves) == 1 + len(RUNS) * params.train.epochs
+    assert len(curves) == 1 + len(RUNS) * (1 + params.train.epochs)  # from epoch 0
 
     again = snakemake()
     assert "Nothing to be done" in again.stdout + again.stderr
@@ -59,8 +59,9 @@ def test_the_whole_pipeline(
 def check_training(folder: Path, params: Params, method: str) -> None:
     """Check that every epoch is logged once, the first ratios are 1, and the adapter has moved away
     from the zero it starts at."""
-    lines = read_lines(folder / "log.jsonl")
+    base, *lines = read_lines(folder / "log.jsonl")
     assert [line["epoch"] for line in lines] == [*range(1, params.train.epochs + 1)]
+    assert base["epoch"] == 0 and all(0 <= line["held_out"] <= 1 for line in (base, *lines))
     assert lines[-1]["images"] == params.train.epochs * params.images_per_epoch
     assert all(line["first_ratio_error"] < 1e-4 for line in lines)
     assert all((line["map_entropy"] is None) == (method == "flow_grpo") for line in lines)
