@@ -44,7 +44,7 @@ def long(reward=None, precision="no", **train_changes):
 
 
 def run(trained, folder, held_out=None):
-    run_epochs(trained, States(folder, 2, {}), "test", 3, lambda: None, None, held_out)
+    run_epochs(trained, States(folder, 2, {}), "test", 3, lambda: None, held_out=held_out)
 
 
 def log_of(folder):

@@ -95,7 +95,7 @@ def test_a_job_whose_processes_are_all_signalled_saves_its_training(
     the training."""
     values = smoke_values()
     never = dict.fromkeys(("epochs", "save_every", "sample_every"), 10_000)
-    values["train"] |= {**never, "tracker": "none"}
+    values["train"] |= {**never, "tracker": "none", "evaluate_every": 0}
     write_params(values)
     with start_snakemake(
         tmp_path, "--cores", "2", "--nolock", "results/train/geneval-star/log.jsonl"
