@@ -76,7 +76,7 @@ def test_help_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("prompts --task ocr --train a --test b --params missing.yaml", "missing.yaml"),
         ("evaluate --checkpoint base --prompts-dir none --output out", "none/geneval/test.jsonl"),
-        ("train --task ocr --method ppo --prompts {core} --output out", "ppo"),
+        ("train --task ocr --method ppo --prompts {core} --held-out {core} --output out", "ppo"),
     ],
 )
 def test_refusals_need_no_torch(arguments: str, named: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from star.report.comparison import metrics_of, score_of
 from star.report.run import Run
 
 CURVE_KEYS = (
-    *("epoch", "images", "reward_mean", "reward_std", "ratio_mean", "clip_fraction"),
+    *("epoch", "images", "reward_mean", "reward_std", "held_out", "ratio_mean", "clip_fraction"),
     *("kl", "grad_norm", "map_entropy", "images_per_s"),
 )
 
@@ -26,7 +26,7 @@ def summary_json(run: Run) -> str:
 
 
 def curves_csv(run: Run) -> str:
-    """Return one line per training and epoch; what was not logged is empty."""
+    """Return one line per training and epoch, from 0 (untrained); what was not logged is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("task", "method", *CURVE_KEYS))

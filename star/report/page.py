@@ -62,7 +62,8 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
     strips = [(training, choose_maps(training)) for training in run.trainings if training.maps]
     pairs = [pair for gallery in galleries.values() for pair in gallery]
     rows = [row for _, strip in strips for row in strip]
-    names, logs = task_names(judge), logs_of(run)
+    names, logs, counts = task_names(judge), logs_of(run), _counts(run)
+    held_out = {task: min(params.train.evaluate_prompts, n) for task, (n, _) in counts.items()}
     in_order = {task: names[task] for task in params.runs}
     return render(
         "report/page.html.j2",
@@ -75,9 +76,9 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
         stand_in=is_stand_in(judge),
         pickscore=PICKSCORE,
         sd35_medium=SD35_MEDIUM,
-        counts=_counts(run),
+        counts=counts,
         colors=method_colors(run),
-        curves=learning_curves(logs, in_order),
+        curves=learning_curves(logs, in_order, held_out),
         smoothing=SMOOTHING,
         statistics=training_statistics(logs, in_order),
         unlogged=[training.name for training in run.trainings if not training.log],

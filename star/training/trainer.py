@@ -57,7 +57,7 @@ class LogLine:
     |ratio - 1| before the first update. clip_fraction: share of ratios outside the clip range. kl:
     None if kl_form is none. loss, grad_norm: None where an update was skipped. map_entropy: of the
     maps, in [0, 1]; None without maps. images, updates, skipped: since the training's start.
-    seconds: by phase.
+    seconds: by phase. `star.training.loop` adds held_out where it is due.
     """
 
     epoch: int

@@ -63,8 +63,9 @@ def test_the_known_models_have_the_published_sizes(plan):
 
 
 def test_hours_are_operations_over_the_rate():
-    found = hours(Operations(rollout=72 * 10**14, update=36 * 10**14, evaluation=10**14), 4, 0.5)
-    assert found == pytest.approx({"rollout": 1, "update": 0.5, "evaluation": 1 / 18})
+    found = hours(Operations(72 * 10**14, 36 * 10**14, 10**14, held_out=18 * 10**14), 4, 0.5)
+    expected = {"rollout": 1, "update": 0.5, "held_out": 0.25, "evaluation": 1 / 18}
+    assert found == pytest.approx(expected)
 
 
 def test_host_memory_and_the_prompt_cache(plan):

@@ -119,11 +119,12 @@ def test_prompts_to_exported_adapter(
     training = tmp_path / "train"
     folders = "--state", tmp_path / "state", "--output", training
     what = "--task", "preference", "--method", "star", "--prompts", core / "preference/train.jsonl"
-    star("train", *common, *what, *folders)
+    star("train", *common, *what, "--held-out", core / "preference/test.jsonl", *folders)
     said = capsys.readouterr().out.splitlines()
     assert "preference star: 1 process on cpu, precision bf16" in said
     assert "preference star: attention kernel flash_cpu" in said
-    log = read_lines(training / "log.jsonl")
+    base, *log = read_lines(training / "log.jsonl")
+    assert base["epoch"] == 0 and 0 < base["held_out"] < 2
     assert [line["epoch"] for line in log] == [1, 2]
     for line in log:
         assert line["first_ratio_error"] == 0 and 0 < line["map_entropy"] < 1

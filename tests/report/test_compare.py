@@ -118,6 +118,7 @@ def test_page_has_scores_curves_parameters_and_where_the_runs_lie(folders):
     assert "trained on GenEval by star: 1,536 images drawn in 12 epochs, reward 1.000" in text
     for line in ("line c0", "line c1", "faint c0", "faint c1"):
         assert page.count(f'<path class="{line}"') == 1  # in one chart
+    assert page.count('<circle class="dot c1"') == 2 and "held-out (EMA)" in text
     assert f"allocation.{EVIL} nothing true" in text and "seed 0 1" in text
     assert "lora_rank" not in text and "Evaluated with other" not in text
     assert all(str(folder) in text for folder in folders) and text.count("evaluated with 0f0f") == 2

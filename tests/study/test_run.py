@@ -31,7 +31,8 @@ SIGNS = [("STAR", "STAR"), ("STAR", "STIR"), ("CAT", "DOG")]  # shown, wanted
 
 @pytest.fixture(scope="module")
 def drawer() -> ImageDrawer:
-    return ImageDrawer(load_policy(PARAMS.model, CPU), PARAMS.evaluate, PARAMS.seed)
+    policy, how = load_policy(PARAMS.model, CPU), PARAMS.evaluate
+    return ImageDrawer(policy, how.steps, how.batch, PARAMS.seed)
 
 
 def sample(number: int, shown: str, wanted: str) -> Sample:

@@ -117,11 +117,13 @@ def small_values(folder: Path) -> dict:
 
 def training(params: Path, method: str, output: Path, state: Path) -> list[object]:
     """Write GenEval's prompts; return the command that trains on them."""
-    prompts = params.with_name("train.jsonl")
+    prompts = [params.with_name(f"{split}.jsonl") for split in ("train", "test")]
     values = load_params(params)
-    write_records(prompts, with_core(prepare("geneval", values.prompts, values.seed)[0]))
+    for file, made in zip(prompts, prepare("geneval", values.prompts, values.seed), strict=True):
+        write_records(file, with_core(made))
     command = ["train", "--task", "geneval", "--method", method, "--params", params]
-    return [*command, "--prompts", prompts, "--output", output, "--state", state]
+    command += ["--prompts", prompts[0], "--held-out", prompts[1]]
+    return [*command, "--output", output, "--state", state]
 
 
 def test_two_processes_train_as_one_does(
@@ -130,7 +132,7 @@ def test_two_processes_train_as_one_does(
     """Clause-wise and shuffled: widths that differ, seeds by batch, statistics over both."""
     values = small_values(tmp_path)
     values["methods"]["clauses"] = {"clause_wise": True, "source": "shuffled", "objective": "local"}
-    values["train"] |= {"updates_per_epoch": 2, "kl_beta": 0.04}
+    values["train"] |= {"updates_per_epoch": 2, "kl_beta": 0.04, "evaluate_prompts": 5}
     params = write_params(values)
     outputs = [tmp_path / f"output-{count}" for count in (1, 2)]
     for count, output in zip((1, 2), outputs, strict=True):
@@ -139,9 +141,11 @@ def test_two_processes_train_as_one_does(
         [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
         for output in outputs
     )
-    assert [line["epoch"] for line in both] == [1, 2]
+    assert [line["epoch"] for line in both] == [0, 1, 2]
+    scores = [[line["held_out"] for line in log] for log in (alone, both)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6) and min(scores[0]) > 0
     close = ("reward_mean", "reward_std", "loss", "ratio_mean", "ratio_min", "ratio_max")
-    for one, two in zip(alone, both, strict=True):
+    for one, two in zip(alone[1:], both[1:], strict=True):
         assert two["first_ratio_error"] == one["first_ratio_error"] == 0.0
         for key in (*close, "clip_fraction", "kl", "map_entropy"):
             assert two[key] == pytest.approx(one[key], abs=1e-6), key
@@ -157,14 +161,15 @@ def test_two_processes_train_as_one_does(
     assert drawn[0] == drawn[1]
 
 
-# Python runs it first. The sixth batch of the second process fails, of four an epoch.
+# Python runs it first. The eighth batch of the second process fails, of four an epoch and one held
+# out before and after it.
 FAILING = """
 import itertools, os
 if os.environ.get("RANK") == "1":
     import star.rewards.geneval as geneval
     submit, calls = geneval.GenevalReward.submit, itertools.count(1)
     def failing(self, *batch):
-        if next(calls) == 6:
+        if next(calls) == 8:
             raise RuntimeError("the detector is gone")
         return submit(self, *batch)
     geneval.GenevalReward.submit = failing
@@ -189,7 +194,7 @@ def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(
     assert states == ["state-000001.safetensors"]
     launched(2, command)
     log = (tmp_path / "out/log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+    assert [json.loads(line)["epoch"] for line in log] == [0, 1, 2]
 
 
 # Of four batches, the second process is asked to stop while it draws the second.

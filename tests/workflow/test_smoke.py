@@ -89,14 +89,15 @@ def check_results(results: Path, runs: dict[str, str]) -> None:
     assert {"base", *runs} <= set(summary)
     curves = (results / "metrics/curves.csv").read_text(encoding="utf-8").splitlines()
     assert {"task", "method", "images", "reward_mean"} <= set(curves[0].split(","))
-    assert len(curves) == 1 + len(runs) * params.train.epochs
+    assert len(curves) == 1 + len(runs) * (1 + params.train.epochs)  # from epoch 0
 
 
 def check_training(folder: Path, params: Params, method: str) -> None:
     """Check that every epoch is logged once, the first ratios are 1, and the adapter has moved away
     from the zero it starts at."""
-    lines = read_lines(folder / "log.jsonl")
+    base, *lines = read_lines(folder / "log.jsonl")
     assert [line["epoch"] for line in lines] == [*range(1, params.train.epochs + 1)]
+    assert base["epoch"] == 0 and all(0 <= line["held_out"] <= 1 for line in (base, *lines))
     assert lines[-1]["images"] == params.train.epochs * params.images_per_epoch
     assert all(line["first_ratio_error"] < 1e-4 for line in lines)
     assert all((line["map_entropy"] is None) == (method == "flow_grpo") for line in lines)
@@ -131,7 +132,7 @@ def test_a_job_whose_processes_are_all_signalled_saves_its_training(
     the training."""
     values = smoke_values()
     never = dict.fromkeys(("epochs", "save_every", "sample_every"), 10_000)
-    values["train"] |= {**never, "tracker": "none"}
+    values["train"] |= {**never, "tracker": "none", "evaluate_every": 0}
     write_params(values)
     with start_snakemake(
         tmp_path, "--cores", "2", "--nolock", "results/train/geneval-star/log.jsonl"
