@@ -165,7 +165,7 @@ def test_an_adapter_folder_without_an_adapter_is_refused_before_the_model_opens(
 ) -> None:
     stages(small(), "geneval", tmp_path)
     adapter, core, work, out = (tmp_path / name for name in ("none", "core", "work", "out"))
-    with pytest.raises(StarError, match="no pytorch_lora_weights.safetensors in it"):
+    with pytest.raises(StarError, match="no pytorch_lora_weights.safetensors"):
         evaluate(small(), "ocr-star", adapter, core, work, out)
 
 

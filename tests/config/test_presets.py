@@ -117,8 +117,8 @@ def test_presets_differ_in_what_is_trained_in_counts_and_in_the_penalty():
         assert differing(ocr, preference) == others
     one, eight, many = (values[f"sd35m-{scale}-ocr"] for scale in SCALES)
     assert differing(eight, many) == set()
-    counts = {"rollout.batch", "train.epochs", "train.prompts_per_epoch", "train.group_size"}
-    assert differing(one, eight) == counts
+    counts = {"epochs", "prompts_per_epoch", "group_size", "ema_every"}
+    assert differing(one, eight) == {"rollout.batch", *(f"train.{name}" for name in counts)}
 
 
 def test_after_a_run_of_the_miniature_a_preset_makes_everything_anew(snakemake, tmp_path):

@@ -73,7 +73,8 @@ def test_plain_diffusers_loads_the_folder(trained):
     export(trained)
     pipe = StableDiffusion3Pipeline.from_pretrained(PARAMS.model.path, dtype=torch.float32)
     pipe.load_lora_weights(trained / "out")
-    assert pipe.transformer.peft_config["default_0"].lora_alpha == PARAMS.model.lora_alpha
+    config = pipe.transformer.peft_config["default_0"]
+    assert config.lora_alpha == config.r == PARAMS.model.lora_rank
 
 
 def test_missing_files_and_an_evaluation_of_base_are_named(trained, capsys):
