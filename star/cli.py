@@ -216,7 +216,9 @@ def _compare(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from star.report.page import write_report
 
-    write_report(load_params(options.params), options.params, options.results, options.output)
+    params = load_params(options.params)
+    reached = write_report(params, options.params, options.results, options.output)
+    print(*reached, sep="\n")
     print(f"report in {options.output}")
 
 

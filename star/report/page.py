@@ -17,7 +17,7 @@ from star.report.figures import (
 from star.report.html import render
 from star.report.images import choose_maps, choose_pairs, count_shown
 from star.report.judges import PICKSCORE, SD35_MEDIUM, is_miniature, is_stand_in, task_names
-from star.report.metrics import curves_csv, summary_json
+from star.report.metrics import curves_csv, gains, summary_json
 from star.report.provenance import provenance
 from star.report.run import EVALUATE_AGAIN, Run, load_run
 from star.system.errors import StarError
@@ -34,8 +34,11 @@ QUALITY_LABELS = {
 SECOND_READERS = {"ppocrv6": "PP-OCRv6", "template": "a template reader"}  # as tables name them
 
 
-def write_report(params: Params, params_path: Path, results: Path, output: Path) -> None:
+def write_report(params: Params, params_path: Path, results: Path, output: Path) -> list[str]:
     """Write the page to ``output``, and ``summary.json`` and ``curves.csv`` to ``results/metrics``.
+
+    Returns:
+        the `star.report.metrics.gains` of the run.
 
     Args:
         params: the run's parameters; `params.runs` says which checkpoints there are.
@@ -49,8 +52,10 @@ def write_report(params: Params, params_path: Path, results: Path, output: Path)
     run, metrics = load_run(params.runs, results), results / "metrics"
     files = {metrics / "summary.json": summary_json(run), metrics / "curves.csv": curves_csv(run)}
     files[output] = render_page(params, params_path, run)
+    reached = gains(run, params.evaluate.bootstrap, params.seed)
     for path, text in files.items():
         write_text_atomic(path, text)
+    return reached
 
 
 def render_page(params: Params, params_path: Path, run: Run) -> str:
