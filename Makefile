@@ -6,13 +6,15 @@ INSTALLED := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum
 # PROFILE=profiles/slurm runs on a cluster.
 SNAKEMAKE := snakemake $(if $(PROFILE),--profile $(PROFILE),--cores all)
 MKDOCS := NO_MKDOCS_2_WARNING=1 mkdocs
+# Two files at a time: a file's tests share what one of them opens.
+PYTEST := pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run report study sync test lint docs docs-serve clean
+.PHONY: help install run report study sync test test-all lint docs docs-serve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +50,11 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 	@mkdir -p .star && touch .star/versions-recorded
 	snakemake --cores 1 --touch --forceall --quiet
 
-test: $(INSTALLED) ## run all tests (ARGS="-m 'not slow'" for the fast ones)
-	pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(INSTALLED) ## run the tests that take seconds, after a change (two to four minutes on two cores)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: test ## run these and the slow ones: Snakemake, DVC, torchrun, SLURM, a browser (25 minutes)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(INSTALLED) ## check style, types, the direction of imports and the links of the documentation
 	ruff check .

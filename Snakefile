@@ -85,7 +85,10 @@ onstart:
 
 onsuccess:
     if "DVC_STAGE" not in os.environ and Path("results/report/index.html").exists():
-        print(support.gains(Path("results/metrics/summary.json")), file=sys.stderr)
+        print(
+            "Open results/report/index.html: gains, curves, images before and after.",
+            file=sys.stderr,
+        )
 
 
 rule all:

@@ -39,6 +39,7 @@ from star import cli
 from star.evaluation.drawing import ImageDrawer
 from star.policy.sd3 import SD3Policy
 from star.system.errors import Interrupted
+from star.training.held_out import HeldOut
 from star.training.trainer import Trainer
 
 SMOKE = Path("tests/smoke/params.yaml")
@@ -53,12 +54,13 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "log": (star.training.loop, "_append", 4),
     "state": (star.training.checkpoint, "save_file", 3),
     "look": (star.training.loop, "_draw", 3),
+    "held out": (HeldOut, "mean", 3),
     "export": (SD3Policy, "save_adapter", 1),
     "draw": (star.evaluation.drawing, "sample_images", 4),
     "image": (ImageDrawer, "_save", 4),
     "scores": (star.evaluation.evaluate, "write_scores", 1),
 }
-TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "export")
+TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "held out", "export")
 
 
 def write_params(folder: Path) -> Path:
@@ -72,6 +74,7 @@ def write_params(folder: Path) -> Path:
         "save_every": 2,
         "updates_per_epoch": 2,
         "sample_every": 3,
+        "evaluate_every": 2,
         "kl_beta": 0.04,
     }
     values["evaluate"] |= {"batch": 2, "steps": 2, "second_reader": "none"}
@@ -228,7 +231,7 @@ def main() -> None:
         for split, file in made.items():
             core = folder / "core" / task / f"{split}.jsonl"
             quietly(["core", "--prompts", str(file), "--output", str(core)], folder / "log")
-    prompts = str(folder / "core" / "geneval" / "train.jsonl")
+    prompts, held_out = (str(folder / f"core/geneval/{split}.jsonl") for split in ("train", "test"))
     trained = [
         "train",
         "--params",
@@ -239,6 +242,8 @@ def main() -> None:
         "star",
         "--prompts",
         prompts,
+        "--held-out",
+        held_out,
     ]
     tested = [
         "evaluate",

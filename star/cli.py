@@ -108,22 +108,25 @@ def _train(options: argparse.Namespace) -> None:
     from star.prompts.records import read_records
 
     params = load_params(options.params)
-    records = read_records(options.prompts)
-    method = params.with_method(options.method)  # refused before the slow imports
+    records, held_out = read_records(options.prompts), read_records(options.held_out)
+    params = params.with_method(options.method)  # refused before the slow imports
     with quick_imports():
         from star.training.loop import train
-        from star.training.resume import state_folder, training_identity
+        from star.training.resume import held_out_identity, state_folder, training_identity
 
-    identity = training_identity(method, options.task, options.method, options.prompts)
-    name = f"{options.task}-{options.method}"
-    work = state_folder(options.state, name, identity)
-    announce = partial(_announce, method)
-    train(params, options.task, options.method, records, work, options.output, identity, announce)
+    task, method, tested = options.task, options.method, options.held_out
+    more = held_out_identity(params, tested)
+    identity = training_identity(params, task, method, options.prompts, **more)
+    work = state_folder(options.state, f"{task}-{method}", identity)
+    announce = partial(_announce, params)
+    train(params, task, method, records, held_out, work, options.output, identity, announce)
     print(f"adapter, log, samples and maps in {options.output}")
 
 
 def _announce(params: Params, line: "LogLine") -> None:
     """Say how long all of `runs` takes, one stage after the other, by the first epoch."""
+    from star.plan.counts import held_out_images
+
     epoch = sum(line.seconds.values())
     trainings = sum(map(len, params.runs.values()))
     tested = sum(
@@ -132,7 +135,7 @@ def _announce(params: Params, line: "LogLine") -> None:
     )
     # An image of an evaluation takes as long as one of the rollout, step by step.
     image = line.seconds["rollout"] / line.images * params.evaluate.steps / params.rollout.steps
-    one = params.train.epochs * epoch
+    one = params.train.epochs * epoch + held_out_images(params) * image
     minutes = (trainings * one + (trainings + 1) * tested * image) / 60
     print(
         f"epoch 1 took {epoch:.1f} s: this training {one / 60:.0f} min, all {trainings} of `runs` "
@@ -213,7 +216,9 @@ def _compare(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from star.report.page import write_report
 
-    write_report(load_params(options.params), options.params, options.results, options.output)
+    params = load_params(options.params)
+    reached = write_report(params, options.params, options.results, options.output)
+    print(*reached, sep="\n")
     print(f"report in {options.output}")
 
 
@@ -309,6 +314,7 @@ COUNT = {"type": _positive(int), "default": 1}
 PARAMS = _path("--params", "default: params.yaml", required=False, default=Path("params.yaml"))
 TASK = _option("--task", "whose prompts and reward", required=True, choices=TASKS)
 TRAINING = _path("--prompts", "training records with core spans")
+HELD_OUT = _path("--held-out", "test records")
 WORK = _path("--work", "folder of the resume state and the log")
 PAGE = _path("--output", "HTML file to write")
 
@@ -345,7 +351,7 @@ STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its op
     "train": (
         _train,
         "train one method on one task",
-        *(PARAMS, TASK, TRAINING),
+        *(PARAMS, TASK, TRAINING, HELD_OUT),
         _option("--method", "a section of `methods` in the parameter file", required=True),
         _path("--output", "folder for the adapter, the log, sample grids and maps"),
         _state("state", "folder of resume states"),
@@ -412,11 +418,10 @@ STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its op
     "study-run": (
         _study_run,
         "train one variant of the study from one seed",
-        *(PARAMS, TASK, TRAINING),
+        *(PARAMS, TASK, TRAINING, HELD_OUT),
         _option("--method", "a section of `study.methods` in the parameter file", required=True),
         _option("--seed", "of noise, prompts' order and adapter", type=int, required=True),
         _option("--rate", "learning rate", type=_positive(float), required=True),
-        _path("--held-out", "test records"),
         _path("--output", "JSON file of the run to write"),
         _state("study", "folder of resume states"),
     ),

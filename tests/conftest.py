@@ -3,8 +3,8 @@
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 # Before torch: threads that spin for each other cost a factor of ten.
@@ -16,14 +16,47 @@ import yaml
 
 from star.config.yaml_file import read_values
 from tests.helpers import programs
+from tests.helpers.runs import run_snakemake
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# Fixtures that start what takes seconds: Snakemake, DVC, several processes, a scheduler, a browser.
+STARTS = {"snakemake", "project", "launched", "cluster", "disk", "chromium"}
+# Seconds that set-up or call of a test of `make test` may take, of processors and by the clock.
+MOST_WORK, MOST_TIME = 10, 60
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that none is left to one worker at the end."""
+    """Mark the tests of `STARTS` slow; files with slow tests first, none is left to the end."""
+    for item in items:
+        if STARTS & set(item.fixturenames):  # type: ignore[attr-defined]
+            item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def _in_time(item: pytest.Item) -> Generator[None, object, object]:
+    """In CI, fail a test of `make test` that takes too long; children that ended count, too."""
+    before = os.times()
+    result = yield
+    *work, clock = (now - then for now, then in zip(os.times(), before, strict=True))
+    if "CI" in os.environ and not item.get_closest_marker("slow"):
+        took = f"{sum(work):.0f} s of processors, {clock:.0f} s by the clock"
+        assert sum(work) < MOST_WORK and clock < MOST_TIME, (
+            f"{took}: make it faster or mark it slow"
+        )
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _in_time(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _in_time(item))
 
 
 @pytest.fixture(scope="session")
@@ -65,13 +98,4 @@ def write_params(tmp_path: Path) -> Callable[[dict], Path]:
 def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the repository's Snakefile in the test's folder, in the environment of the tests."""
 
-    def run(*arguments: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-        command = [*before, sys.executable, "-m", "snakemake", "--directory", str(tmp_path)]
-        command += ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path}
-        return subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
-        )
-
-    return run
+    return partial(run_snakemake, tmp_path)

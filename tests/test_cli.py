@@ -76,7 +76,7 @@ def test_help_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("prompts --task ocr --train a --test b --params missing.yaml", "missing.yaml"),
         ("evaluate --checkpoint base --prompts-dir none --output out", "none/geneval/test.jsonl"),
-        ("train --task ocr --method ppo --prompts {core} --output out", "ppo"),
+        ("train --task ocr --method ppo --prompts {core} --held-out {core} --output out", "ppo"),
     ],
 )
 def test_refusals_need_no_torch(arguments: str, named: str, tmp_path: Path) -> None:
@@ -90,16 +90,6 @@ def test_refusals_need_no_torch(arguments: str, named: str, tmp_path: Path) -> N
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0 and named in run.stderr
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_prompts_then_core(tmp_path: Path, task: str) -> None:
-    train, again, core = (tmp_path / name for name in ("train", "again", "core"))
-    assert star("prompts", task=task, train=train, test=tmp_path / "test") == 0
-    assert star("core", prompts=train, output=core) == 0
-    assert len(core.read_text().splitlines()) == len(train.read_text().splitlines())
-    assert star("prompts", task=task, train=again, test=tmp_path / "test") == 0
-    assert again.read_bytes() == train.read_bytes()
 
 
 def test_what_the_output_cannot_encode_is_escaped(tmp_path: Path) -> None:
@@ -196,27 +186,6 @@ def test_a_checkpoint_s_name_is_no_path(
         "evaluate", checkpoint=name, prompts_dir=tmp_path, adapter=tmp_path, output=tmp_path
     )
     assert f"--checkpoint {name!r}" in text
-
-
-def test_training_errors_come_before_the_work(
-    tmp_path: Path, prompts: Path, refused: Callable[..., str]
-) -> None:
-    out = tmp_path / "out"
-    options = {"task": "ocr", "prompts": prompts / "ocr/train.jsonl", "output": out}
-    options["state"] = tmp_path / "state"
-    assert "no method 'ppo'" in refused("train", **options, method="ppo")
-    assert "star core" in refused("train", **options, method="star")
-    assert not out.exists()
-
-
-def test_broken_model_directory(
-    tmp_path: Path, prompts: Path, model: Path, refused: Callable[..., str]
-) -> None:
-    shutil.rmtree(model / "tokenizer_3")
-    params, out = edited(tmp_path, "path: models/miniature #", f"path: {model} #"), tmp_path / "out"
-    options = {"params": params, "checkpoint": "base", "prompts_dir": prompts, "output": out}
-    assert "tokenizer_3/ is missing" in refused("evaluate", **options)
-    assert not out.exists()
 
 
 def test_images_of_other_weights_or_another_precision_are_not_gone_on_with(

@@ -6,11 +6,14 @@ import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
+import pytest
+
 from docs.list_licences import licence, pinned
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_the_installed_packages_agree_with_each_other() -> None:
     check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout

@@ -120,7 +120,7 @@ def stages(params: Params, task: str, folder: Path) -> dict[str, Callable[[], No
     work, out = folder / "work", folder / "out"
     study = (params, StudyRun(task, "star", 0, 1e-3), records, records, work, out / "run.json")
     return {
-        "train": lambda: train(params, task, "star", records, work, out),
+        "train": lambda: train(params, task, "star", records, [], work, out),
         "study": lambda: run_study(*study),
         "evaluate": lambda: evaluate(params, "base", None, folder / "core", work, out),
     }
@@ -165,7 +165,7 @@ def test_an_adapter_folder_without_an_adapter_is_refused_before_the_model_opens(
 ) -> None:
     stages(small(), "geneval", tmp_path)
     adapter, core, work, out = (tmp_path / name for name in ("none", "core", "work", "out"))
-    with pytest.raises(StarError, match="no pytorch_lora_weights.safetensors in it"):
+    with pytest.raises(StarError, match="no pytorch_lora_weights.safetensors"):
         evaluate(small(), "ocr-star", adapter, core, work, out)
 
 
@@ -278,7 +278,7 @@ def test_trainings_report_and_refuse_their_prompts_before_they_open_a_model(
     cut, lost = spanned(LONG, "cat", "horse"), spanned(LONG, "wine glass")
     work, out = tmp_path / "work", tmp_path / "out"
     with pytest.raises(StarError, match="^prompt long: no core content"):
-        train(real_lengths, "geneval", "star", [lost], work, out)
+        train(real_lengths, "geneval", "star", [lost], [], work, out)
     with pytest.raises(StarError, match="^prompt long: no core content"):
         star = StudyRun("geneval", "star", 0, 1e-3)
         run_study(real_lengths, star, [lost], [], work, out / "run.json")
@@ -291,7 +291,7 @@ def test_trainings_report_and_refuse_their_prompts_before_they_open_a_model(
 
     monkeypatch.setattr("star.training.loop.build_reward", opened)
     with pytest.raises(Opened):
-        train(real_lengths, "geneval", "star", [cut], work, out)
+        train(real_lengths, "geneval", "star", [cut], [], work, out)
     assert "'horse' not among 77 CLIP" in capsys.readouterr().out
     with pytest.raises(Opened):  # no maps, no core content needed
-        train(real_lengths, "geneval", "flow_grpo", [lost], work, out)
+        train(real_lengths, "geneval", "flow_grpo", [lost], [], work, out)

@@ -27,6 +27,7 @@ REPORTED = (
     "rewards.geneval.detector",
     "rewards.geneval.path",
     "rewards.preference.path",
+    "train.evaluate_prompts",
     "evaluate.bootstrap",
     "evaluate.second_reader",
     "report",
@@ -48,7 +49,11 @@ RULES = {
     "train_policy": Rule(
         file="train.smk",
         entry="star.training.loop",
-        packages=(*SHARED, *POLICY, "star/training"),
+        # Not all of star/evaluation: it scores held-out prompts, and changes more often.
+        packages=(
+            *(*SHARED, *POLICY, "star/training", "star/evaluation/__init__.py"),
+            *("star/evaluation/drawing.py", "star/evaluation/scoring.py"),
+        ),
         sections=(
             "seed",
             "model",
@@ -57,6 +62,8 @@ RULES = {
             "allocation",
             "methods.{method}",
             "train",
+            "forward",
+            "evaluate.steps",
             "rewards.timeout",
             "rewards.{task}",
         ),
@@ -95,6 +102,7 @@ RULES = {
             "study.evaluate_every",
             "study.second_reader",
             "train",
+            "forward",
             "rewards",
             "evaluate",
         ),

@@ -121,19 +121,6 @@ def announcement(values: dict) -> str:
     )
 
 
-def gains(summary: Path) -> str:
-    """Return what a run reached on its own benchmarks, and where to look."""
-    metric = {"geneval": "soft", "ocr": "reward", "preference": "score"}
-    scores = json.loads(summary.read_text(encoding="utf-8"))
-    lines = []
-    for name in scores.keys() - {"base"}:
-        task = name.partition("-")[0]
-        before, after = (scores[key][task][metric[task]]["mean"] for key in ("base", name))
-        lines.append(f"{name}: {task} {metric[task]} {before:.3f} -> {after:.3f}")
-    where = "Open results/report/index.html: gains with intervals, curves, images before and after."
-    return "\n".join([*sorted(lines), where])
-
-
 def model_files(path: str) -> list[str]:
     """Return the files of a model directory that decide what it draws; none for a hub id."""
     return sorted(str(file) for file in Path(path).rglob("*") if file.suffix in MODEL_SUFFIXES)

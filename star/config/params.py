@@ -255,6 +255,11 @@ class TrainParams(Section):
     """Updates that may be skipped because the loss or a gradient is not finite."""
     sample_every: Count
     """Epochs between sample grids and saved maps."""
+    evaluate_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
+    """Epochs between scores on held-out prompts (EMA adapter, evaluate.steps), also made before the
+    first epoch and after the last; 0: none."""
+    evaluate_prompts: Count
+    """Held-out prompts that are scored then, evenly of all tags; all if there are fewer."""
     tracker: Literal["none", "wandb", "tensorboard"]
     """Experiment tracker: wandb (offline unless WANDB_MODE says otherwise), tensorboard (below
     logs/tensorboard; an extra of its own), or none."""

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from star.config.params import EvaluateParams
 from star.evaluation.scoring import PlannedImage, Sample, in_batches, score_batches
 from star.method.seeds import seed_of
 from star.policy.rollout import sample_images
@@ -27,7 +26,8 @@ class ImageDrawer:
     """Draws planned images with a policy, each batch whole or not at all.
 
     Args:
-        settings: steps and batch.
+        steps: of an image.
+        batch: images of a forward pass.
         seed: of the run.
         folder: of the images as PNG; batches that it has are read, not drawn. None keeps none.
         processes: each draws and scores its shard of the batches.
@@ -36,12 +36,13 @@ class ImageDrawer:
     def __init__(
         self,
         policy: SD3Policy,
-        settings: EvaluateParams,
+        steps: int,
+        batch: int,
         seed: int,
         folder: Path | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        self.policy, self.settings, self.seed = policy, settings, seed
+        self.policy, self.steps, self.batch, self.seed = policy, steps, batch, seed
         self.folder, self.processes = folder, processes
 
     def plan(self, records: Sequence[PromptRecord], count: int) -> list[PlannedImage]:
@@ -83,7 +84,7 @@ class ImageDrawer:
 
     def shard(self, planned: Sequence[PlannedImage]) -> list[Sequence[PlannedImage]]:
         """Return this process's batches."""
-        return self.processes.shard(in_batches(planned, self.settings.batch), 1)
+        return self.processes.shard(in_batches(planned, self.batch), 1)
 
     def draw(self, batch: Sequence[PlannedImage]) -> np.ndarray:
         """Return a batch, uint8 (n, height, width, 3), from the folder if it has it whole."""
@@ -92,7 +93,7 @@ class ImageDrawer:
             prompts = [planned.record.prompt for planned in batch]
             seeds = [planned.seed for planned in batch if planned.seed is not None]
             with memory_for("evaluation"):
-                images = sample_images(self.policy, prompts, seeds, self.settings.steps)
+                images = sample_images(self.policy, prompts, seeds, self.steps)
             self._save(batch, images)
         return images
 

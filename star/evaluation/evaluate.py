@@ -133,8 +133,9 @@ def _run_benchmark(
 ) -> list[dict]:
     """Draw and score this process's shard of one benchmark; return its lines of images.jsonl."""
     settings, timeout = params.evaluate, params.rewards.timeout
-    drawer = ImageDrawer(policy, settings, params.seed, work / "images", processes)
-    others = ImageDrawer(policy, settings, params.seed, work / "others", processes)
+    how = policy, settings.steps, settings.batch, params.seed
+    drawer = ImageDrawer(*how, work / "images", processes)
+    others = ImageDrawer(*how, work / "others", processes)
     reward = build_reward(task, params.rewards)
     try:
         planned = drawer.plan(records, settings.images_per_prompt[task])
@@ -162,10 +163,10 @@ def _merge(
     lines = sorted(
         (json.loads(line) for part in parts for line in part), key=lambda line: line["number"]
     )
-    settings = params.evaluate
-    planned = ImageDrawer(policy, settings, params.seed, work / "images").plan(records, 1)
+    how = policy, params.evaluate.steps, params.evaluate.batch, params.seed
+    planned = ImageDrawer(*how).plan(records, 1)
     images, others = (
-        ImageDrawer(policy, settings, params.seed, work / folder).read(planned[:DIVERSITY_PROMPTS])
+        ImageDrawer(*how, work / folder).read(planned[:DIVERSITY_PROMPTS])
         for folder in ("images", "others")
     )
     assert images is not None and others is not None  # this evaluation drew them

@@ -84,6 +84,7 @@ def hours(operations: Operations, processes: int, tflops: float) -> dict[str, fl
     return {
         "rollout": operations.rollout / hour / processes,
         "update": operations.update / hour / processes,
+        "held_out": operations.held_out / hour / processes,
         "evaluation": operations.evaluation / hour,
     }
 

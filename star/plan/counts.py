@@ -1,5 +1,6 @@
 """Numbers of images, batches, optimizer steps and sequences, in closed form and without torch."""
 
+import math
 from dataclasses import dataclass
 
 from star.config.params import TASKS, AllocationParams, ModelParams, Params
@@ -33,6 +34,7 @@ class Passes:
     update: int  # forward and backward
     reference: int  # forward without the adapter, for the KL
     evaluation: int  # of one checkpoint on all benchmarks, except its diversity images
+    held_out: int  # as the training goes on, at most
 
 
 def count(params: Params, processes: int) -> Counts:
@@ -78,9 +80,33 @@ def tested_images(params: Params) -> int:
     return sum(getattr(params.prompts, task).test * counts[task] for task in TASKS)
 
 
+def held_out_images(params: Params) -> int:
+    """Return the held-out images that a training draws, at its start and end, too."""
+    train = params.train
+    if not train.evaluate_every:
+        return 0
+    return (1 + math.ceil(train.epochs / train.evaluate_every)) * train.evaluate_prompts
+
+
+def _count_forward(params: Params, allocation: AllocationParams) -> Passes:
+    """Count those of `awm`: each image is noised, judged and trained `forward.draws` times."""
+    each, draws = branches(params.model), params.forward.draws
+    images = params.images_per_epoch * params.train.epochs
+    guided = allocation.source == "guidance" and allocation.uses_maps
+    return Passes(
+        rollout=each * images * (params.rollout.steps + draws) + (2 * images * draws * guided),
+        update=each * images * draws,
+        reference=0,
+        evaluation=each * tested_images(params) * params.evaluate.steps,
+        held_out=each * held_out_images(params) * params.evaluate.steps,
+    )
+
+
 def count_passes(params: Params, allocation: AllocationParams) -> Passes:
     """Count the sequences of a training by one method, and of an evaluation."""
     rollout, train = params.rollout, params.train
+    if train.algorithm == "awm":
+        return _count_forward(params, allocation)
     images, distinct = params.images_per_epoch, params.images_per_epoch // shared(params)
     trained = rollout.window[1] - rollout.window[0]
     update = distinct + (trained - 1) * images
@@ -98,4 +124,5 @@ def count_passes(params: Params, allocation: AllocationParams) -> Passes:
         update=each * update * train.epochs,
         reference=each * reference * train.epochs,
         evaluation=each * tested_images(params) * params.evaluate.steps,
+        held_out=each * held_out_images(params) * params.evaluate.steps,
     )

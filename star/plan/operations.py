@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from star.config.params import AllocationParams, ModelParams, Params
 from star.method.attention import LOG_SUM_EXP_KERNELS, use_joint_processor
-from star.plan.counts import count_passes, tested_images
+from star.plan.counts import count_passes, held_out_images, tested_images
 from star.plan.models import Pipeline
 from star.plan.result import Operations
 
@@ -75,4 +75,5 @@ def count_operations(params: Params, allocation: AllocationParams, costs: Costs)
         rollout=passes.rollout * costs.forward + drawn * costs.decoding,
         update=passes.update * costs.training + passes.reference * costs.reference,
         evaluation=passes.evaluation * costs.forward + tested_images(params) * costs.decoding,
+        held_out=passes.held_out * costs.forward + held_out_images(params) * costs.decoding,
     )

@@ -13,6 +13,7 @@ class Operations:
     rollout: int
     update: int
     evaluation: int
+    held_out: int
 
 
 @dataclass(frozen=True)

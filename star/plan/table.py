@@ -9,9 +9,15 @@ PASSES = {
     "sequences forward: rollout": "rollout",
     "forward and backward: update": "update",
     "forward: KL reference": "reference",
+    "forward: held-out curve": "held_out",
     "forward: one evaluation": "evaluation",
 }
-OPERATIONS = {"rollout": "rollout", "update, KL": "update", "one evaluation": "evaluation"}
+OPERATIONS = {
+    "rollout": "rollout",
+    "update, KL": "update",
+    "held-out curve": "held_out",
+    "one evaluation": "evaluation",
+}
 COUNTED = (
     "operations: two for each multiply-add of transformer and VAE decoder; "
     "not of text encoders and rewards"
@@ -71,7 +77,8 @@ def _work(tasks: Sequence[TaskPlan]) -> list[list[str]]:
     if hours := [task.hours for task in tasks if task.hours]:
         for name in hours[0]:
             one = " by one process" if name == "evaluation" else ""
-            rows.append(_row(f"hours: {name}{one}", (taken[name] for taken in hours)))
+            label = f"hours: {name.replace('_', '-')}{one}"
+            rows.append(_row(label, (taken[name] for taken in hours)))
     if caches := [task.prompt_cache for task in tasks if task.prompt_cache]:
         rows.append(_row("GB on disk: prompt cache", caches, 1e9))
     return rows

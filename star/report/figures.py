@@ -3,7 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from star.report.comparison import metrics_of, tag_scores
 from star.report.run import Run
@@ -26,7 +27,7 @@ class Panel:
     """A heading over some charts (SVG) that share a legend of labels and colours."""
 
     title: str
-    legend: tuple[tuple[str, int], ...]
+    legend: tuple[tuple[str, int | None], ...]  # None: text alone
     charts: tuple[str, ...]
 
 
@@ -46,17 +47,24 @@ class TrainingLog:
 
     def line(self, key: str) -> Line:
         """Return a statistic by images seen."""
-        band = {}
+        line = Line(self.label, self.color, self.column("images"), self.column(key))
         if key == "ratio_mean":
-            band = {"low": self.column("ratio_min"), "high": self.column("ratio_max")}
-        return Line(self.label, self.color, self.column("images"), self.column(key), **band)
+            return replace(line, low=self.column("ratio_min"), high=self.column("ratio_max"))
+        return line
 
     def reward(self) -> Line:
         """Return the mean reward: each epoch faint behind a running mean, once there are enough."""
-        images, reward = self.column("images"), self.column("reward_mean")
+        trained = replace(self, rows=tuple(row for row in self.rows if row["epoch"] > 0))
+        images, reward = trained.column("images"), trained.column("reward_mean")
         if len(reward) < 2 * SMOOTHING:
             return Line(self.label, self.color, images, reward)
         return Line(self.label, self.color, images, running_mean(reward, SMOOTHING), faint=reward)
+
+    def held_out(self) -> Line:
+        """Return the points of held-out prompts."""
+        scored = replace(self, rows=tuple(row for row in self.rows if "held_out" in row))
+        images, scores = scored.column("images"), scored.column("held_out")
+        return Line(self.label, self.color, images, scores, dotted=True)
 
 
 def method_colors(run: Run) -> dict[str, int]:
@@ -71,14 +79,24 @@ def logs_of(run: Run) -> list[TrainingLog]:
     return [TrainingLog(t.task, t.method, colors[t.method], t.log) for t in run.trainings if t.log]
 
 
-def learning_curves(logs: Sequence[TrainingLog], names: Mapping[str, str]) -> list[Panel]:
-    """Draw the mean training reward by images seen, one panel a task of ``names``."""
+def learning_curves(
+    logs: Sequence[TrainingLog], names: Mapping[str, str], prompts: Mapping[str, int] | None = None
+) -> list[Panel]:
+    """Draw the mean reward by images seen, of training and held out, one panel a task of ``names``.
+
+    Args:
+        prompts: held-out prompts by task, for the legend.
+    """
 
     def draw(own: Sequence[TrainingLog], name: str) -> list[str]:
-        lines = [log.reward() for log in own]
+        lines = [log.reward() for log in own] + [line for log in own if (line := log.held_out()).x]
         return [line_chart(lines, f"{name}: reward", IMAGES_AXIS, "mean reward")]
 
-    return _panels(logs, names, draw)
+    marks = {}
+    for task in {log.task for log in logs if log.held_out().x}:
+        count = f"{prompts[task]} prompts, " if prompts else ""
+        marks[task] = (("━ training reward", None), (f"┄●┄ held-out ({count}EMA)", None))
+    return _panels(logs, names, draw, marks)
 
 
 def training_statistics(logs: Sequence[TrainingLog], names: Mapping[str, str]) -> list[Panel]:
@@ -132,13 +150,17 @@ def _panels(
     logs: Sequence[TrainingLog],
     names: Mapping[str, str],
     draw: Callable[[Sequence[TrainingLog], str], list[str]],
+    marks: Mapping[str, tuple[tuple[str, None], ...]] = MappingProxyType({}),
 ) -> list[Panel]:
-    """Return one panel a task that has charts; an empty chart is none."""
+    """Return one panel a task that has charts; an empty chart is none.
+
+    ``marks`` go into the legend behind the methods."""
     panels = []
     for task, name in names.items():
         own = [log for log in logs if log.task == task]
         if charts := tuple(chart for chart in draw(own, name) if chart):
-            panels.append(Panel(name, tuple((log.label, log.color) for log in own), charts))
+            methods = ((log.label, log.color) for log in own)
+            panels.append(Panel(name, (*methods, *marks.get(task, ())), charts))
     return panels
 
 

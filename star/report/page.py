@@ -17,7 +17,7 @@ from star.report.figures import (
 from star.report.html import render
 from star.report.images import choose_maps, choose_pairs, count_shown
 from star.report.judges import PICKSCORE, SD35_MEDIUM, is_miniature, is_stand_in, task_names
-from star.report.metrics import curves_csv, summary_json
+from star.report.metrics import curves_csv, gains, summary_json
 from star.report.provenance import provenance
 from star.report.run import EVALUATE_AGAIN, Run, load_run
 from star.system.errors import StarError
@@ -34,8 +34,11 @@ QUALITY_LABELS = {
 SECOND_READERS = {"ppocrv6": "PP-OCRv6", "template": "a template reader"}  # as tables name them
 
 
-def write_report(params: Params, params_path: Path, results: Path, output: Path) -> None:
+def write_report(params: Params, params_path: Path, results: Path, output: Path) -> list[str]:
     """Write the page to ``output``, and ``summary.json`` and ``curves.csv`` to ``results/metrics``.
+
+    Returns:
+        the `star.report.metrics.gains` of the run.
 
     Args:
         params: the run's parameters; `params.runs` says which checkpoints there are.
@@ -49,8 +52,10 @@ def write_report(params: Params, params_path: Path, results: Path, output: Path)
     run, metrics = load_run(params.runs, results), results / "metrics"
     files = {metrics / "summary.json": summary_json(run), metrics / "curves.csv": curves_csv(run)}
     files[output] = render_page(params, params_path, run)
+    reached = gains(run, params.evaluate.bootstrap, params.seed)
     for path, text in files.items():
         write_text_atomic(path, text)
+    return reached
 
 
 def render_page(params: Params, params_path: Path, run: Run) -> str:
@@ -62,7 +67,8 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
     strips = [(training, choose_maps(training)) for training in run.trainings if training.maps]
     pairs = [pair for gallery in galleries.values() for pair in gallery]
     rows = [row for _, strip in strips for row in strip]
-    names, logs = task_names(judge), logs_of(run)
+    names, logs, counts = task_names(judge), logs_of(run), _counts(run)
+    held_out = {task: min(params.train.evaluate_prompts, n) for task, (n, _) in counts.items()}
     in_order = {task: names[task] for task in params.runs}
     return render(
         "report/page.html.j2",
@@ -75,9 +81,9 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
         stand_in=is_stand_in(judge),
         pickscore=PICKSCORE,
         sd35_medium=SD35_MEDIUM,
-        counts=_counts(run),
+        counts=counts,
         colors=method_colors(run),
-        curves=learning_curves(logs, in_order),
+        curves=learning_curves(logs, in_order, held_out),
         smoothing=SMOOTHING,
         statistics=training_statistics(logs, in_order),
         unlogged=[training.name for training in run.trainings if not training.log],

@@ -148,13 +148,15 @@ def load_checkpoint(folder: Path, task: str | None, method: str | None) -> Check
 def load_log(folder: Path) -> tuple[dict, ...]:
     """Read a training's ``log.jsonl``, one line per epoch; empty if it is not there.
 
+    A line of epoch 0 has the held-out score before training, and no reward.
+
     Raises:
         StarError: a malformed line, or one without epoch, images and mean reward.
     """
     path = folder / "log.jsonl"
     lines = tuple(read_objects(path)) if path.is_file() else ()
     for line, where in lines:
-        for key in ("epoch", "images", "reward_mean"):
+        for key in ("epoch", "images", "held_out" if line.get("epoch") == 0 else "reward_mean"):
             value = line.get(key)
             if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
                 raise StarError(f"{where}: {key}: missing or not a finite number; {TRAIN_AGAIN}")

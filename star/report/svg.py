@@ -23,7 +23,7 @@ TOP = 8  # of the first bar
 class Line:
     """A curve, broken by NaN; `faint` is drawn thin behind it, `low` to `high` as a band.
 
-    These three are as long as `x`, or empty."""
+    These three are as long as `x`, or empty. `dotted` is dashed, with a dot at each point."""
 
     label: str
     color: int
@@ -32,6 +32,7 @@ class Line:
     faint: Sequence[float] = ()
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    dotted: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ def line_chart(
             parts.append(_band(name, x, low, high))
         if faint:
             parts.append(f'<path class="faint {name}" d="{_path(x, faint)}"/>')
-        parts.append(f'<path class="line {name}" d="{_path(x, y_of)}"/>')
+        dashed = " dashed" if line.dotted else ""
+        parts.append(f'<path class="line{dashed} {name}" d="{_path(x, y_of)}"/>')
+        for px, py in zip(x, y_of, strict=True) if line.dotted else ():
+            parts.append(f'<circle class="dot {name}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>')
     return _svg(title, LINE_WIDTH, height, parts)
 
 

@@ -21,7 +21,7 @@ from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.scoring import Sample
 from star.prompts.records import PromptRecord
 from star.system.files import write_text_atomic
-from star.system.stopwatch import Stopwatch
+from star.training.held_out import HeldOut
 from star.training.loop import open_training, run_epochs
 from star.training.resume import training_identity
 
@@ -92,22 +92,22 @@ def run_study(
     )
     with opening as training:
         trainer, policy = training.trainer, training.trainer.policy
-        drawer = ImageDrawer(policy, params.evaluate, params.seed)
-        planned = drawer.plan(held_out, params.evaluate.images_per_prompt[task])
+        looks = params.evaluate
+        drawer = ImageDrawer(policy, looks.steps, looks.batch, params.seed)
+        planned = drawer.plan(held_out, looks.images_per_prompt[task])
+        tested = HeldOut(trainer, drawer, planned)
 
         def look() -> None:
-            watch = Stopwatch("sampling", "scoring")
-            with trainer.averaged():
-                samples = drawer.score(planned, trainer.reward, params.rewards.timeout, watch)
-                images = trainer.epoch * changed.images_per_epoch
-                point: dict[str, Any] = {
-                    "epoch": trainer.epoch,
-                    "images": images,
-                    "graded": _column(samples, GRADED[task]),
-                    "exact": _column(samples, EXACT[task]),
-                }
-                if trainer.epoch in (0, study.epochs):
-                    judge = Judge(changed.rewards, study.second_reader, params.evaluate.batch)
+            samples = tested.samples()
+            point: dict[str, Any] = {
+                "epoch": trainer.epoch,
+                "images": trainer.epoch * changed.images_per_epoch,
+                "graded": _column(samples, GRADED[task]),
+                "exact": _column(samples, EXACT[task]),
+            }
+            if trainer.epoch in (0, study.epochs):
+                judge = Judge(changed.rewards, study.second_reader, looks.batch)
+                with trainer.averaged():
                     point["watch"] = watch_figures(drawer, judge, task, samples)
             _append(curve, point)
 

@@ -35,8 +35,10 @@ from star.system.memory import memory_for
 from star.system.processes import Processes, start_accelerator
 from star.system.progress import Progress
 from star.system.signals import listening
+from star.system.stopwatch import Stopwatch
 from star.training.batches import EpochPlan, check_processes
 from star.training.checkpoint import States, read_facts, remove_done
+from star.training.held_out import HeldOut, choose
 from star.training.samples import SHEET_PROMPTS, draw_samples
 from star.training.tracking import Tracker, check_tracker
 from star.training.trainer import OTHER_BASE, LogLine, Trainer
@@ -125,6 +127,7 @@ def train(
     task: str,
     method: str,
     records: Sequence[PromptRecord],
+    held_out: Sequence[PromptRecord],
     work: Path,
     output: Path,
     identity: dict | None = None,
@@ -133,6 +136,7 @@ def train(
     """Train ``method`` on ``task``, resuming from ``work``; fill ``output`` when it is complete.
 
     Args:
+        held_out: test records; `TrainParams.evaluate_prompts` of them are scored.
         identity: what decides the result; see `star.training.checkpoint.States`.
         announce: gets the line of the first epoch.
 
@@ -142,12 +146,13 @@ def train(
         Interrupted: the process was asked to stop, and the state is saved.
     """
     params, name = params.with_method(method), f"{task}-{method}"
-    wrong = next((record for record in records if record.task != task), None)
+    wrong = next((record for record in (*records, *held_out) if record.task != task), None)
     if wrong is not None:
         raise StarError(
             f"record {wrong.id} belongs to task {wrong.task}, not {task}; give the task's own file"
         )
     check_tracker(params.train.tracker)
+    scored = choose(held_out, params.train.evaluate_prompts) if params.train.evaluate_every else []
     opening = open_training(
         params,
         task,
@@ -159,15 +164,18 @@ def train(
         output=output,
         locked=(work, output),
         identity=identity or {},
+        more_prompts=[record.prompt for record in scored],
     )
     with opening as training:
         trainer, states = training.trainer, training.states
+        tested = HeldOut.of(trainer, scored) if scored else None
         tracker = None
         if trainer.processes.main and params.train.tracker != "none":
             tracker = Tracker(params.train.tracker, name, work, dataclasses.asdict(params))
         look = partial(_draw, trainer, work, tracker)
         every = params.train.sample_every
-        run_epochs(trainer, states, f"{task} {method}", every, look, tracker, announce)
+        title = f"{task} {method}"
+        run_epochs(trainer, states, title, every, look, tracker, announce, tested)
         if trainer.processes.main:
             with writing(output):
                 trainer.export(work, output)
@@ -202,6 +210,7 @@ def run_epochs(
     look: Callable[[], None],
     tracker: Tracker | None = None,
     announce: Callable[[LogLine], None] = lambda line: None,
+    held_out: HeldOut | None = None,
 ) -> None:
     """Train to the last epoch from the newest state; write a line per epoch to ``log.jsonl``.
 
@@ -212,6 +221,8 @@ def run_epochs(
             and after the last one.
         tracker: gets each new line.
         announce: gets the line of the first epoch.
+        held_out: scored before the first epoch, which makes a line of epoch 0, every
+            `TrainParams.evaluate_every` epochs and after the last one.
 
     Raises:
         StarError: states or log that cannot be read, and whatever `Trainer.train_epoch` raises.
@@ -225,10 +236,24 @@ def run_epochs(
         except StarError as error:
             raise StarError(f"{states.folder}: {error}") from error
     if main:
-        _cut_log(log, trainer.epoch)
+        _cut_log(log, trainer.epoch, 1 if held_out is None else 0)
         if tracker is not None:
             tracker.begin(trainer.epoch)
-        if trainer.epoch == 0:
+
+    def record(line: dict) -> None:
+        _append(log, line)
+        if tracker is not None:
+            tracker.log(line)
+
+    def due(every: int) -> bool:
+        return trainer.epoch == train.epochs or trainer.epoch % every == 0
+
+    if trainer.epoch == 0:
+        if held_out is not None:
+            base = _with_score({"epoch": 0, "images": 0, "seconds": {}}, held_out)
+            if main:
+                record(base)
+        if main:
             look()
     bar = Progress(
         total=train.epochs,
@@ -241,21 +266,21 @@ def run_epochs(
     with bar:
         while trainer.epoch < train.epochs:
             with _state_kept(trainer, states):
-                line = trainer.train_epoch()
+                trained = trainer.train_epoch()
+                line = dataclasses.asdict(trained)
+                if held_out is not None and due(train.evaluate_every):
+                    line = _with_score(line, held_out)
                 if not main:
                     continue
-                _append(log, dataclasses.asdict(line))
-                if tracker is not None:
-                    tracker.log(dataclasses.asdict(line))
-                reward, speed = f"{line.reward_mean:.3f}", f"{line.images_per_s:.0f}"
+                record(line)
+                reward, speed = f"{trained.reward_mean:.3f}", f"{trained.images_per_s:.0f}"
                 bar.set_postfix({"reward": reward, "images_per_s": speed}, refresh=False)
                 bar.update()
-                if line.epoch == 1:
-                    announce(line)
-                last = trainer.epoch == train.epochs
-                if last or trainer.epoch % look_every == 0:
+                if trained.epoch == 1:
+                    announce(trained)
+                if due(look_every):
                     look()
-                if last or trainer.epoch % train.save_every == 0:
+                if due(train.save_every):
                     states.save(trainer.epoch, *trainer.state())
 
 
@@ -275,23 +300,34 @@ def _state_kept(trainer: Trainer, states: States) -> Iterator[None]:
         raise
 
 
-def _cut_log(log: Path, epochs: int) -> None:
-    """Keep only the first ``epochs`` lines; a killed run may have logged more.
+def _with_score(line: dict, held_out: HeldOut) -> dict:
+    """Return a line of the log with the mean score of the held-out prompts and its seconds."""
+    watch = Stopwatch("held_out")
+    with watch("held_out"):
+        score = held_out.mean()
+    return line | {"held_out": score, "seconds": line["seconds"] | watch.seconds}
+
+
+def _cut_log(log: Path, epochs: int, first: int = 1) -> None:
+    """Keep only the lines of epochs ``first`` to ``epochs``; a killed run may have logged more.
+
+    Before the first epoch nothing is kept.
 
     Raises:
         StarError: lines are missing or do not match.
     """
-    lines = log.read_text(encoding="utf-8").splitlines()[:epochs] if log.exists() else []
+    wanted = list(range(first, epochs + 1)) if epochs else []
+    lines = log.read_text(encoding="utf-8").splitlines()[: len(wanted)] if log.exists() else []
     try:
         found = [json.loads(line)["epoch"] for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise StarError(
             f"{log}: not a training log ({error}); delete {log.parent} to start over"
         ) from error
-    if found != list(range(1, epochs + 1)):
+    if found != wanted:
         raise StarError(
-            f"{log}: expected epochs 1 to {epochs} as in the saved state, found {len(found)} lines "
-            f"with epochs {found[:1]} to {found[-1:]}; delete {log.parent} to start over"
+            f"{log}: expected epochs {first} to {epochs} as in the saved state, found {len(found)} "
+            f"lines with epochs {found[:1]} to {found[-1:]}; delete {log.parent} to start over"
         )
     write_text_atomic(log, "".join(line + "\n" for line in lines))
 

@@ -52,6 +52,14 @@ def training_identity(
     return json.loads(json.dumps(values))  # as it will be read back
 
 
+def held_out_identity(params: Params, prompts: Path) -> dict[str, Any]:
+    """Return what decides a training's held-out scores besides; nothing if it has none."""
+    if not params.train.evaluate_every:
+        return {}
+    digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
+    return {"held_out": {"steps": params.evaluate.steps, "prompts": digest}}
+
+
 def parameter_sections(params: Params, task: str) -> dict[str, Any]:
     """Return the parameters that decide a training's result, as nested JSON values."""
     names = ("model", "core", "rollout", "allocation", "train", "forward")

@@ -103,7 +103,8 @@ class Tracker:
             for line in (self.work / "log.jsonl").read_text(encoding="utf-8").splitlines():
                 known = json.loads(line)
                 self.log(known)
-                self.show(saved_samples(self.work, known["epoch"]), known["epoch"])
+                if known["epoch"] > 0:
+                    self.show(saved_samples(self.work, known["epoch"]), known["epoch"])
         folder = Path(self.library.run.sync_dir)
         for file in folder.parent.glob(f"offline-run-*-{self.library.run.id}*/run-*.wandb"):
             if file.parent != folder:

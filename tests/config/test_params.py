@@ -20,6 +20,7 @@ from star.config.params import Params, PromptSource, fingerprint
 from star.config.reading import load_params
 from star.config.yaml_file import read_values
 from star.system.errors import StarError
+from tests.helpers.sections import all_keys as all_keys_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = read_values(ROOT / "params.yaml")
@@ -43,15 +44,12 @@ def changed(values: dict, key: str, *value: Any) -> dict:
     return values
 
 
-def keys(values: dict, where: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield f"{where}{key}"
-        if isinstance(value, dict):
-            yield from keys(value, f"{where}{key}.")
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(StarError) as caught:
+def refused(given: Path | dict) -> str:
+    """Return the one line with which a file is refused, or values as if a file had them."""
+    path = given if isinstance(given, Path) else Path("params.yaml")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StarError) as caught:
+        if isinstance(given, dict):
+            patch.setattr("star.config.reading.read_values", lambda _: given)
         load_params(path)
     message = str(caught.value)
     assert "\n" not in message and len(message) < len(str(path)) + 600
@@ -123,15 +121,6 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Write) 
         params.with_method("ppo")
 
 
-@pytest.mark.parametrize("world", ["miniature", "coco"])
-def test_mask2former_may_judge_every_world(world: str, write_params: Write) -> None:
-    models = {"detector": "mask2former", "path": "models/detector", "color_path": "openai/clip"}
-    geneval = {**DEFAULT["rewards"]["geneval"], **models, "revision": "abc", "batch": 4.0}
-    values = changed(DEFAULT, "rewards.geneval", geneval)
-    params = load_params(write_params(changed(values, "prompts.world", world)))
-    assert dataclasses.asdict(params.rewards.geneval) == geneval
-
-
 def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Write) -> None:
     study = DEFAULT["study"] | {"tasks": ["ocr"], "seeds": 2, "rate_seeds": 1, "aim": "star"}
     study |= {"methods": {"flow_grpo": {}, "shuffled": {}, "star": {}}, "other_rates": [1e-5, 1]}
@@ -157,26 +146,28 @@ def test_fingerprint_is_of_the_sections_it_is_given(write_params: Write) -> None
 @pytest.mark.parametrize(
     ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
 )
-def test_wrong_value_is_refused_by_name(key: str, value: Any, write_params: Write) -> None:
+def test_wrong_value_is_refused_by_name(key: str, value: Any) -> None:
     values = changed(DEFAULT, "prompts.ocr.train_file", SOURCE)
-    message = refused(write_params(changed(values, key, value)))
+    message = refused(changed(values, key, value))
     assert key in message or key.rpartition(".")[2] in message
 
 
-REQUIRED = [key for key in keys(DEFAULT) if not key.startswith(("study.methods.", "methods."))]
+REQUIRED = [
+    key for key in all_keys_of(DEFAULT) if not key.startswith(("study.methods.", "methods."))
+]
 
 
 @pytest.mark.parametrize("key", REQUIRED)
-def test_missing_key_is_refused_by_name(key: str, write_params: Write) -> None:
-    assert refused(write_params(changed(DEFAULT, key))).startswith(f"{key} is missing; give ")
+def test_missing_key_is_refused_by_name(key: str) -> None:
+    assert refused(changed(DEFAULT, key)).startswith(f"{key} is missing; give ")
 
 
 @pytest.mark.parametrize(
     "key", ["methods.star", "study.methods.flow_grpo", "study.methods.shuffled"]
 )
-def test_missing_method_is_refused_by_name(key: str, write_params: Write) -> None:
+def test_missing_method_is_refused_by_name(key: str) -> None:
     section, _, name = key.rpartition(".")
-    message = refused(write_params(changed(DEFAULT, key)))
+    message = refused(changed(DEFAULT, key))
     assert section in message and repr(name) in message
 
 
@@ -184,14 +175,14 @@ SECTIONS = [".".join(path) for path, key in all_keys(Params).items() if key.name
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if not name.endswith("methods")])
-def test_unknown_key_is_refused_by_name(section: str, write_params: Write) -> None:
+def test_unknown_key_is_refused_by_name(section: str) -> None:
     section = section.replace(ANY_NAME, "star")
     values = changed(DEFAULT, "methods.star.encoders", {"clip": 1, "t5": 1})
     values = changed(values, "study.methods.star.encoders", {"clip": 1, "t5": 1})
     for task in ("geneval", "ocr", "preference"):
         for name in ("train_file", "test_file"):
             values = changed(values, f"prompts.{task}.{name}", SOURCE)
-    message = refused(write_params(changed(values, f"{section}.surprise".lstrip("."), 1)))
+    message = refused(changed(values, f"{section}.surprise".lstrip("."), 1))
     assert message.startswith(f"{section or 'top level'}: unknown key 'surprise'; known: ")
 
 
@@ -231,12 +222,12 @@ def test_every_key_and_section_is_described() -> None:
     ],
 )
 def test_keys_that_do_not_fit_together_are_named(
-    changes: dict[str, Any], key: str, said: str, write_params: Write
+    changes: dict[str, Any], key: str, said: str
 ) -> None:
     values = DEFAULT
     for name, value in changes.items():
         values = changed(values, name, value)
-    message = refused(write_params(values))
+    message = refused(values)
     assert message.startswith(key) and said in message
 
 
@@ -304,16 +295,6 @@ def test_messages_are_short(key: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(json.dumps(changed(DEFAULT, key, value)))
     assert key in refused(path)
-
-
-def test_many_unknown_keys_are_refused_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text(json.dumps(DEFAULT | {f"key{index}": 0 for index in range(20_000)}))
-    message = refused(path)
-    assert (
-        message.startswith("top level: unknown key 'key0'; known: seed, runs")
-        and len(message) < 300
-    )
 
 
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -417,9 +398,9 @@ def test_each_of_many_mistakes_is_refused_before_torch_and_in_three_seconds(tmp_
 # ---------------------------------------------------------------- anything at all
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    key=st.sampled_from(list(keys(DEFAULT))),
+    key=st.sampled_from(list(all_keys_of(DEFAULT))),
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: (
@@ -451,7 +432,7 @@ MARKS += [f"!!{kind} " for kind in ("int", "bool", "float", "binary", "set", "ti
 PIECES = st.sampled_from(MARKS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len("".join(LINES))), st.integers(0, 12), PIECES), max_size=4

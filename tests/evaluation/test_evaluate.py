@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from star.config.params import TASKS
-from star.config.reading import load_params
 from star.evaluation.evaluate import evaluate
 from star.evaluation.held_out_reader import read_again
 from star.evaluation.score_folder import score_folder
@@ -20,6 +18,7 @@ from star.prompts.records import PromptRecord, read_records, write_records
 from star.system.errors import StarError
 from star.system.locks import take_lock
 from tests.helpers.lines import read_lines
+from tests.helpers.training import BASE, changed, short_model
 
 SAMPLING = "star.evaluation.drawing.sample_images"
 
@@ -27,15 +26,13 @@ SAMPLING = "star.evaluation.drawing.sample_images"
 @pytest.fixture(scope="module")
 def params():
     """Six prompts a benchmark and two images of each, in batches of four."""
-    base = load_params(Path("params.yaml"))
-    sets = {task: getattr(base.prompts, task) for task in TASKS}
+    sets = {task: getattr(BASE.prompts, task) for task in TASKS}
     few = {task: dataclasses.replace(prompts, train=4, test=6) for task, prompts in sets.items()}
-    two = dict.fromkeys(TASKS, 2)
-    looks = dataclasses.replace(
-        base.evaluate, steps=4, batch=4, images_per_prompt=two, bootstrap=50
-    )
-    prompts = dataclasses.replace(base.prompts, **few)
-    return dataclasses.replace(base, prompts=prompts, evaluate=looks)
+    looks = {"steps": 2, "batch": 4, "images_per_prompt": dict.fromkeys(TASKS, 2), "bootstrap": 50}
+    looks |= {"second_reader": "template"}
+    rewards = {"ocr": dataclasses.replace(BASE.rewards.ocr, workers=1)}
+    short = {"path": short_model()}
+    return changed(BASE, model=short, prompts=few, rewards=rewards, evaluate=looks)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +121,7 @@ def test_the_second_reader_reads_every_ocr_image_and_changes_nothing_else(
         for line in read
     ]
     found = [(line.pop("second_read"), line["quality"].pop("second_reader")) for line in read]
-    readings = read_again("ppocrv6", images, records, workers=0)
+    readings = read_again("template", images, records, workers=0)
     assert found == [(reading.text, round(reading.reward, 6)) for reading in readings]
     quality = scores["quality"]["ocr"]["second_reader"]
     assert quality["mean"] == pytest.approx(np.mean([reward for _, reward in found]), abs=1e-6)

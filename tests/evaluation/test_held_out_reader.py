@@ -3,7 +3,6 @@
 import importlib.metadata
 import re
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import grimp
@@ -15,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 from star.evaluation.held_out_reader import ppocrv6, read_again
 from star.miniature.world import BACKGROUND, LETTERS, SIZE
 from star.rewards.base import RewardError
-from star.rewards.reading import ReadingPool, TextReader
 from tests.helpers.rewards import noisy, ocr_record, signs
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +83,7 @@ def test_extra_letters_cost_whatever_the_rewards_rule(reader: str) -> None:
     assert [reading.reward for reading in found] == [0.75, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_reading_depends_neither_on_neighbours_nor_on_workers() -> None:
     images, records = signs(*random_words(21, 6))  # several chunks
     images = noisy(images, 12.0)
@@ -93,24 +92,6 @@ def test_a_reading_depends_neither_on_neighbours_nor_on_workers() -> None:
     for index in (0, 13, 20):
         part = slice(index, index + 1)
         assert read_again("ppocrv6", images[part], records[part], workers=0) == together[part]
-
-
-def test_the_timeout_is_that_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    pools, read = [], []
-
-    class Watched(ReadingPool):
-        def __init__(self, reader: TextReader, workers: int, timeout: float) -> None:
-            pools.append(timeout)
-            super().__init__(reader, workers, timeout)
-
-        def read(self, images: Sequence[np.ndarray], ids: list[str]) -> list[str]:
-            read.append(len(ids))
-            return super().read(images, ids)
-
-    monkeypatch.setattr("star.evaluation.held_out_reader.ReadingPool", Watched)
-    found = read_again("ppocrv6", *signs("CAT", "DOG", "CAT", "DOG", "CAT"), 0, 30.0, batch=2)
-    assert pools == [30.0] and read == [2, 2, 1]
-    assert [reading.reward for reading in found] == [1.0] * 5
 
 
 def test_no_images_no_readings_and_no_other_reader() -> None:

@@ -1,6 +1,5 @@
-"""Parameters with changes, and models on the meta device that are built once."""
+"""Models on the meta device that are built once, and estimates of them."""
 
-import dataclasses
 from functools import cache
 
 from star.config.params import ModelParams, Params
@@ -11,15 +10,6 @@ from star.plan.models import Pipeline, build_pipeline
 from star.plan.operations import Costs, count_costs
 from star.plan.result import Memory
 from star.plan.reward_models import Scorer
-
-
-def changed(params: Params, **sections) -> Params:
-    """Return parameters with other values of some keys, by section."""
-    replaced = {
-        name: dataclasses.replace(getattr(params, name), **keys) for name, keys in sections.items()
-    }
-    return dataclasses.replace(params, **replaced)
-
 
 _pipelines: dict[tuple[str, int], Pipeline] = {}
 

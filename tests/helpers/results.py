@@ -109,7 +109,7 @@ def _interval(details: Sequence[dict], key: str) -> dict[str, float]:
 
 
 def write_training(folder: Path, parameters: dict | None = None) -> None:
-    """Twelve epochs: a reward of 0.5, and of 1 in the last five; maps of one step."""
+    """Twelve epochs: a reward of 0.5, then of 1 in five; two held-out points; maps of one step."""
     (folder / "maps").mkdir(parents=True)
     rows = [
         {"epoch": e, "images": IMAGES * e, "reward_mean": 1.0 if e > 7 else 0.5, "kl": None}
@@ -117,6 +117,8 @@ def write_training(folder: Path, parameters: dict | None = None) -> None:
         | {"seconds": {"rollout": 1.0, "update": 2.0}}
         for e in range(1, 13)
     ]
+    rows[5]["held_out"] = 0.75
+    rows = [{"epoch": 0, "images": 0, "held_out": 0.25, "seconds": {"held_out": 0.5}}, *rows]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for image in ("final.png", "step_1.png"):
         Image.new("RGB", (8, 8)).save(folder / "maps" / image)

@@ -1,23 +1,39 @@
-"""Starts Snakemake in a folder of its own, and looks at how far it is."""
+"""Runs Snakemake in a folder of its own, and looks at how far it is."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.helpers.lines import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def _command(folder: Path, arguments: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    return [*command, "--directory", str(folder), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run_snakemake(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the repository's Snakefile in a folder, on two cores."""
+    settings = {"env": _environment(), "cwd": ROOT, "capture_output": True, "text": True}
+    command = _command(folder, ("--cores", "2", *arguments))
+    return subprocess.run(command, **settings, timeout=900)
+
+
 def start_snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the repository's Snakefile in a folder, in a session of its own."""
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     with open(folder / "snakemake.log", "a", encoding="utf-8") as log:
         return subprocess.Popen(
-            [*command, "--directory", str(folder), *arguments],
-            env={**os.environ, "PATH": programs},
+            _command(folder, arguments),
+            env=_environment(),
             cwd=ROOT,
             stdout=log,
             stderr=log,
@@ -31,11 +47,6 @@ def start_snakemake(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 def said_so_far(folder: Path) -> str:
     """Return the end of what Snakemake said."""
     return (folder / "snakemake.log").read_text(encoding="utf-8")[-4000:]
-
-
-def read_lines(path: Path) -> list[dict]:
-    """Return the objects of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def epochs_so_far(folder: Path) -> list[int]:

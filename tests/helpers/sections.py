@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_type_hints
 
@@ -21,9 +22,8 @@ def keys_read(package: Path, code: Iterable[Path]) -> set[str]:
     code takes it out of `params`, or the package that does the rule's work is given it."""
     given, read = set[str](), list[tuple[str, str]]()
     for file in code:
-        module = ast.parse(file.read_text(encoding="utf-8"))
-        variables = _variables(module)
-        read += _reads(module, variables)
+        variables, found = _of(file)
+        read += found
         given |= set().union(*variables.values()) if file.parent == package else set()
     given |= {key for held, key in read if not held}
     return {
@@ -31,6 +31,14 @@ def keys_read(package: Path, code: Iterable[Path]) -> set[str]:
         for held, key in read
         if not held or any(f"{held}.".startswith(f"{section}.") for section in given - {""})
     }
+
+
+@cache
+def _of(file: Path) -> tuple[Variables, list[tuple[str, str]]]:
+    """Return what a file's variables hold, and what it reads of them."""
+    module = ast.parse(file.read_text(encoding="utf-8"))
+    variables = _variables(module)
+    return variables, list(_reads(module, variables))
 
 
 def _variables(module: ast.Module) -> Variables:
@@ -53,7 +61,7 @@ def _variables(module: ast.Module) -> Variables:
 
 def _reads(module: ast.Module, variables: Variables) -> Iterator[tuple[str, str]]:
     """Yield each key that is read, after the key of what its variable holds."""
-    keys = set(_all_keys(read_values(ROOT / "params.yaml")))
+    keys = set(all_keys(read_values(ROOT / "params.yaml")))
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute):
             yield from (pair for pair in _resolved(ast.unparse(node), variables) if pair[1] in keys)
@@ -66,12 +74,12 @@ def _resolved(expression: str, variables: Variables) -> Iterator[tuple[str, str]
             yield held, ".".join(filter(None, (held, *names[end:])))
 
 
-def _all_keys(values: dict, prefix: str = "") -> Iterator[str]:
+def all_keys(values: dict, prefix: str = "") -> Iterator[str]:
     """Yield the dotted keys of nested values, those of sections among them."""
     for key, value in values.items():
         yield prefix + key
         if isinstance(value, dict):
-            yield from _all_keys(value, f"{prefix}{key}.")
+            yield from all_keys(value, f"{prefix}{key}.")
 
 
 def _sections(kind: type = Params, prefix: str = "") -> Iterator[tuple[str, str]]:

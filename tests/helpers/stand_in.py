@@ -25,7 +25,7 @@ READS = {
     "prompts": ("seed prompts", "star/prompts/words.py"),
     "core": ("", "star/prompts/core_tokens.py star/prompts/words.py"),
     "train": (
-        "seed model core rollout allocation methods.{method} train rewards.{task}",
+        "seed model core rollout allocation methods.{method} train evaluate.steps rewards.{task}",
         "star/training/trainer.py star/prompts/core_tokens.py models/miniature/**/*.safetensors",
     ),
     "evaluate": (
@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> None:
         arguments = arguments[arguments.index("--") + 1 :]
     parser = argparse.ArgumentParser()
     parser.add_argument("stage", choices=READS)
-    for name in ("params", "train", "test", "prompts", "prompts-dir", "results", "adapter"):
+    paths = "params train test prompts held-out prompts-dir results adapter"
+    for name in paths.split():
         parser.add_argument(f"--{name}", type=Path)
     for name in ("task", "method", "checkpoint"):
         parser.add_argument(f"--{name}")
@@ -78,7 +79,7 @@ def digest(options: argparse.Namespace, values: dict) -> str:
     if options.stage == "prompts":
         names = (values["prompts"][options.task][key] for key in ("train_file", "test_file"))
         files += [Path(name) for name in names if name]
-    for given in (options.prompts, options.prompts_dir, options.adapter):
+    for given in (options.prompts, options.held_out, options.prompts_dir, options.adapter):
         below = sorted(given.rglob("*")) if given and given.is_dir() else [given]
         files += [file for file in below if file and _is_read(file, options.stage)]
     if options.stage == "report":

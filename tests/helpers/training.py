@@ -128,8 +128,9 @@ def small(**sections: Any) -> Params:
     """Return parameters of a training of seconds, in float32: two epochs of four groups of four."""
     train = {"epochs": 2, "prompts_per_epoch": 4, "group_size": 4, "updates_per_epoch": 2}
     train |= {"sample_every": 1, "save_every": 1, "tracker": "none", "learning_rate": 1e-2}
+    train["evaluate_every"] = 0
     defaults = {
-        "model": {"path": short_model(), "precision": "no"},
+        "model": {"path": short_model(), "precision": "no", "resolution": 32},
         "rollout": {"steps": 3, "window": [0, 2], "batch": 8},
         "allocation": {"blocks": "all"},
         "train": train,

@@ -181,6 +181,7 @@ def test_mass_under_autocast_is_the_softmax_of_the_rounded_queries_and_keys(
     assert all(torch.allclose(*pair, rtol=relative, atol=1e-5) for pair in compared)
 
 
+@pytest.mark.slow
 def test_recording_works_compiled_by_graphs_that_all_blocks_share():
     """24 blocks, as SD3.5-M: what differs between them would be compiled until the limit is met.
 

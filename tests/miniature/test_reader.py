@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from star.miniature import world
-from star.miniature.reader import MIN_CORRELATION, SHIFT, letter_scores, read_letters
+from star.miniature.reader import MIN_CORRELATION, letter_scores, read_letters
 from star.miniature.world import BOARD, LETTER_SLOTS, LETTERS, Scene, SceneObject, render
 from star.prompts.geneval import COLORS, TAGS, sample_metadata
 from star.prompts.words import WORDS
@@ -55,12 +55,6 @@ def test_letters_off_their_places_are_read(shift):
     assert accuracy(images, words) >= 0.95
 
 
-def test_letters_further_off_than_the_shift_are_not_made_up():
-    image = render(Scene(text="HE"))
-    image[FACE] = np.roll(image[FACE], -SHIFT - 9, axis=0)
-    assert len(read_letters(image[None])[0]) <= 2
-
-
 def test_what_is_no_sign_reads_as_nothing():
     board = render(Scene(text="II"))
     board[FACE] = 250
@@ -88,12 +82,6 @@ def test_blots_and_halves_of_letters_are_illegible():
     half[24:33, 27:38] = 250
     assert (letter_scores(np.stack([blot, half]))[:, 2].max(1) < MIN_CORRELATION).all()
     assert read_letters(np.stack([blot, half])) == ["TETS", "TETS"]
-
-
-def test_letters_with_a_dent_are_read():
-    image = render(Scene(text="BAKED"))
-    image[30:33, 17:20] = 250
-    assert read_letters(image[None]) == ["BAKED"]
 
 
 @pytest.mark.parametrize(

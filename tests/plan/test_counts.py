@@ -8,7 +8,7 @@ import pytest
 from star.cli import main
 from star.config.reading import load_params
 from star.plan.counts import Counts, Passes, count, count_passes
-from tests.helpers.plans import changed
+from tests.helpers.training import changed
 
 PARAMS = load_params(Path("params.yaml"))
 PUBLISHED = changed(
@@ -42,7 +42,11 @@ def test_passes_of_the_published_recipe():
     """Each image: 10 steps of rollout, 9 of update and of its KL, with two branches of guidance."""
     tested = 192 + 96 + 384
     expected = Passes(
-        115_200 * 10 * 2, 115_200 * 9 * 2, 115_200 * 9 * 2, tested * PARAMS.evaluate.steps * 2
+        115_200 * 10 * 2,
+        115_200 * 9 * 2,
+        115_200 * 9 * 2,
+        tested * PARAMS.evaluate.steps * 2,
+        21 * 24 * PARAMS.evaluate.steps * 2,  # every 5 of 100 epochs, and before the first
     )
     assert count_passes(PUBLISHED, PUBLISHED.allocation) == expected
 
@@ -54,11 +58,13 @@ def test_passes_that_a_group_shares():
     learn, 4 for the KL's log (a batch's).
     """
     found = count_passes(PARAMS, PARAMS.allocation)
-    assert found == Passes(45 * (8 + 7 * 128), 45 * (8 + 128), 45 * 4, 672 * 8)
+    assert found == Passes(45 * (8 + 7 * 128), 45 * (8 + 128), 45 * 4, 672 * 8, 10 * 24 * 8)
     guided = count_passes(PARAMS, dataclasses.replace(PARAMS.allocation, source="guidance"))
     assert guided.rollout - found.rollout == 2 * found.update, "two more passes a trained step"
-    alone = changed(PARAMS, rollout={"same_latent": False}, train={"kl_form": "none"})
-    assert count_passes(alone, alone.allocation) == Passes(45 * 8 * 128, 45 * 2 * 128, 0, 672 * 8)
+    no_curve = {"kl_form": "none", "evaluate_every": 0}
+    alone = changed(PARAMS, rollout={"same_latent": False}, train=no_curve)
+    expected = Passes(45 * 8 * 128, 45 * 2 * 128, 0, 672 * 8, 0)
+    assert count_passes(alone, alone.allocation) == expected
 
 
 def test_a_sliding_window_moves_what_is_shared():

@@ -16,12 +16,13 @@ from star.config.reading import load_params
 from star.method import attention
 from star.plan.activations import Activations
 from star.plan.configs import SD35_MEDIUM, known_models
-from star.plan.models import LiveBytes, build_reward_model
+from star.plan.models import LiveBytes
 from star.plan.operations import count_costs
-from star.plan.reward_models import Scorer, detection_bytes, read_scorer
+from star.plan.reward_models import Scorer, detection_bytes
 from star.policy.sd3 import LORA_TARGETS
 from star.rewards import mask2former
-from tests.helpers.plans import changed, estimate, memory, pipeline
+from tests.helpers.plans import estimate, memory, pipeline
+from tests.helpers.training import changed
 
 PARAMS = load_params(Path("params.yaml"))
 PUBLISHED = changed(
@@ -75,20 +76,6 @@ def test_an_evaluation_has_the_judge_the_detector_and_the_encoders_on_its_device
     beside = kept.evaluation(scorers)
     assert beside.resident["text encoders"] == kept.encoders == 2 * 5_580_620_800
     assert beside.phases["encoding prompts"] == kept.encoding + 200, "the judge is there"
-
-
-def test_scoring_follows_its_batch_and_crops_do_not():
-    path, colors = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
-    models = {name: build_reward_model(known_models()[name], name) for name in (path, colors)}
-    section = dataclasses.replace(PARAMS.rewards.geneval, path=path, color_path=colors, batch=8)
-    rewards = dataclasses.replace(PARAMS.rewards, geneval=section)
-    one = detection_bytes(models[path].config)
-    assert read_scorer(rewards, models, images=100).scoring == 8 * one
-    assert read_scorer(rewards, models, images=5).scoring == 5 * one
-    assert read_scorer(rewards, models, images=1).scoring > 2 * one, "64 crops have more"
-    judge = read_scorer(PARAMS.rewards, {"judge": models[colors]}, images=3)
-    assert judge.scoring * 64 == 3 * read_scorer(rewards, models, images=1).scoring
-    assert read_scorer(rewards, {}, images=8) == Scorer(0, 0)
 
 
 def test_the_activations_grow_with_the_batch_and_the_cast_weights_do_not():
@@ -167,6 +154,7 @@ def test_the_graph_is_what_autograd_keeps(mixed, fused):
     del output
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_a_training_step():
     """The miniature, run: with checkpointing, and without its adapter."""
     model = dataclasses.replace(PARAMS.model, gradient_checkpointing=True)
@@ -194,6 +182,7 @@ def test_operations_are_those_of_a_training_step():
     assert count_costs(parts, model, fused=True).training > found.training, "scores once more"
 
 
+@pytest.mark.slow
 def test_the_fullest_moment_of_detection():
     """The published model's own size on an image's own size, with tensors that have no values."""
     _, sizes = mask2former.network_input(torch.zeros(1, 512, 512, 3, dtype=torch.uint8))

@@ -117,6 +117,7 @@ def test_a_strength_that_is_not_alpha_by_rank_is_refused(trained, tmp_path):
         read_adapter(peft)
 
 
+@pytest.mark.slow
 def test_the_same_adapter_gives_the_same_bytes_in_another_process(saved, tmp_path):
     program = (
         "import sys; from pathlib import Path; from tests.helpers.training import policy_of\n"

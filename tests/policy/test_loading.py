@@ -17,8 +17,10 @@ from tests.helpers.training import EXACT
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 CLIP, CLIP_2, T5 = (f"text_encoder{part}/model.safetensors" for part in ("", "_2", "_3"))
-INDEX = "model_index.json"
+INDEX, CONFIG = "model_index.json", "transformer/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+KEY = "transformer_blocks.3.attn.to_k.weight"
 T5_QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 Damage = Callable[[Path], object]
 
@@ -83,35 +85,26 @@ def refusal(folder: Path, open_it: Callable[..., object], *arguments: object) ->
         (written(INDEX, "[]"), "model_index.json is no JSON object"),
         (written(INDEX, "[" * 100_000), "cannot be read (maximum recursion depth"),
         (edited(INDEX, _class_name="FluxPipeline"), "a FluxPipeline, not a StableDiffusion3"),
-        (
-            edited(INDEX, transformer=["diffusers", "FluxTransformer2DModel"]),
-            "model_index.json, transformer: a FluxTransformer2DModel and not a SD3Transformer2D",
-        ),
+        (edited(INDEX, transformer=["diffusers", "FluxTransformer2DModel"]), "and not a SD3Trans"),
         (edited(INDEX, transformer=["my_transformer", "MyTransformer"]), "a MyTransformer and not"),
         (
             edited(INDEX, tokenizer=["my_tokenizer", "CLIPTokenizer"]),
-            "of 'my_tokenizer' is not run",
+            "'my_tokenizer' is not run",
         ),
         (
             edited(INDEX, text_encoder_3=[None, None]),
-            "for text_encoder_3, but [None, None]; a pipe",
+            "for text_encoder_3, but [None, None];",
         ),
         (edited(INDEX, tokenizer=["transformers", 5]), "for tokenizer, but ['transformers', 5]"),
         (edited(INDEX, scheduler=["diffusers", "DDIMScheduler"]), "scheduler is a DDIMScheduler"),
         (
-            edited("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"),
-            "the scheduler is a EulerDiscreteScheduler; a flow matching model is needed",
+            edited(SCHEDULER, _class_name="EulerDiscreteScheduler"),
+            "flow matching model is needed",
         ),
-        (
-            edited("transformer/config.json", _class_name="PixArtTransformer2DModel"),
-            "transformer/config.json: a PixArtTransformer2DModel and not a SD3Transformer2DModel",
-        ),
-        (written("transformer/config.json", "{"), "transformer/config.json cannot be read"),
+        (edited(CONFIG, _class_name="PixArtModel"), "config.json: a PixArtModel and not a SD3"),
+        (written(CONFIG, "{"), "transformer/config.json cannot be read"),
         (lambda folder: shutil.rmtree(folder / "text_encoder_3"), "text_encoder_3/ is missing"),
-        (
-            lambda folder: (folder / VAE).rename(folder / "vae/model.bin"),
-            "vae/ has no .safetensors",
-        ),
+        (lambda folder: (folder / VAE).rename(folder / "vae/a.bin"), "vae/ has no .safetensors"),
     ],
 )
 def test_what_is_described_otherwise_is_refused_before_a_weight_is_read(folder, damage, message):
@@ -125,38 +118,23 @@ def test_what_is_described_otherwise_is_refused_before_a_weight_is_read(folder, 
     [
         (
             without(TRANSFORMER, "proj_out.weight"),
-            "(transformer/) (1 weights are missing, the first is proj_out.weight)",
+            "(transformer/) (1 weights are missing",
         ),
-        (
-            without(VAE, "decoder.conv_out"),
-            "AutoencoderKL (vae/) (2 weights are missing, the first is decoder.conv_out.bias)",
-        ),
+        (without(VAE, "decoder.conv_out"), "(vae/) (2 weights are missing, the first is decoder"),
         (
             without(CLIP_2, QUERY),
-            f"(text_encoder_2/) (1 weights are missing, the first is {QUERY})",
+            f"_2/) (1 weights are missing, the first is {QUERY})",
         ),
-        (
-            without(T5, T5_QUERY),
-            f"(text_encoder_3/) (1 weights are missing, the first is {T5_QUERY})",
-        ),
+        (without(T5, T5_QUERY), f"_3/) (1 weights are missing, the first is {T5_QUERY})"),
         (
             cut(TRANSFORMER, "proj_out.weight"),
-            "proj_out.weight expected shape torch.Size([32, 128]), but got torch.Size([31, 128])",
+            "proj_out.weight expected shape torch.Size([32,",
         ),
-        (edited("transformer/config.json", num_layers=9), "SD3Transformer2DModel (transformer/)"),
-        (
-            cut(CLIP, QUERY),
-            f"(text_encoder/) ({QUERY} has the shape (63, 64), and (64, 64) by the configuration)",
-        ),
-        (
-            spoilt(TRANSFORMER, "transformer_blocks.3.attn.to_k.weight", float("nan")),
-            "transformer_blocks.3.attn.to_k.weight has numbers that are not finite",
-        ),
+        (edited(CONFIG, num_layers=9), "SD3Transformer2DModel (transformer/)"),
+        (cut(CLIP, QUERY), f"(text_encoder/) ({QUERY} has the shape (63, 64), and (64, 64) by the"),
+        (spoilt(TRANSFORMER, KEY, float("nan")), f"{KEY} has numbers that are not finite"),
         (spoilt(T5, T5_QUERY, float("-inf")), f"{T5_QUERY} has numbers that are not finite"),
-        (
-            lambda folder: (folder / VAE).write_bytes((folder / VAE).read_bytes()[:5000]),
-            "AutoencoderKL (vae/)",
-        ),
+        (lambda f: (f / VAE).write_bytes((f / VAE).read_bytes()[:5000]), "AutoencoderKL (vae/)"),
     ],
 )
 def test_weights_that_do_not_fill_the_pipeline_are_refused(folder, damage, message):

@@ -35,6 +35,7 @@ from star.cli import main
 from star.config.params import Params
 from star.config.reading import load_params
 from star.policy.sd3 import load_policy
+from tests.helpers.lines import read_lines
 from tests.helpers.smoke import ROOT, smoke_values
 from tests.helpers.training import CPU
 
@@ -94,10 +95,6 @@ def write(path: Path, values: dict, **model: object) -> Path:
     return path
 
 
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def test_prompts_to_exported_adapter(
     values: dict,
     tmp_path: Path,
@@ -122,11 +119,12 @@ def test_prompts_to_exported_adapter(
     training = tmp_path / "train"
     folders = "--state", tmp_path / "state", "--output", training
     what = "--task", "preference", "--method", "star", "--prompts", core / "preference/train.jsonl"
-    star("train", *common, *what, *folders)
+    star("train", *common, *what, "--held-out", core / "preference/test.jsonl", *folders)
     said = capsys.readouterr().out.splitlines()
     assert "preference star: 1 process on cpu, precision bf16" in said
     assert "preference star: attention kernel flash_cpu" in said
-    log = read_lines(training / "log.jsonl")
+    base, *log = read_lines(training / "log.jsonl")
+    assert base["epoch"] == 0 and 0 < base["held_out"] < 2
     assert [line["epoch"] for line in log] == [1, 2]
     for line in log:
         assert line["first_ratio_error"] == 0 and 0 < line["map_entropy"] < 1

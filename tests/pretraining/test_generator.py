@@ -1,8 +1,7 @@
-"""The base model: tokenizers, a tiny resumable training, its card."""
+"""The base model: tokenizers, a tiny resumable training."""
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from star.config.reading import load_params
 from star.pretraining.config import GeneratorConfig
 from star.pretraining.generator import pretrain
-from star.pretraining.generator_card import card_text
 from star.pretraining.tokenizers import save_clip_tokenizer, save_t5_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -62,24 +59,3 @@ def test_pretraining_resumes_exactly_and_gives_a_pipeline(tmp_path):
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "straight", dtype=torch.float32)
     shape = pipe.transformer.config
     assert shape.dual_attention_layers and shape.qk_norm == "rms_norm"
-
-
-def test_the_committed_card_is_what_the_template_makes_of_its_figures():
-    folder = ROOT / "models" / "miniature"
-    committed = (folder / "README.md").read_text()
-    rows = re.findall(r"^\| (.+?) \| ([\d.]+)(?: \(([\d.]+) to ([\d.]+)\))? \|$", committed, re.M)
-    strict, soft, *tags, reward, exact, preference = (
-        dict(zip(("mean", "low", "high"), map(float, figures), strict=True))
-        for _, *figures in ((name, *(each or 0 for each in found)) for name, *found in rows)
-    )
-    names = [name.removeprefix("strict, ") for name, *_ in rows[2:-3]]
-    by_tag = {name: {"strict": tag["mean"]} for name, tag in zip(names, tags, strict=True)}
-    scores = {
-        "geneval": {"strict": strict, "soft": soft, "tags": by_tag},
-        "ocr": {"reward": reward, "exact": exact},
-        "preference": {"score": preference},
-    }
-    params = load_params(ROOT / "params.yaml")
-    text = card_text(folder, GeneratorConfig(), params, scores, 6_270_000)
-    by_hand = r"The committed weights are .*?\n\n"  # how this run was made
-    assert text == re.sub(by_hand, "", committed, flags=re.S)

@@ -1,4 +1,4 @@
-"""The preference stand-in: its pairs, its training, its card."""
+"""The preference stand-in: its pairs, its training."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from star.pretraining.config import PreferenceConfig
 from star.pretraining.data import TAG_WEIGHTS, sample
 from star.pretraining.loop import append_log
 from star.pretraining.preference import new_model, new_processor, pretrain_preference
-from star.pretraining.preference_card import Accuracy, card_text, pair_accuracy
+from star.pretraining.preference_card import pair_accuracy
 from star.pretraining.preference_pairs import (
     ATTRIBUTE_SIZES,
     CORRUPTIONS,
@@ -56,15 +56,6 @@ def test_caption_writes_the_prompt_and_a_wrong_one_differs(tag):
             before = json.dumps(item.metadata)
             assert wrong_caption(item, kind, rng) != item.prompt
             assert json.dumps(item.metadata) == before
-
-
-def test_unknown_kinds_are_refused():
-    rng = np.random.default_rng(0)
-    item = sample("colors", rng)
-    with pytest.raises(ValueError, match="smell"):
-        wrong_caption(item, "smell", rng)
-    with pytest.raises(ValueError, match="smell"):
-        corrupt(item.image, "smell", 0.5, rng, item.image)
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -122,6 +113,7 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path):
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tmp_path):
     config = dataclasses.replace(TINY, steps=40, log_every=10)
     pretrain_preference(tmp_path / "out", tmp_path / "work", config)
@@ -134,6 +126,7 @@ def test_training_lowers_the_loss(tmp_path):
 # ---------------------------------------------------------------- the committed stand-in
 
 
+@pytest.mark.slow
 def test_stand_in_ranks_fresh_pairs():
     accuracy = pair_accuracy(STAND_IN, 24, seed=77)
     assert np.mean(list(accuracy.captions.values())) > 0.9
@@ -142,11 +135,7 @@ def test_stand_in_ranks_fresh_pairs():
     assert min(accuracy.captions.values()) > 0.7
 
 
-def test_stand_in_is_small_half_precision_and_its_card_says_what_it_is():
+def test_stand_in_is_small_and_of_half_precision():
     tensors = load_file(STAND_IN / "model.safetensors").values()
     assert {each.dtype for each in tensors if each.is_floating_point()} == {torch.float16}
     assert sum(path.stat().st_size for path in STAND_IN.iterdir()) < 3e6
-    published = json.loads((STAND_IN / "accuracy.json").read_text())
-    published["images"] = {kind: published["images"][kind] for kind in CORRUPTIONS}  # in order
-    text = card_text(STAND_IN, Accuracy(**published), dataclasses.asdict(PreferenceConfig()))
-    assert text == (STAND_IN / "README.md").read_text()

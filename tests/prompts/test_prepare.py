@@ -144,6 +144,7 @@ def test_a_test_set_larger_than_the_grammar_leaves_prompts_for_training():
     assert set(prompts(train)).isdisjoint(prompts(test))
 
 
+@pytest.mark.slow
 def test_fifty_thousand_prompts_take_seconds():
     start = time.process_time()
     train, _ = prepared("geneval", "coco", train=50_000, test=553)

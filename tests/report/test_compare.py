@@ -103,15 +103,6 @@ def test_table_of_the_terminal(folders, base, tmp_path, capsys):
     assert not list(tmp_path.glob("*.html"))  # a page only where one is asked for
 
 
-def test_columns_of_the_terminal_are_aligned(folders):
-    lines = compare_runs(folders, None).split("\n")
-    rows = [line for line in lines if line.startswith(("training ", ONE, TWO)) and "star " in line]
-    heads = next(line for line in lines if line.startswith("training "))
-    for word, value in (("task", "geneval "), ("method", "star "), ("images drawn", "1,536 ")):
-        places = [row.index(value, len(ONE)) for row in rows if "1,536" in row]
-        assert places == [heads.index(word)] * 2
-
-
 def test_text_that_a_terminal_obeys_is_replaced(folders):
     for folder in folders:
         text = (folder / "scores.json").read_text()
@@ -127,6 +118,7 @@ def test_page_has_scores_curves_parameters_and_where_the_runs_lie(folders):
     assert "trained on GenEval by star: 1,536 images drawn in 12 epochs, reward 1.000" in text
     for line in ("line c0", "line c1", "faint c0", "faint c1"):
         assert page.count(f'<path class="{line}"') == 1  # in one chart
+    assert page.count('<circle class="dot c1"') == 2 and "held-out (EMA)" in text
     assert f"allocation.{EVIL} nothing true" in text and "seed 0 1" in text
     assert "lora_rank" not in text and "Evaluated with other" not in text
     assert all(str(folder) in text for folder in folders) and text.count("evaluated with 0f0f") == 2
@@ -166,14 +158,6 @@ def test_parameters_that_differ(folders, tmp_path):
         page_of([folders[0], third])
     )
     assert "were recorded for ocr-star" in compare_runs([folders[0], third], None)
-
-
-def test_equal_parameters_and_untrained_runs_are_said_to_be_so(folders, base):
-    text = words_of(page_of([base, folders[0]]))
-    assert "untrained" in text and "were recorded" not in text and "No log" not in text
-    shutil.copy(*(f.parents[1] / "train" / f.name / "parameters.json" for f in folders))
-    assert "None: the trainings were asked for the same" in words_of(page_of(folders))
-    assert "no recorded parameter differs" in compare_runs(folders, None)
 
 
 def test_an_evaluation_from_before_there_were_figures_is_compared(folders):

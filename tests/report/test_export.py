@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,42 +13,38 @@ from diffusers import StableDiffusion3Pipeline
 from star.cli import main
 from star.config.params import fingerprint
 from star.config.reading import load_params
-from star.policy.sd3 import load_policy
 from star.report.export import export_adapter
 from star.training.resume import parameter_sections
+from tests.helpers.training import policy_of
 
 PARAMS = load_params(Path("params.yaml"))
 
 
-@pytest.fixture
-def trained(tmp_path):
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
     """The folders of a training of a fresh adapter and of its evaluation, with made-up figures."""
-    policy = load_policy(dataclasses.replace(PARAMS.model, precision="no"), torch.device("cpu"))
+    folder = tmp_path_factory.mktemp("export")
+    policy = policy_of(PARAMS.model, precision="no")
     policy.add_adapter(seed=0)
-    policy.save_adapter(tmp_path / "training" / "adapter")
+    policy.save_adapter(folder / "training/adapter")
+    recorded = parameter_sections(PARAMS.with_method("star"), "ocr")
+    recorded |= {"task": "ocr", "method": "star", "code": "0"}
+    (folder / "training/parameters.json").write_text(json.dumps(recorded))
     log = {"epoch": 45, "images": 5760, "updates": 90}
-    recorded = parameter_sections(PARAMS.with_method("star"), "ocr") | {
-        "task": "ocr",
-        "method": "star",
-        "code": "0",
-    }
-    (tmp_path / "training" / "parameters.json").write_text(json.dumps(recorded))
-    (tmp_path / "training" / "log.jsonl").write_text(json.dumps(log) + "\n")
-    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
-    scores = {
-        "task": "ocr",
-        "method": "star",
-        "benchmarks": {"ocr": {"reward": interval}, "geneval": {"tags": {}}},
-    }
-    scores |= {"checkpoint": "ocr-star"}
-    scores |= {
-        "params_fingerprint": fingerprint(
-            PARAMS.model, PARAMS.rewards, PARAMS.evaluate, PARAMS.seed
-        )
-    }
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "scores.json").write_text(json.dumps(scores))
-    return tmp_path
+    (folder / "training/log.jsonl").write_text(json.dumps(log) + "\n")
+    figures = {"reward": {"mean": 0.5, "low": 0.25, "high": 0.75}}
+    scores = {"checkpoint": "ocr-star", "task": "ocr", "method": "star"}
+    scores |= {"benchmarks": {"ocr": figures, "geneval": {"tags": {}}}}
+    evaluated = (PARAMS.model, PARAMS.rewards, PARAMS.evaluate, PARAMS.seed)
+    scores |= {"params_fingerprint": fingerprint(*evaluated)}
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation/scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+@pytest.fixture
+def trained(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / "done")
 
 
 def export(folder):
@@ -62,26 +59,22 @@ def test_card_has_the_hub_s_front_matter_scores_and_parameters(trained):
     front, text = (trained / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[1:]
     assert yaml.safe_load(front)["library_name"] == "diffusers"
     assert "base_model" not in yaml.safe_load(front)  # models/miniature is no id of the hub
-    assert (
-        "num_inference_steps=8," in text
-        and f"max_sequence_length={PARAMS.model.t5_tokens}," in text
-    )
+    assert f"num_inference_steps={PARAMS.evaluate.steps}," in text
+    assert f"max_sequence_length={PARAMS.model.t5_tokens}," in text
     assert "torch_dtype=torch.float32)" in text and "whose code is not the training's" in text
-    assert (
-        "| ocr | reward | 0.5000 | 0.2500 to 0.7500 |" in text
-        and "45 epochs, 5,760 images, 90 updates" in text
-    )
+    assert "| ocr | reward | 0.5000 | 0.2500 to 0.7500 |" in text
+    assert "45 epochs, 5,760 images, 90 updates" in text
     assert load_params(trained / "out" / "params.yaml") == PARAMS
-    assert (trained / "out" / "parameters.json").read_bytes() == (
-        trained / "training" / "parameters.json"
-    ).read_bytes()
+    recorded = [trained / part / "parameters.json" for part in ("out", "training")]
+    assert recorded[0].read_bytes() == recorded[1].read_bytes()
 
 
 def test_plain_diffusers_loads_the_folder(trained):
     export(trained)
     pipe = StableDiffusion3Pipeline.from_pretrained(PARAMS.model.path, dtype=torch.float32)
     pipe.load_lora_weights(trained / "out")
-    assert pipe.transformer.peft_config["default_0"].lora_alpha == PARAMS.model.lora_alpha
+    config = pipe.transformer.peft_config["default_0"]
+    assert config.lora_alpha == config.r == PARAMS.model.lora_rank
 
 
 def test_missing_files_and_an_evaluation_of_base_are_named(trained, capsys):

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -52,6 +51,8 @@ def test_page_shows_scores_differences_images_and_trained_steps(results):
     assert "base 0.500 “R0” star 1.000 “R0”" in text
     assert "base 18.00 star 18.50" in text  # the undivided score, not the reward
     assert "step 1, trained" in text and "epoch 10, reward 0.500" in text
+    assert text.count("held-out (12 prompts, EMA)") == 1  # GenEval's; others have fewer prompts
+    assert text.count("held-out (4 prompts, EMA)") == 2
 
 
 @pytest.mark.parametrize(
@@ -114,15 +115,10 @@ def test_metric_files(results):
     soft = summary["geneval-star"]["geneval"]["soft"]
     assert soft == {"mean": 0.75, "low": 0.625, "high": 0.875}
     rows = list(csv.DictReader((results / "metrics" / "curves.csv").read_text().splitlines()))
-    assert len(rows) == 4 * 12 and rows[0]["kl"] == ""
-    found = [rows[12][key] for key in ("task", "method", "images")]
-    assert found == ["geneval", "flow_grpo", "128"]
-
-
-def test_a_run_without_training_files_has_no_curves(results):
-    shutil.rmtree(results / "train")
-    text = words(results)
-    assert "OCR reward" in text and "Learning curves" not in text
+    assert len(rows) == 4 * 13 and rows[1]["kl"] == ""
+    found = [rows[14][key] for key in ("task", "method", "images", "held_out")]
+    assert found == ["geneval", "flow_grpo", "128", ""]
+    assert [row["held_out"] for row in rows[:13] if row["held_out"]] == ["0.25", "0.75"]
 
 
 def test_images_outside_the_checkpoint_are_not_embedded(results):

@@ -10,13 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.evaluation.statistics import Interval
-from star.report.figures import running_mean
 from star.report.svg import (
     Bar,
     Line,
     Segment,
     bar_chart,
-    color_class,
     line_chart,
     stacked_bars,
     tick_labels,
@@ -27,10 +25,6 @@ from tests.helpers.pages import EVIL
 
 def paths(root, kind):
     return [path.get("d") for path in root.iter("path") if path.get("class") == kind]
-
-
-def test_running_mean():
-    assert running_mean([1.0, 2.0, 3.0, 4.0], 2) == [1.0, 1.5, 2.5, 3.5]
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e4))
@@ -97,7 +91,3 @@ def test_stacked_bars_add_up():
     assert float(q.get("width")) == pytest.approx(3 * float(p.get("width")), abs=0.2)
     assert [t.text for t in root.iter("text") if t.get("class") == "value"] == ["4.0 s", "2.0 s"]
     assert stacked_bars([("a", [])], "t", "s") == "" == stacked_bars([], "t", "s")
-
-
-def test_colors_repeat_without_base():
-    assert [color_class(k) for k in (0, 1, 6, 7, 12, 13)] == ["c0", "c1", "c6", "c1", "c6", "c1"]

@@ -154,15 +154,6 @@ def test_strict_and_soft_by_hand(detections, metadata, strict, soft):
     assert verdict(detections, metadata) == (strict, pytest.approx(soft))
 
 
-def test_clause_scores_name_their_include_clause():
-    judged = judge(PLACED, LEFT, PARAMS)
-    assert [(c.clause, c.kind, c.name, c.wanted, c.score) for c in judged.clauses] == [
-        (0, "count", "car", 1, 1.0),
-        (1, "count", "cat", 1, 1.0),
-        (1, "position", "cat", "left of 0", 1.0),
-    ]
-
-
 # ---------------------------------------------------------------- the published form, soft
 
 RED_LEFT = line(clause("car"), clause("cat", color="red", position=["left of", 0]))

@@ -90,6 +90,7 @@ in_time(threading.Event().wait, "r0", 0.05)
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_its_reward_hangs():
     run = subprocess.run(
         [sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=100

@@ -383,6 +383,7 @@ def test_output_that_is_not_finite_raises_with_the_record(models: Path) -> None:
         reward.submit(IMAGES, records)
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_the_world_of_coco(
     models: Path, tmp_path: Path, default_values: dict, write_params
 ) -> None:

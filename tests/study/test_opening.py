@@ -11,11 +11,13 @@ from star.system.errors import StarError
 from star.system.locks import take_lock
 from star.training.checkpoint import States
 from star.training.loop import train
-from tests.helpers.training import CPU, geneval_records, raising, small
+from tests.helpers.training import CPU, changed, geneval_records, raising, small
 
 
 def begin_training(params, folder):
-    train(params, "geneval", "star", geneval_records(8), folder / "work", folder / "out")
+    params = changed(params, train={"evaluate_every": 1})
+    records = geneval_records(8)
+    train(params, "geneval", "star", records[:6], records[6:], folder / "work", folder / "out")
 
 
 def begin_study(params, folder):

@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from star.config.params import StudyRun
-from star.config.reading import load_params
 from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import PlannedImage, Sample
@@ -21,15 +18,21 @@ from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
 from star.study.run import run_study, watch_figures
 from star.training.trainer import Trainer
+from tests.helpers.training import BASE, CPU, changed, short_model
 
-CPU = torch.device("cpu")
-PARAMS = load_params(Path("params.yaml"))
+PARAMS = changed(
+    BASE,
+    model={"path": short_model()},
+    allocation={"blocks": "all"},
+    rewards={"ocr": dataclasses.replace(BASE.rewards.ocr, workers=1)},
+)
 SIGNS = [("STAR", "STAR"), ("STAR", "STIR"), ("CAT", "DOG")]  # shown, wanted
 
 
 @pytest.fixture(scope="module")
 def drawer() -> ImageDrawer:
-    return ImageDrawer(load_policy(PARAMS.model, CPU), PARAMS.evaluate, PARAMS.seed)
+    policy, how = load_policy(PARAMS.model, CPU), PARAMS.evaluate
+    return ImageDrawer(policy, how.steps, how.batch, PARAMS.seed)
 
 
 def sample(number: int, shown: str, wanted: str) -> Sample:
@@ -37,7 +40,7 @@ def sample(number: int, shown: str, wanted: str) -> Sample:
     return Sample(PlannedImage(number, record, 0, number), render(Scene(text=shown)), 0.0, {})
 
 
-@pytest.mark.parametrize("reader", ["template", "ppocrv6"])
+@pytest.mark.parametrize("reader", ["template", pytest.param("ppocrv6", marks=pytest.mark.slow)])
 def test_watch_figures_of_signs_are_means_by_the_reader_that_is_asked_for(drawer, reader):
     samples = [sample(number, *texts) for number, texts in enumerate(SIGNS)]
     judge = Judge(PARAMS.rewards, reader, PARAMS.evaluate.batch)
@@ -52,14 +55,12 @@ def test_watch_figures_of_signs_are_means_by_the_reader_that_is_asked_for(drawer
 def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(
     tmp_path, monkeypatch
 ):
-    few = {"prompts_per_epoch": 2, "group_size": 4, "updates_per_epoch": 1}
-    looks = {"steps": 2, "images_per_prompt": {"geneval": 1}}
-    params = dataclasses.replace(
+    params = changed(
         PARAMS,
-        rollout=dataclasses.replace(PARAMS.rollout, steps=2, window=[0, 1], batch=8),
-        train=dataclasses.replace(PARAMS.train, **few),
-        study=dataclasses.replace(PARAMS.study, epochs=1, evaluate_every=1),
-        evaluate=dataclasses.replace(PARAMS.evaluate, **looks),
+        rollout={"steps": 2, "window": [0, 1], "batch": 8},
+        train={"prompts_per_epoch": 2, "group_size": 4, "updates_per_epoch": 1},
+        study={"epochs": 1, "evaluate_every": 1},
+        evaluate={"steps": 2, "images_per_prompt": {"geneval": 1}},
     )
     drawn = prepare("geneval", params.prompts, params.seed)[0][:2]
     records = [dataclasses.replace(record, core=extract_core(record)) for record in drawn]

@@ -9,7 +9,6 @@ import pytest
 
 from star.config.reading import load_params
 from star.evaluation.statistics import Interval
-from star.report.html import times
 from star.study.comparison import control_of, load_study
 from star.study.page import write_study
 from tests.helpers.pages import words_of
@@ -121,11 +120,6 @@ def test_one_seed_a_rate_and_no_other_rate(study):
     assert "own best rate" not in study(other_rates=[])[1]
 
 
-@pytest.mark.parametrize(("reader", "name"), [("template", "template"), ("ppocrv6", "PP-OCRv6")])
-def test_page_names_the_second_reader(reader, name, study):
-    assert re.search(f"Second reader OCR reward by .*{name}", study(second_reader=reader)[1])
-
-
 def test_tables_are_sorted_rounded_and_the_same_again(study):
     out = study()[2]
     first = {name: (out / name).read_bytes() for name in FILES}
@@ -146,7 +140,3 @@ def test_tables_are_sorted_rounded_and_the_same_again(study):
     assert [(row["rate"], row["best"]) for row in rates] == [("0.001", "0"), ("0.0015", "1")] * 2
     watch = {row["figure"] for row in tables["watch.csv"] if row["task"] == "ocr"}
     assert watch == {"preference", "second_reader", "edges", "dark", "diversity"}
-
-
-def test_times():
-    assert (times(0.7), times(math.inf)) == ("0.70×", "> 1")

@@ -31,7 +31,7 @@ PLANNED = PlannedImage(0, PromptRecord("a", "ocr", "a sign", {}), 0, 1)
 
 
 def save_image(folder: Path) -> None:
-    drawer = ImageDrawer(policy=None, settings=None, seed=0, folder=folder)  # type: ignore[arg-type]
+    drawer = ImageDrawer(policy=None, steps=1, batch=1, seed=0, folder=folder)  # type: ignore[arg-type]
     drawer._save([PLANNED], IMAGES)
 
 
@@ -70,7 +70,7 @@ def test_an_adapter_that_the_disk_does_not_take_is_named(
     records = with_core(prepare("geneval", params.prompts, params.seed)[0][:1])
     monkeypatch.setattr("star.training.loop.run_epochs", lambda *_: None)
     with full_disk(tmp_path / "out"):
-        train(params, "geneval", "star", records, tmp_path / "work", tmp_path / "out")
+        train(params, "geneval", "star", records, [], tmp_path / "work", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

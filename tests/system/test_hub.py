@@ -257,6 +257,7 @@ def commands(
         common += ["--state", str(tmp_path / "state")]
         train = ["train", "--task", "geneval", "--method", "star"]
         train += ["--prompts", str(core / "geneval/train.jsonl")]
+        train += ["--held-out", str(core / "geneval/test.jsonl")]
         evaluate = ["evaluate", "--checkpoint", "base", "--prompts-dir", str(core)]
         return [[*train, *common], [*evaluate, *common]]
 

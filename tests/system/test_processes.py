@@ -22,6 +22,7 @@ from star.system.processes import ALONE, Processes
 from tests.helpers.smoke import smoke_values
 
 WriteParams = Callable[[dict], Path]
+Launch = Callable[..., str]
 
 
 class Pretended:
@@ -88,25 +89,21 @@ def test_the_others_wait_longer_than_a_reward_may_take(tmp_path: Path) -> None:
     assert run.stdout.count("waits {6800.0};") == 2, run.stdout + run.stderr[-3000:]
 
 
-def launched(
-    count: int, arguments: list[object], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `star` as ``count`` processes on the CPU."""
-    launch = [sys.executable, "-m", "star.cli", "launch", f"--processes={count}", "--"]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
-    return subprocess.run(
-        [*launch, *map(str, arguments)],
-        env=os.environ | threads | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture
+def launched() -> Launch:
+    """Run `star` as ``count`` processes on the CPU, and return the output, or the errors of one
+    that is to fail."""
 
+    def run(count: int, arguments: list[object], fails: bool = False, **environment: str) -> str:
+        command = [sys.executable, "-m", "star.cli", "launch", f"--processes={count}", "--"]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
+        settings = {"env": os.environ | threads | environment, "capture_output": True}
+        ended = subprocess.run([*command, *map(str, arguments)], **settings, text=True, timeout=600)
+        assert (ended.returncode != 0) == fails, ended.stderr[-3000:]
+        assert fails or f"{count} process{'es' if count > 1 else ''}" in ended.stdout
+        return ended.stderr if fails else ended.stdout
 
-def launch(count: int, arguments: list[object]) -> None:
-    run = launched(count, arguments)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert f"{count} process{'es' if count > 1 else ''}" in run.stdout
+    return run
 
 
 def small_values(folder: Path) -> dict:
@@ -120,30 +117,35 @@ def small_values(folder: Path) -> dict:
 
 def training(params: Path, method: str, output: Path, state: Path) -> list[object]:
     """Write GenEval's prompts; return the command that trains on them."""
-    prompts = params.with_name("train.jsonl")
+    prompts = [params.with_name(f"{split}.jsonl") for split in ("train", "test")]
     values = load_params(params)
-    write_records(prompts, with_core(prepare("geneval", values.prompts, values.seed)[0]))
+    for file, made in zip(prompts, prepare("geneval", values.prompts, values.seed), strict=True):
+        write_records(file, with_core(made))
     command = ["train", "--task", "geneval", "--method", method, "--params", params]
-    return [*command, "--prompts", prompts, "--output", output, "--state", state]
+    command += ["--prompts", prompts[0], "--held-out", prompts[1]]
+    return [*command, "--output", output, "--state", state]
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path: Path, write_params: WriteParams) -> None:
+def test_two_processes_train_as_one_does(
+    tmp_path: Path, write_params: WriteParams, launched: Launch
+) -> None:
     """Clause-wise and shuffled: widths that differ, seeds by batch, statistics over both."""
     values = small_values(tmp_path)
     values["methods"]["clauses"] = {"clause_wise": True, "source": "shuffled", "objective": "local"}
-    values["train"] |= {"updates_per_epoch": 2, "kl_beta": 0.04}
+    values["train"] |= {"updates_per_epoch": 2, "kl_beta": 0.04, "evaluate_prompts": 5}
     params = write_params(values)
     outputs = [tmp_path / f"output-{count}" for count in (1, 2)]
     for count, output in zip((1, 2), outputs, strict=True):
-        launch(count, training(params, "clauses", output, tmp_path / f"state-{count}"))
+        launched(count, training(params, "clauses", output, tmp_path / f"state-{count}"))
     alone, both = (
         [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
         for output in outputs
     )
-    assert [line["epoch"] for line in both] == [1, 2]
+    assert [line["epoch"] for line in both] == [0, 1, 2]
+    scores = [[line["held_out"] for line in log] for log in (alone, both)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6) and min(scores[0]) > 0
     close = ("reward_mean", "reward_std", "loss", "ratio_mean", "ratio_min", "ratio_max")
-    for one, two in zip(alone, both, strict=True):
+    for one, two in zip(alone[1:], both[1:], strict=True):
         assert two["first_ratio_error"] == one["first_ratio_error"] == 0.0
         for key in (*close, "clip_fraction", "kl", "map_entropy"):
             assert two[key] == pytest.approx(one[key], abs=1e-6), key
@@ -159,40 +161,40 @@ def test_two_processes_train_as_one_does(tmp_path: Path, write_params: WritePara
     assert drawn[0] == drawn[1]
 
 
-# Python runs it first. The sixth batch of the second process fails, of four an epoch.
+# Python runs it first. The eighth batch of the second process fails, of four an epoch and one held
+# out before and after it.
 FAILING = """
 import itertools, os
 if os.environ.get("RANK") == "1":
     import star.rewards.geneval as geneval
     submit, calls = geneval.GenevalReward.submit, itertools.count(1)
     def failing(self, *batch):
-        if next(calls) == 6:
+        if next(calls) == 8:
             raise RuntimeError("the detector is gone")
         return submit(self, *batch)
     geneval.GenevalReward.submit = failing
 """
 
 
-@pytest.mark.slow
 def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(
-    tmp_path: Path, write_params: WriteParams
+    tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
     params = write_params(small_values(tmp_path))
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     command = training(params, "star", tmp_path / "out", tmp_path / "state")
-    failed = launched(2, command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
-    assert failed.returncode != 0 and not (tmp_path / "out/adapter").exists()
-    said = re.findall("error: (.*)", failed.stderr)
+    errors = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert not (tmp_path / "out/adapter").exists()
+    said = re.findall("error: (.*)", errors)
     assert any(re.match(r"geneval-train-\d+ and 1 more: .*the detector is gone", s) for s in said)
     assert any(s.startswith("another process ended") for s in said)
-    assert "[rank" not in failed.stderr, "a traceback"
+    assert "[rank" not in errors, "a traceback"
     (fault,) = tmp_path.glob("state/*/faults/*")
     assert fault.name == "epoch-000002-rank-1" and len(list(fault.glob("*.png"))) == 2
     states = [state.name for state in tmp_path.glob("state/*/state-*")]
     assert states == ["state-000001.safetensors"]
-    launch(2, command)
+    launched(2, command)
     log = (tmp_path / "out/log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+    assert [json.loads(line)["epoch"] for line in log] == [0, 1, 2]
 
 
 # Of four batches, the second process is asked to stop while it draws the second.
@@ -210,21 +212,21 @@ rollout.Roller.draw = drawing
 """
 
 
-@pytest.mark.slow
 def test_all_processes_stop_after_the_batch_in_which_one_is_asked_to(
-    tmp_path: Path, write_params: WriteParams
+    tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
     params = write_params(small_values(tmp_path))
     (tmp_path / "sitecustomize.py").write_text(ASKED)
     command = training(params, "star", tmp_path / "out", tmp_path / "state")
-    stopped = launched(2, command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
-    assert stopped.returncode != 0 and "asked to stop" in stopped.stderr
+    said = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert "asked to stop" in said
     assert sorted(file.name for file in tmp_path.glob("batch-*")) == ["batch-1", "batch-2"]
     assert [file.name for file in tmp_path.glob("state/*/state-*")] == ["state-000000.safetensors"]
 
 
-@pytest.mark.slow
-def test_two_processes_evaluate_as_one_does(tmp_path: Path, write_params: WriteParams) -> None:
+def test_two_processes_evaluate_as_one_does(
+    tmp_path: Path, write_params: WriteParams, launched: Launch
+) -> None:
     values = small_values(tmp_path)
     values["evaluate"] |= {"batch": 3}
     params, core = write_params(values), tmp_path / "core"
@@ -235,7 +237,7 @@ def test_two_processes_evaluate_as_one_does(tmp_path: Path, write_params: WriteP
     for count, output in zip((1, 2), outputs, strict=True):
         command = ["evaluate", "--checkpoint", "base", "--params", params, "--prompts-dir", core]
         state = tmp_path / f"state-{count}"
-        launch(count, [*command, "--output", output, "--state", state])
+        launched(count, [*command, "--output", output, "--state", state])
     for name in ("images.jsonl", "metrics.json"):
         assert (outputs[0] / name).read_bytes() == (outputs[1] / name).read_bytes()
     images = [{file.name: file.read_bytes() for file in (o / "images").iterdir()} for o in outputs]

@@ -43,14 +43,6 @@ def test_maps_of_others_need_another_prompt_in_every_epoch(count, prompts):
     plan(8).check_other_prompts()
 
 
-def test_one_epoch_of_one_prompt_is_found_before_the_first():
-    """Some pair of three prompts ends a pass and begins the next, maybe with the same prompt."""
-    pairs = plan(3, epochs=40, prompts_per_epoch=2)
-    same = next(e for e in range(40) if len({r.id for r in pairs.prompts(e)}) == 1)
-    with pytest.raises(StarError, match=f"epoch {same + 1} has one prompt"):
-        pairs.check_other_prompts()
-
-
 def test_the_window_slides_and_starts_over():
     rollout = dataclasses.replace(BASE.rollout, steps=4, window=[0, 2], slide_every=2)
     starts = [window_start(rollout, epoch) for epoch in range(6)]

@@ -1,7 +1,5 @@
 """States on disk: whole or refused, the newest few, of one training alone."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -114,16 +112,6 @@ def test_nothing_is_started_over_because_all_states_are_damaged(tmp_path):
         file.write_bytes(b"")
     with pytest.raises(StarError, match="none of its 2 states can be read; delete"):
         states.newest()
-
-
-def test_a_state_of_other_parameters_is_refused_with_the_keys(tmp_path):
-    identity = {"seed": 1, "train": {"learning_rate": 1e-3, "epochs": 2}, "methods": ["a"]}
-    save(States(tmp_path, 2, identity), 1)
-    assert States(tmp_path, 2, json.loads(json.dumps(identity))).newest()[1] == {"epoch": 1}
-    changed = identity | {"train": {"learning_rate": 2e-3, "epochs": 2}, "methods": ["a", "b"]}
-    differing = r"methods \['a'\] -> \['a', 'b'\], train.learning_rate 0.001 -> 0.002; set"
-    with pytest.raises(StarError, match=differing):
-        States(tmp_path, 2, changed).newest()
 
 
 def test_a_write_that_fails_leaves_the_earlier_state(tmp_path, monkeypatch):

@@ -11,14 +11,14 @@ from benchmarks.kills import PHASES
 
 
 @pytest.mark.slow
-def test_twenty_kills_in_every_phase_leave_no_trace():
+def test_kills_in_every_phase_leave_no_trace():
     """The same script runs longer by hand; it ends with an error at the first difference."""
     # Not `-m`: each worker that reads text would import torch with the main module.
     program = "from benchmarks.kills import main; main()"
-    command = [sys.executable, "-c", program, "--kills", "20", "--stop", "2"]
+    command = [sys.executable, "-c", program, "--kills", "13", "--stop", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr[-3000:]
     counts = json.loads(run.stdout)
     assert counts.pop("SIGTERM") == counts.pop("SIGUSR1") == 1
-    assert PHASES.keys() <= counts.keys() and sum(counts.values()) >= 20
+    assert PHASES.keys() <= counts.keys() and sum(counts.values()) >= 13

@@ -4,24 +4,31 @@ why it ends."""
 import json
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from star.method.seeds import seed_of
 from star.policy import rollout
 from star.policy.rollout import sample_images
+from star.prompts.geneval import TAGS
+from star.prompts.records import PromptRecord
 from star.system.errors import Interrupted, StarError
 from star.system.faults import Fault
 from star.system.locks import take_lock
 from star.training.checkpoint import States
+from star.training.held_out import HeldOut, choose
 from star.training.loop import _cut_log, run_epochs, train
 from star.training.trainer import Trainer
 from tests.helpers.training import (
+    BASE,
     Redness,
     adapter_bytes,
     geneval_records,
     raising,
+    redness,
     small,
     timeless,
     trainer,
@@ -36,8 +43,8 @@ def long(reward=None, precision="no", **train_changes):
     return trainer(small(train=LONG | train_changes, **sections), reward=reward)
 
 
-def run(trained, folder):
-    run_epochs(trained, States(folder, 2, {}), "test", 3, lambda: None)
+def run(trained, folder, held_out=None):
+    run_epochs(trained, States(folder, 2, {}), "test", 3, lambda: None, held_out=held_out)
 
 
 def log_of(folder):
@@ -68,6 +75,40 @@ def test_whatever_ends_an_epoch_its_beginning_is_saved_and_goes_on_exactly(
     again = long()
     run(again, tmp_path)
     assert (adapter_bytes(again), log_of(tmp_path)) == uninterrupted
+
+
+def test_held_out_scores_change_no_other_number_and_resume_exactly(tmp_path, uninterrupted):
+    """Points before the first epoch, after the second, where a reward fails, and after the last."""
+    records = geneval_records()[:6]
+
+    def scored(folder, wrong=None):
+        trained = long(Redness(wrong), evaluate_every=2)
+        run(trained, folder, HeldOut.of(trained, records))
+        return adapter_bytes(trained)
+
+    with pytest.raises(StarError, match="the reader failed"):
+        scored(tmp_path / "ended", {6: "raises"})  # each point is a batch, each epoch two
+    moved = scored(tmp_path / "ended")
+    scored(tmp_path / "whole")
+    lines = log_of(tmp_path / "ended")
+    assert lines == log_of(tmp_path / "whole")
+    points = {line["epoch"]: line.pop("held_out") for line in lines if "held_out" in line}
+    assert (moved, lines[1:]) == uninterrupted
+    assert list(points) == [0, 2, 3] and len(set(points.values())) == 3
+    seeds = [seed_of(BASE.seed, "evaluate", record.id, 0) for record in records]
+    prompts = [record.prompt for record in records]
+    base = sample_images(long().policy, prompts, seeds, BASE.evaluate.steps)
+    assert points[0] == pytest.approx(redness(base).mean())
+
+
+@pytest.mark.parametrize("block", [1, 32])
+def test_held_out_prompts_are_of_all_tags_whatever_their_order(block):
+    """The miniature's 192 prompts, whose tags take turns, and as many in blocks of a tag."""
+    tags = [TAGS[i // block % len(TAGS)] for i in range(192)]
+    records = [PromptRecord(f"r{i}", "geneval", "a", {"tag": tag}) for i, tag in enumerate(tags)]
+    counts = Counter(record.metadata["tag"] for record in choose(records, 24))
+    assert counts == dict.fromkeys(TAGS, 4)
+    assert len({record.id for record in choose(records, 999)}) == 192
 
 
 def test_a_failing_reward_leaves_the_images_of_its_record(tmp_path):
@@ -190,7 +231,8 @@ def test_a_training_leaves_its_results_and_started_again_when_done_the_same_at_o
 ):
     """As after a kill before the pipeline's tools knew that it was done."""
     work, output = tmp_path / "geneval-star-0", tmp_path / "out"
-    training = small(rollout=ONE_STEP), "geneval", "star", geneval_records(), work, output
+    params = small(rollout=ONE_STEP, model={"resolution": 64})
+    training = params, "geneval", "star", geneval_records(), [], work, output
     train(*training)
     made = contents(output)
     assert [(line["epoch"], line["images"]) for line in log_of(output)] == [(1, 16), (2, 32)]
@@ -214,7 +256,7 @@ def test_the_next_training_of_a_task_and_method_deletes_the_state_of_one_that_is
     monkeypatch.setattr("star.training.loop.build_reward", raising(KeyboardInterrupt()))
     work, output = tmp_path / "geneval-star-2", tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        train(small(), "geneval", "star", geneval_records(), work, output)
+        train(small(), "geneval", "star", geneval_records(), [], work, output)
     assert {path.name[-1] for path in tmp_path.glob("geneval-*")} == {"1", "2"}
 
 
@@ -235,10 +277,9 @@ def test_the_log_has_the_epochs_of_the_state_alone(tmp_path):
 def test_two_trainings_of_one_output_folder(tmp_path):
     """`tests/study/test_opening.py` tries the folder of states."""
     lock = take_lock(tmp_path / "output/.lock", "star train geneval star")
+    work, output = tmp_path / "state", tmp_path / "output"
     with pytest.raises(StarError, match=rf"output/.lock: .*process {os.getpid()} .+ at work"):
-        train(
-            small(), "geneval", "star", geneval_records(), tmp_path / "state", tmp_path / "output"
-        )
+        train(small(), "geneval", "star", geneval_records(), [], work, output)
     lock.release()
 
 
@@ -248,5 +289,5 @@ def test_two_trainings_of_one_output_folder(tmp_path):
 )
 def test_bad_requests(tmp_path, task, method, message):
     with pytest.raises(StarError, match=message):
-        train(small(), task, method, geneval_records(), tmp_path / "state", tmp_path / "output")
+        train(small(), task, method, geneval_records(), [], tmp_path / "state", tmp_path / "output")
     assert not (tmp_path / "output").exists()

@@ -13,7 +13,7 @@ from star.prompts.records import write_records
 from star.study.run import study_identity
 from star.system.errors import StarError
 from star.training.checkpoint import States
-from star.training.resume import state_folder, training_identity
+from star.training.resume import held_out_identity, state_folder, training_identity
 from tests.helpers.training import BASE, ROOT, changed, geneval_records
 from workflow.dependencies import RULES
 
@@ -66,9 +66,8 @@ def test_whatever_a_rule_depends_on_makes_another_training(prompts, rule):
         params = dataclasses.replace(BASE, **{n: rebuilt(BASE, n, v) for n, v in values.items()})
         if rule == "study_run":
             return study_identity(params, run, prompts, prompts)
-        return training_identity(
-            params, "ocr", "star", params.with_method("star").allocation, prompts
-        )
+        more = held_out_identity(params, prompts)
+        return training_identity(params.with_method("star"), "ocr", "star", prompts, **more)
 
     known = identity({})
     # How long to wait changes no result, and what the method itself says stands.

@@ -1,6 +1,8 @@
 """The phases of an epoch: first ratios, objectives, the KL, the average, the order of phases."""
 
 import dataclasses
+import itertools
+import math
 from concurrent.futures import Future
 
 import numpy as np
@@ -43,7 +45,8 @@ VARIANTS = {
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("method", ["star", "flow_grpo"])
 def test_first_ratio_is_exactly_one_and_every_parameter_moves(method, precision):
-    run = trainer(small(model={"precision": precision}), method)
+    near = {"learning_rate": 1e-3}  # a far policy makes every ratio small
+    run = trainer(small(model={"precision": precision}, train=near), method)
     before = [p.detach().clone() for p in run.parameters]
     lines = [run.train_epoch(), run.train_epoch()]
     assert [line.first_ratio_error for line in lines] == [0.0, 0.0]
@@ -270,7 +273,9 @@ def test_the_average_of_an_epoch_of_two_updates_is_what_is_exported(tmp_path, ch
     run.export(tmp_path, tmp_path / "out")
     assert adapter_bytes(run) == own, "the training goes on with its own"
     exported = load_policy(run.params.model, CPU, tmp_path / "out/adapter").transformer
-    found = [p for name, p in exported.named_parameters() if "lora_" in name]
+    named = [(name, p) for name, p in exported.named_parameters() if "lora_" in name]
+    # Its strength, 2, is in the B matrices.
+    found = [p / 2 if "lora_B" in name else p for name, p in named]
     for one, wanted in zip(found, averaged, strict=True):
         assert torch.allclose(one, wanted, atol=1e-7)
     own_values = zip(found, run.parameters, strict=True)
@@ -287,3 +292,45 @@ def test_less_memory_trains_alike():
     torch.compiler.reset()
     for key in ("reward_mean", "grad_norm", "ratio_max", "map_entropy"):
         assert getattr(other, key) == pytest.approx(getattr(plain, key), rel=1e-3), key
+
+
+FORWARD = {"train": {"algorithm": "awm", "learning_rate": 1e-3}}
+
+
+@pytest.mark.parametrize("name", ["plain", *(set(VARIANTS) - {"ones", "weighted"})])
+def test_awm_trains_with_every_source_of_maps(name):
+    """Rollouts of a group are different images, although they share no stochastic step."""
+    methods = {"m": VARIANTS.get(name, {"source": "uniform"})}
+    run = trainer(small(**FORWARD, methods=methods), "m", reward=Clauses())
+    before, groups = adapter_bytes(run), run.plan.batches(0)[0].start_seeds
+    assert len(set(groups)) == len(groups)
+    line = run.train_epoch()
+    assert adapter_bytes(run) != before and math.isfinite(line.loss) and line.drift > 0
+    assert line.ratio_mean is None and line.kl is None
+    assert (line.map_entropy is None) == (name == "plain")
+
+
+def test_awm_of_no_strength_is_awm_bit_for_bit():
+    runs = [trainer(small(**FORWARD), lam=0.0), trainer(small(**FORWARD), "flow_grpo")]
+    for run in runs:
+        run.train_epoch()
+    assert adapter_bytes(runs[0]) == adapter_bytes(runs[1])
+
+
+def test_a_group_shares_its_levels_and_noise():
+    run = trainer(small(**FORWARD))
+    batch = run.plan.batches(0)[0]
+    drawn = run.sample(batch)
+    assert drawn.levels.shape == (4, 8) and drawn.steps == 4
+    same = [one == two for one, two in itertools.pairwise(batch.groups)]
+    assert same == [bool((a == b).all()) for a, b in itertools.pairwise(drawn.levels.T)]
+    noise = drawn.noise.transpose(0, 1)
+    assert same == [bool((a == b).all()) for a, b in itertools.pairwise(noise)]
+
+
+def test_awm_raises_its_reward():
+    train = {"group_size": 16, "prompts_per_epoch": 1, "updates_per_epoch": 1}
+    train |= {"algorithm": "awm", "learning_rate": 2e-2}
+    run = trainer(small(train=train), records=geneval_records()[:1])
+    rewards = [run.train_epoch().reward_mean for _ in range(6)]
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.05

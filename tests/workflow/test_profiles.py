@@ -8,8 +8,6 @@ import pytest
 
 from tests.helpers.versioned import Project, prepare
 
-pytestmark = pytest.mark.slow
-
 # On a machine of one core, which must not limit what jobs ask for.
 SLURM = ("snakemake", "--profile", "profiles/slurm", "--cores", "1", "--retries", "0")
 SLURM += ("--slurm-init-seconds-before-status-checks", "1")

@@ -173,7 +173,7 @@ def test_a_killed_job_and_one_out_of_time_go_on_and_the_run_ends_its_jobs(
 ) -> None:
     """One training in three jobs. That what is resumed equals what was left alone is proven in
     test_kills."""
-    write_smoke(tmp_path, epochs=10_000, sample_every=10_000)
+    write_smoke(tmp_path, epochs=10_000, sample_every=10_000, evaluate_every=0)
 
     def trainings() -> list[tuple[int, str]]:
         """Return numbers and states of the training's jobs so far."""

@@ -1,10 +1,13 @@
 """What the rules share: the code and the models on which a rule depends, and prompt files."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from star.system.errors import StarError
+from tests.helpers.smoke import set_values
 from workflow import support
 from workflow.dependencies import RULES, Rule
 
@@ -80,3 +83,22 @@ def test_address_and_checksum_of_a_prompt_set_are_parameters(
     before = support.sections(default_values, "prepare_prompts", task="ocr")
     source[key] += "1"
     assert support.sections(default_values, "prepare_prompts", task="ocr") != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "expected"),
+    [
+        ({}, {"seed": 0}, None),
+        ({}, {"seed": 3}, "--config seed: "),
+        ({}, {"sede": 3}, "--config sede: "),
+        ({"train.epochs": -1}, {}, "train.epochs: -1 "),
+        ({"prompts.ocr.test_file": "signs.txt"}, {}, "prompts.ocr.test_file: 'signs.txt' "),
+    ],
+)
+def test_parameters_and_settings_of_snakemake_are_checked(
+    changes: dict, given: dict, expected: str | None, write_params: Callable, default_values: dict
+) -> None:
+    path = write_params(default_values)
+    set_values(path, changes)
+    with pytest.raises(StarError, match=expected) if expected else nullcontext():
+        support.checked_values(given, path)

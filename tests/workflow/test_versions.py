@@ -39,9 +39,6 @@ from tests.helpers.edits import (
 )
 from tests.helpers.versioned import ROOT, SNAKEMAKE, Project, cloned, copied, prepare
 
-pytestmark = pytest.mark.slow
-
-
 # No Python to install with: an installation would point this environment at the test's copy of the
 # code.
 MAKE = ("make", "PYTHON=false")

@@ -4,6 +4,7 @@
 rule train_policy:
     input:
         prompts="results/core/{task}/train.jsonl",
+        held_out="results/core/{task}/test.jsonl",
         base=base_model(),
         reward=lambda wildcards: reward_models(wildcards.task),
     output:
@@ -48,4 +49,4 @@ rule train_policy:
     shell:
         "star launch --gpus {resources.gpu} --processes {resources.processes} --nodes {resources.nodes} --"
         " train --params params.yaml --task {wildcards.task} --method {wildcards.method}"
-        " --prompts {input.prompts} --output results/train/{wildcards.task}-{wildcards.method} 2>&1 | tee {log}"
+        " --prompts {input.prompts} --held-out {input.held_out} --output results/train/{wildcards.task}-{wildcards.method} 2>&1 | tee {log}"

@@ -31,7 +31,7 @@ class ComparedRun:
     @property
     def final_reward(self) -> float | None:
         """Return the mean training reward of the last `SMOOTHING` epochs; None without a log."""
-        rewards = [row["reward_mean"] for row in self.log]
+        rewards = [row["reward_mean"] for row in self.log if row["epoch"] > 0]
         return running_mean(rewards, SMOOTHING)[-1] if rewards else None
 
     @property
