@@ -21,6 +21,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -50,10 +51,11 @@ PRECISE = {
 def seen_relevance(run: Trainer, trajectory: Trajectory, records: Sequence[PromptRecord]) -> Tensor:
     """Return the relevance that the run's allocation would have read here: (B, T, K, P)."""
     core, masses = run.credit.core_keys(records, run.allocation.clause_wise), []
-    for row in range(len(trajectory.means)):
+    timesteps = run.policy.schedule(run.params.rollout.steps).timesteps
+    for row in range(trajectory.steps):
         alike = trajectory.shared if row == 0 else 1
         x, conditioning = trajectory.latents[row][::alike], trajectory.conditioning[::alike]
-        timestep = run.roller.schedule.timesteps[trajectory.first + row]
+        timestep = timesteps[trajectory.first + row]
         with (
             torch.no_grad(),
             watched(run.policy, x, timestep, conditioning, core[::alike], run.allocation) as seen,
@@ -86,10 +88,10 @@ def gradient(run: Trainer, scored: Sequence) -> np.ndarray:
 
     All parameters are in a row: float32 (parameters,).
     """
-    steps = len(scored[0].trajectory.means)
+    steps = scored[0].trajectory.steps
     for item in scored:
         for row in range(steps):
-            (run.surrogate(item, row)[0].loss / (len(scored) * steps)).backward()
+            (run.algorithm.term(item, row, False).loss / (len(scored) * steps)).backward()
     flat = torch.cat(
         [
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
@@ -118,7 +120,7 @@ def gradients(
         run.epoch = epoch
         batches = run.plan.batches(epoch)
         run.allocate(methods[REFERENCE])
-        plain = [run.sample(batch) for batch in batches]
+        plain = [cast(Trajectory, run.sample(batch)) for batch in batches]
         results = [
             reward.submit(t.images, b.records).result() for t, b in zip(plain, batches, strict=True)
         ]

@@ -176,7 +176,7 @@ def leak(epochs: int) -> dict[str, Any]:
         load_policy(params.model, torch.device("cpu")),
         build_reward("geneval", params.rewards),
     )
-    trainer = Trainer(params, params.method("star"), records, reward, policy)
+    trainer = Trainer(params, params.with_method("star").allocation, records, reward, policy)
     seen = []
     with tempfile.TemporaryDirectory() as folder:
         states = States(Path(folder), 2, {})

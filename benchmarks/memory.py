@@ -93,7 +93,7 @@ def trainer(params: Params) -> Trainer:
     records = with_core(prepare("geneval", params.prompts, params.seed)[0])
     return Trainer(
         params,
-        params.method("star"),
+        params.with_method("star").allocation,
         records,
         Free(),
         load_policy(params.model, torch.device("cpu")),

@@ -104,7 +104,7 @@ def main() -> None:
     run = phase(params, layers, device)
 
     def epoch(method: str) -> None:
-        run.allocate(params.method(method))
+        run.allocate(params.with_method(method).allocation)
         run.train_epoch()
         if gpu:
             torch.cuda.synchronize()

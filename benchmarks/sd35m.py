@@ -53,6 +53,7 @@ from star.config.reading import load_params
 from star.method.precision import set_tf32
 from star.policy.sd3 import SD3Policy
 from star.system.runtime import keep_freed_memory, stay_offline
+from star.training.policy_gradient import PolicyGradient
 from star.training.trainer import Trainer
 
 TOKENIZERS = "models/miniature"
@@ -162,7 +163,7 @@ def with_sizes(params: Params, sizes: Sizes) -> Params:
 def build(setting: Setting, params: Params, pipe: StableDiffusion3Pipeline) -> Trainer:
     """Return the setting's trainer over the pipeline's weights; its images are blank."""
     params = dataclasses.replace(params, model=dataclasses.replace(params.model, **setting.model))
-    run = random_trainer(params, params.method(setting.method), sharing(pipe))
+    run = random_trainer(params, params.with_method(setting.method).allocation, sharing(pipe))
     side = params.model.resolution
 
     def blank(x: torch.Tensor) -> np.ndarray:
@@ -171,7 +172,8 @@ def build(setting: Setting, params: Params, pipe: StableDiffusion3Pipeline) -> T
         )  # waits for the device, as decoding does
 
     run.policy.decode = blank  # type: ignore[method-assign]
-    run.check_first_ratios = lambda ratios, clipped: None  # type: ignore[method-assign]  # a figure of its own
+    assert isinstance(run.algorithm, PolicyGradient)
+    run.algorithm.refuse_clipped = lambda *_: None  # type: ignore[method-assign]  # a figure of its own
     return run
 
 

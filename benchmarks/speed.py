@@ -87,7 +87,7 @@ def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
     records = with_core(prepare(task, params.prompts, params.seed)[0])
     return Trainer(
         params,
-        params.method(method),
+        params.with_method(method).allocation,
         records,
         reward,
         load_policy(params.model, torch.device("cpu")),

@@ -109,14 +109,14 @@ def _train(options: argparse.Namespace) -> None:
 
     params = load_params(options.params)
     records, held_out = read_records(options.prompts), read_records(options.held_out)
-    allocation = params.method(options.method)  # refused before the slow imports
+    params = params.with_method(options.method)  # refused before the slow imports
     with quick_imports():
         from star.training.loop import train
         from star.training.resume import held_out_identity, state_folder, training_identity
 
     task, method, tested = options.task, options.method, options.held_out
     more = held_out_identity(params, tested)
-    identity = training_identity(params, task, method, allocation, options.prompts, **more)
+    identity = training_identity(params, task, method, options.prompts, **more)
     work = state_folder(options.state, f"{task}-{method}", identity)
     announce = partial(_announce, params)
     train(params, task, method, records, held_out, work, options.output, identity, announce)
@@ -168,7 +168,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _maps(options: argparse.Namespace) -> None:
     params = load_params(options.params)
-    allocation = params.method(options.method)
+    allocation = params.with_method(options.method).allocation
     if not allocation.uses_maps:
         flat = "all its maps are 1 (source uniform, or lam 0)"
         raise StarError(f"--method {options.method}: {flat}; give one with maps")

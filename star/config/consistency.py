@@ -1,7 +1,6 @@
 """The rules between parameters: what one key cannot say alone, of sums that must divide and names
 that must exist."""
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 
@@ -22,7 +21,6 @@ def broken_rules(params: Params) -> Iterator[str]:
     """Yield a line for each rule that the parameters break: the key, its value and the fix."""
     yield from _batches(params.rollout, params.train)
     yield from _rollout(params.rollout)
-    yield from _average(params.train)
     if params.train.kl_form == "none" and params.train.kl_beta > 0:
         yield f"train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact"
     yield from _detector(params.rewards.geneval, params.prompts.world)
@@ -40,7 +38,8 @@ def broken_rules(params: Params) -> Iterator[str]:
         *((f"methods.{name}", changes) for name, changes in params.methods.items()),
         *((f"study.methods.{name}", changes) for name, changes in params.study.methods.items()),
     ):
-        for broken in _allocation(dataclasses.replace(params.allocation, **changes)):
+        changed = params.with_changes(changes)
+        for broken in (*_allocation(changed.allocation), *_average(changed.train)):
             yield f"{key}: {broken}"
     yield from _study(params.study)
     for task, names in params.runs.items():

@@ -152,7 +152,7 @@ class RolloutParams(Section):
     slide_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
     """Epochs between moves of the window by one step (back to step 0 at the end); 0: fixed."""
     same_latent: Flag
-    """Whether the rollouts of a group start from one initial noise."""
+    """Whether the rollouts of a group start from one initial noise (flow_grpo's alone)."""
     batch: Batch
     """Images per forward pass; a divisor of train.prompts_per_epoch x train.group_size."""
 
@@ -208,14 +208,14 @@ class AllocationParams(Section):
         return self.source != "uniform" and self.lam > 0
 
 
-Changes = Annotated[dict[str, Any], Keys(fields_of(AllocationParams), required=False)]
-Methods = Annotated[dict[Name, Changes], Field(min_length=1)]
-
-
 @dataclass(frozen=True)
 class TrainParams(Section):
-    """The policy-gradient training."""
+    """The training: its algorithm, size, optimizer and what it leaves behind."""
 
+    algorithm: Literal["flow_grpo", "awm"]
+    """flow_grpo: ratios of a stochastic sampler's steps. awm (Advantage Weighted Matching):
+    regression of the velocity on the noised images; its rollouts are ODE steps, each from noise of
+    its own, and it reads the section `forward` in place of the keys about noise, ratio and KL."""
     epochs: Count
     """Rounds of rollout and update."""
     prompts_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
@@ -263,6 +263,22 @@ class TrainParams(Section):
     tracker: Literal["none", "wandb", "tensorboard"]
     """Experiment tracker: wandb (offline unless WANDB_MODE says otherwise), tensorboard (below
     logs/tensorboard; an extra of its own), or none."""
+
+
+Changes = Annotated[
+    dict[str, Any], Keys(fields_of(AllocationParams) | fields_of(TrainParams), required=False)
+]
+Methods = Annotated[dict[Name, Changes], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class ForwardParams(Section):
+    """The training of `train.algorithm` awm."""
+
+    draws: Annotated[Whole, Field(ge=1, le=1000)]
+    """Noise levels at which an image is trained; a group shares levels and noise."""
+    anchor: Factor
+    """Weight of the squared distance from the velocity of the policy that drew the images."""
 
 
 @dataclass(frozen=True)
@@ -396,7 +412,7 @@ class StudyParams(Section):
     second_reader: Literal["ppocrv6", "template"]
     """Second reader of the study's OCR images: ppocrv6 or template, as of evaluate."""
     methods: Methods
-    """Methods to compare: by name, the keys of `allocation` that each overrides."""
+    """Methods to compare: by name, the keys of `allocation` and `train` that each overrides."""
 
     @property
     def rates(self) -> list[float]:
@@ -431,15 +447,16 @@ class Params(Section):
     rollout: RolloutParams
     allocation: AllocationParams
     methods: Methods
-    """Variants of the method: by name, the keys of `allocation` that each overrides."""
+    """Variants of the method: by name, the keys of `allocation` and `train` that each overrides."""
     train: TrainParams
+    forward: ForwardParams
     rewards: RewardsParams
     evaluate: EvaluateParams
     report: ReportParams
     study: StudyParams
 
-    def method(self, name: str) -> AllocationParams:
-        """Return the section `allocation` with the keys that the method ``name`` overrides.
+    def with_method(self, name: str) -> "Params":
+        """Return the parameters with the keys that the method ``name`` overrides.
 
         Raises:
             StarError: no such method.
@@ -447,7 +464,17 @@ class Params(Section):
         if name not in self.methods:
             known = ", ".join(self.methods)
             raise StarError(f"no method {name!r} under `methods` in the parameters; known: {known}")
-        return dataclasses.replace(self.allocation, **self.methods[name])
+        return self.with_changes(self.methods[name])
+
+    def with_changes(self, changes: dict[str, Any]) -> "Params":
+        """Return the parameters with other values of keys of `allocation` and `train`."""
+        sections = {}
+        for name in ("allocation", "train"):
+            section = getattr(self, name)
+            own = {field.name for field in dataclasses.fields(section)}
+            kept = {key: value for key, value in changes.items() if key in own}
+            sections[name] = dataclasses.replace(section, **kept)
+        return dataclasses.replace(self, **sections)
 
     def paths(self) -> Iterator[tuple[str, str]]:
         """Yield the keys that may name a model's or adapter's folder, and their values."""

@@ -94,5 +94,8 @@ def costliest(params: Params, task: str) -> AllocationParams:
 
     Without runs it is `allocation` itself.
     """
-    methods = [params.method(name) for name in params.runs[task]] or [params.allocation]
-    return max(methods, key=lambda m: (count_passes(params, m).rollout, m.uses_maps))
+    methods = [params.with_method(name).allocation for name in params.runs[task]]
+    return max(
+        methods or [params.allocation],
+        key=lambda method: (count_passes(params, method).rollout, method.uses_maps),
+    )

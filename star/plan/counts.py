@@ -88,9 +88,25 @@ def held_out_images(params: Params) -> int:
     return (1 + math.ceil(train.epochs / train.evaluate_every)) * train.evaluate_prompts
 
 
+def _count_forward(params: Params, allocation: AllocationParams) -> Passes:
+    """Count those of `awm`: each image is noised, judged and trained `forward.draws` times."""
+    each, draws = branches(params.model), params.forward.draws
+    images = params.images_per_epoch * params.train.epochs
+    guided = allocation.source == "guidance" and allocation.uses_maps
+    return Passes(
+        rollout=each * images * (params.rollout.steps + draws) + (2 * images * draws * guided),
+        update=each * images * draws,
+        reference=0,
+        evaluation=each * tested_images(params) * params.evaluate.steps,
+        held_out=each * held_out_images(params) * params.evaluate.steps,
+    )
+
+
 def count_passes(params: Params, allocation: AllocationParams) -> Passes:
     """Count the sequences of a training by one method, and of an evaluation."""
     rollout, train = params.rollout, params.train
+    if train.algorithm == "awm":
+        return _count_forward(params, allocation)
     images, distinct = params.images_per_epoch, params.images_per_epoch // shared(params)
     trained = rollout.window[1] - rollout.window[0]
     update = distinct + (trained - 1) * images

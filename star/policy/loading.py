@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from star.config.params import ModelParams
 from star.system.errors import StarError
-from star.system.hub import DESCRIPTIONS, WEIGHTS, model_folder
+from star.system.hub import DESCRIPTIONS, WEIGHTS, check_weights, model_folder, refuse_quantised
 from star.system.pretrained import OPENING_ERRORS, cannot_open, check_loaded
 
 KEY = "model.path"
@@ -43,10 +43,7 @@ def find_pipeline(model: ModelParams) -> Path:
     weights = [f"{part}/{name}" for part in MODELS for name in WEIGHTS]
     folder = model_folder(model.path, model.revision, KEY, [*DESCRIPTIONS, *weights])
     for part in MODELS:
-        if not list((folder / part).glob("*.safetensors")):
-            raise StarError(
-                f"{where}: {part}/ has no .safetensors weights (pickled weights are not loaded)"
-            )
+        check_weights(folder / part, f"{where}: {part}/", model.path, model.revision)
     return folder
 
 
@@ -123,6 +120,8 @@ def _check_description(folder: Path, where: str) -> None:
             raise StarError(f"{where}: {INDEX}, {part}: code of {library!r} is not run")
         if not (folder / part).is_dir():
             raise StarError(f"{where}: the part {part}/ is missing; copy the whole directory")
+    for part in MODELS:
+        refuse_quantised(folder / part, f"{where}: {part}/")
     transformer = _read(folder / "transformer/config.json", where).get("_class_name")
     _check_class(transformer, "SD3Transformer2DModel", f"{where}: transformer/config.json")
     scheduler = _read(folder / "scheduler/scheduler_config.json", where)

@@ -29,12 +29,19 @@ def sample_images(
     policy: SD3Policy, prompts: Sequence[str], seeds: Sequence[int], steps: int
 ) -> np.ndarray:
     """Return images by ODE steps from the noise of each seed, uint8 (batch, height, width, 3)."""
-    schedule, conditioning = policy.schedule(steps), policy.encode(prompts)
-    x = policy.noise(seeds)
+    return decoded(policy, sample_latents(policy, policy.encode(prompts), seeds, steps), prompts)
+
+
+@torch.no_grad()
+def sample_latents(
+    policy: SD3Policy, conditioning: Conditioning, seeds: Sequence[int], steps: int
+) -> Tensor:
+    """Return clean latents by ODE steps from the noise of each seed."""
+    schedule, x = policy.schedule(steps), policy.noise(seeds)
     for t in range(steps):
         velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
         x = ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
-    return decoded(policy, x, prompts)
+    return x
 
 
 def decoded(policy: SD3Policy, x: Tensor, prompts: Sequence[str]) -> np.ndarray:
@@ -88,7 +95,7 @@ def relevance_of(masses: Sequence[Tensor], core: CoreKeys, allocation: Allocatio
 def watched(
     policy: SD3Policy,
     x: Tensor,
-    timestep: float,
+    timestep: float | Tensor,
     conditioning: Conditioning,
     core: CoreKeys,
     allocation: AllocationParams,
@@ -128,6 +135,10 @@ class Trajectory:
     first: int
     shared: int
     images: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        return len(self.means)
 
 
 class Roller:

@@ -129,8 +129,15 @@ class SD3Policy:
         scheduler.set_timesteps(steps)
         return Schedule(scheduler.sigmas.tolist(), scheduler.timesteps.tolist())
 
-    def velocity(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+    def timesteps(self, sigmas: Tensor) -> Tensor:
+        """Return the model's timesteps of noise levels."""
+        return sigmas * self.pipe.scheduler.config.num_train_timesteps
+
+    def velocity(self, x: Tensor, timestep: float | Tensor, conditioning: Conditioning) -> Tensor:
         """Return the predicted ``e - x_0``, float32, like ``x``.
+
+        Args:
+            timestep: of all of the batch, or of each, (B,).
 
         With guidance the transformer's batch is [unconditional, conditional].
         """
@@ -139,10 +146,14 @@ class SD3Policy:
         empty = self._empty(conditioning)
         embeds = torch.cat([empty.embeds, conditioning.embeds])
         both = Conditioning(embeds, torch.cat([empty.pooled, conditioning.pooled]))
+        if isinstance(timestep, Tensor):
+            timestep = torch.cat([timestep, timestep])
         unconditional, conditional = self._predict(torch.cat([x, x]), timestep, both).chunk(2)
         return unconditional + self.model.guidance_scale * (conditional - unconditional)
 
-    def guidance_direction(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+    def guidance_direction(
+        self, x: Tensor, timestep: float | Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """Return conditional minus unconditional velocity, like ``x``."""
         conditional = self._predict(x, timestep, conditioning)
         return conditional - self._predict(x, timestep, self._empty(conditioning))
@@ -152,11 +163,13 @@ class SD3Policy:
         pooled = empty.pooled.expand_as(like.pooled)
         return Conditioning(empty.embeds.expand_as(like.embeds), pooled)
 
-    def _predict(self, x: Tensor, timestep: float, conditioning: Conditioning) -> Tensor:
+    def _predict(self, x: Tensor, timestep: float | Tensor, conditioning: Conditioning) -> Tensor:
+        if not isinstance(timestep, Tensor):
+            timestep = torch.full((x.shape[0],), timestep, device=x.device)
         with self.autocast():
             return self.transformer(
                 hidden_states=x,
-                timestep=torch.full((x.shape[0],), timestep, device=x.device),
+                timestep=timestep,
                 encoder_hidden_states=conditioning.embeds,
                 pooled_projections=conditioning.pooled,
                 return_dict=False,

@@ -108,7 +108,7 @@ def _check_parameters(params: Params, params_path: Path, recorded: dict, record:
             f"{params_path}: has no task {task} or no method {method}; give the training's "
             "parameters"
         )
-    now = parameter_sections(params, task, params.method(method))
+    now = parameter_sections(params.with_method(method), task)
     then = {key: recorded.get(key) for key in now}
     if then != now:
         raise StarError(

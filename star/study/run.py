@@ -47,7 +47,6 @@ def study_identity(params: Params, run: StudyRun, prompts: Path, held_out: Path)
         params,
         run.task,
         run.method,
-        params.allocation,
         prompts,
         judges=TASKS,
         changed=study.methods[run.method],
@@ -75,13 +74,12 @@ def run_study(
     """
     study, task = params.study, run.task
     changed = _params_of(params, run)
-    allocation = dataclasses.replace(params.allocation, **study.methods[run.method])
     title = f"{task} {run.method} seed {run.seed} rate {run.rate:g}"
     curve = work / "curve.jsonl"
     opening = open_training(
         changed,
         task,
-        allocation,
+        changed.allocation,
         records,
         command="star study-run",
         title=title,
@@ -153,15 +151,16 @@ def watch_figures(
 def _params_of(params: Params, run: StudyRun) -> Params:
     """Return the parameters of a run: its seed and rate, the study's length, one OCR worker."""
     study = params.study
+    method = params.with_changes(study.methods[run.method])
     train = dataclasses.replace(
-        params.train,
+        method.train,
         learning_rate=run.rate,
         epochs=study.epochs,
         save_every=study.evaluate_every,
     )
     ocr = dataclasses.replace(params.rewards.ocr, workers=1)
     rewards = dataclasses.replace(params.rewards, ocr=ocr)
-    return dataclasses.replace(params, seed=run.seed, train=train, rewards=rewards)
+    return dataclasses.replace(method, seed=run.seed, train=train, rewards=rewards)
 
 
 def _column(samples: Sequence[Sample], key: str) -> list[float]:

@@ -4,6 +4,8 @@ Nothing else asks the network for a model, and nobody is asked for a model that 
 Only descriptions and safetensors weights are fetched: no code, no pickle."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -30,6 +32,48 @@ WEIGHTS = tuple(
 TIMEOUT = 10.0  # seconds without an answer
 SOON = 3.0  # the same, where somebody waits for the screen
 LOGIN = "log in with `hf auth login` (or set HF_TOKEN)"
+
+
+def refuse_quantised(folder: Path, where: str) -> None:
+    """Refuse a model, or a part of one, whose configuration says that it is quantised.
+
+    Raises:
+        StarError: begins with ``where``.
+    """
+    config = folder / "config.json"
+    if config.is_file() and '"quantization_config"' in config.read_text(encoding="utf-8"):
+        raise StarError(
+            f"{where} has quantised weights (quantization_config in config.json), which are not "
+            "supported; give the model in float32 or bfloat16"
+        )
+
+
+def check_weights(folder: Path, where: str, path: str, revision: str | None) -> None:
+    """Refuse a model, or a part of one, without safetensors weights under their full names.
+
+    Args:
+        folder: of the model or part, after the fetch.
+        where: begins the message.
+        path, revision: as of `model_folder`.
+
+    Raises:
+        StarError: names what is there, and the mend.
+    """
+    names = [file.name for file in folder.glob("*")]
+    if any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS):
+        return
+    if not Path(path).exists():
+        with suppress(Exception):  # of any library below the hub's; the message says less then
+            there = HfApi().model_info(path, revision=revision, timeout=TIMEOUT).siblings or []
+            names = [Path(file.rfilename).name for file in there]
+    begins = ("model.", "diffusion_pytorch_model.")
+    variants = [n for n in names if n.startswith(begins) and n.endswith(".safetensors")]
+    if variants and not any(fnmatch(name, pattern) for name in names for pattern in WEIGHTS):
+        raise StarError(
+            f"{where} has only a variant of the weights, {variants[0]}; give a model with the full "
+            "ones, or a copy whose files are named without the variant"
+        )
+    raise StarError(f"{where} has no .safetensors weights (pickled weights are not loaded)")
 
 
 def model_folder(path: str, revision: str | None, key: str, patterns: Sequence[str]) -> Path:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from star.system.errors import StarError
-from star.system.hub import DESCRIPTIONS, WEIGHTS, model_folder
+from star.system.hub import DESCRIPTIONS, WEIGHTS, check_weights, model_folder, refuse_quantised
 from star.system.memory import is_out_of_memory, no_memory
 
 # What transformers, diffusers and safetensors raise for a directory that does not open.
@@ -37,6 +37,8 @@ def find_model(
         raise StarError(
             f"{key} {path!r}: config.json is missing; it is not a transformers model directory"
         )
+    where = f"{key} {path!r}: it"
+    refuse_quantised(folder, where)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if not isinstance(config, kind.config_class):
@@ -44,8 +46,7 @@ def find_model(
     except OPENING_ERRORS as error:
         raise cannot_open(kind.__name__, path, key, error) from error
     folder = model_folder(path, revision, key, (*DESCRIPTIONS, *WEIGHTS))
-    if not list(folder.glob("*.safetensors")):
-        raise StarError(f"{key} {path!r}: no .safetensors weights (pickled weights are not loaded)")
+    check_weights(folder, where, path, revision)
     return folder, config
 
 

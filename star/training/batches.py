@@ -20,12 +20,14 @@ class Batch:
     """One forward pass of rollouts; those of a group lie side by side.
 
     number: in the epoch's plan. start_seeds, step_seeds: of a rollout's first and later noise.
+    groups: number of each rollout's group, from the start of the training.
     """
 
     number: int
     records: list[PromptRecord]
     start_seeds: list[int]
     step_seeds: list[int]
+    groups: list[int]
 
     def facts(self) -> list[dict]:
         """Return what it takes to draw each rollout again."""
@@ -61,9 +63,11 @@ class EpochPlan:
         for slot, record in enumerate(self.prompts(epoch)):
             group = epoch * self.train.prompts_per_epoch + slot
             for rollout in range(self.train.group_size):
-                own = () if self.rollout.same_latent else (rollout,)
-                start = seed_of(self.seed, "start", group, *own)
-                entries.append((record, start, seed_of(self.seed, "steps", group, rollout)))
+                # By ODE steps, rollouts of one noise would be one image.
+                shared = self.rollout.same_latent and self.train.algorithm == "flow_grpo"
+                start = seed_of(self.seed, "start", group, *(() if shared else (rollout,)))
+                step = seed_of(self.seed, "steps", group, rollout)
+                entries.append((record, start, step, group))
         size = self.rollout.batch
         parts = [entries[i : i + size] for i in range(0, len(entries), size)]
         return [Batch(number, *map(list, zip(*p, strict=True))) for number, p in enumerate(parts)]

@@ -1,7 +1,6 @@
 """Turns rewards into credit: core tokens of the prompts, group advantages, allocation maps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,26 +9,16 @@ from torch import Tensor
 from star.config.params import AllocationParams, TrainParams
 from star.method.allocation import allocation_weights, controlled, exchanged
 from star.method.attention import CoreKeys
-from star.method.objective import group_advantages, patch_mean
+from star.method.objective import group_advantages
 from star.method.seeds import seed_of
-from star.policy.rollout import Trajectory
 from star.policy.sd3 import SD3Policy
 from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
 from star.prompts.records import PromptRecord
 from star.rewards.base import RewardResult
 from star.system.errors import StarError
 from star.system.processes import Processes
+from star.training.algorithm import Rollouts, Scored
 from star.training.batches import Batch
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P)."""
-
-    batch: Batch
-    trajectory: Trajectory
-    advantages: Tensor
-    weights: Tensor
 
 
 class Credit:
@@ -64,7 +53,7 @@ class Credit:
         self,
         epoch: int,
         planned: Sequence[Batch],
-        trajectories: Sequence[Trajectory],
+        trajectories: Sequence[Rollouts],
         results: Sequence[RewardResult],
     ) -> list[Scored]:
         """Return this process's rollouts with maps and advantages normalised over the epoch.
@@ -127,10 +116,10 @@ class Credit:
         maps = controlled(relevance, allocation.source, seed)
         return allocation_weights(maps, allocation.lam, allocation.temporal, allocation.clause_maps)
 
-    def _flat(self, trajectory: Trajectory, advantage: Tensor) -> Tensor:
-        steps, rollouts = trajectory.means.shape[:2]
-        locations = patch_mean(trajectory.means[0], self.policy.patch).shape[1]
-        return advantage.new_ones(rollouts, steps, 1, locations)
+    def _flat(self, trajectory: Rollouts, advantage: Tensor) -> Tensor:
+        _, height, width = self.policy.latent_shape
+        locations = (height // self.policy.patch) * (width // self.policy.patch)
+        return advantage.new_ones(len(trajectory.images), trajectory.steps, 1, locations)
 
     def _maps_of_others(self, planned: Sequence[Batch], own: Sequence[Tensor]) -> list[Tensor]:
         """Return relevance maps of rollouts with other prompts, in the shape of ``own``.

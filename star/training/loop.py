@@ -145,7 +145,7 @@ def train(
             reward that fails, a loss that is not finite.
         Interrupted: the process was asked to stop, and the state is saved.
     """
-    allocation, name = params.method(method), f"{task}-{method}"
+    params, name = params.with_method(method), f"{task}-{method}"
     wrong = next((record for record in (*records, *held_out) if record.task != task), None)
     if wrong is not None:
         raise StarError(
@@ -156,7 +156,7 @@ def train(
     opening = open_training(
         params,
         task,
-        allocation,
+        params.allocation,
         records,
         command="star train",
         title=f"{task} {method}",

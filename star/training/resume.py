@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from star.config.differences import described
-from star.config.params import AllocationParams, Params, fingerprint
+from star.config.params import Params, fingerprint
 from star.method.precision import computing
 from star.system.digests import code_digest, folder_digest
 from star.system.errors import StarError
@@ -25,7 +25,6 @@ def training_identity(
     params: Params,
     task: str,
     method: str,
-    allocation: AllocationParams,
     prompts: Path,
     judges: Sequence[str] = (),
     **more: Any,
@@ -33,6 +32,7 @@ def training_identity(
     """Return all that decides a training's result, as nested JSON values.
 
     Args:
+        params: with the method's own values.
         prompts: file of the training records.
         judges: more tasks whose reward models judge.
         more: whatever else decides the result.
@@ -40,7 +40,7 @@ def training_identity(
     keys = ("model.path", "train.init_adapter", *(f"rewards.{judge}." for judge in {task, *judges}))
     models = {key: Path(path) for key, path in params.paths() if key.startswith(keys)}
     values = {
-        **parameter_sections(params, task, allocation),
+        **parameter_sections(params, task),
         "task": task,
         "method": method,
         "code": code_digest(),
@@ -60,10 +60,11 @@ def held_out_identity(params: Params, prompts: Path) -> dict[str, Any]:
     return {"held_out": {"steps": params.evaluate.steps, "prompts": digest}}
 
 
-def parameter_sections(params: Params, task: str, allocation: AllocationParams) -> dict[str, Any]:
+def parameter_sections(params: Params, task: str) -> dict[str, Any]:
     """Return the parameters that decide a training's result, as nested JSON values."""
-    sections = {name: getattr(params, name) for name in ("model", "core", "rollout", "train")}
-    sections |= {"allocation": allocation, "reward": getattr(params.rewards, task)}
+    names = ("model", "core", "rollout", "allocation", "train", "forward")
+    sections = {name: getattr(params, name) for name in names}
+    sections["reward"] = getattr(params.rewards, task)
     values = {name: dataclasses.asdict(section) for name, section in sections.items()}
     return json.loads(json.dumps({**values, "seed": params.seed}))
 

@@ -24,11 +24,9 @@ from torch import Tensor
 from star.config.params import AllocationParams, Params
 from star.method.allocation import normalised_entropy
 from star.method.ema import Average
-from star.method.objective import SURROGATES, Surrogate, kl_penalty, patch_mean
-from star.method.sde import Transition, log_ratio
 from star.method.seeds import seed_of
 from star.policy.adapter import base_fingerprint
-from star.policy.rollout import NotFinite, Roller, Trajectory
+from star.policy.rollout import NotFinite
 from star.policy.sd3 import SD3Policy
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
@@ -38,12 +36,20 @@ from star.system.files import remove
 from star.system.memory import memory_for
 from star.system.processes import ALONE, Processes
 from star.system.stopwatch import Stopwatch
-from star.training.batches import Batch, EpochPlan, window_start
+from star.training.algorithm import Rollouts, Scored, Term
+from star.training.batches import Batch, EpochPlan
 from star.training.checkpoint import optimizer_tensors, restore_optimizer
-from star.training.credit import Credit, Scored
+from star.training.credit import Credit
+from star.training.forward_process import ForwardProcess
+from star.training.policy_gradient import PolicyGradient
 
-# How one value is made from those of several processes: these by min or max, others by mean.
-MERGED = {"ratio_min": torch.min, "ratio_max": torch.max, "first_ratio_error": torch.max}
+# How one value is made from those of several steps, and processes; others by their mean.
+OVER_STEPS = {"ratio_min": torch.min, "ratio_max": torch.max}
+MERGED = {**OVER_STEPS, "first_ratio_error": torch.max}
+ALGORITHMS: dict[str, type[PolicyGradient] | type[ForwardProcess]] = {
+    "flow_grpo": PolicyGradient,
+    "awm": ForwardProcess,
+}
 OTHER_BASE = (
     "the state of a training on another base model; set model.path and model.revision to it"
 )
@@ -53,11 +59,14 @@ OTHER_BASE = (
 class LogLine:
     """One epoch, as log.jsonl has it; means are over all rollouts, steps and locations.
 
-    groups_without_variance: share of groups whose rewards are all equal. first_ratio_error: largest
-    |ratio - 1| before the first update. clip_fraction: share of ratios outside the clip range. kl:
-    None if kl_form is none. loss, grad_norm: None where an update was skipped. map_entropy: of the
-    maps, in [0, 1]; None without maps. images, updates, skipped: since the training's start.
-    seconds: by phase. `star.training.loop` adds held_out where it is due.
+    groups_without_variance: share of groups whose rewards are all equal. map_entropy: of the maps,
+    in [0, 1]; None without maps. images, updates, skipped: since the training's start. seconds: by
+    phase. loss, grad_norm: None where an update was skipped.
+
+    Of flow_grpo: first_ratio_error: largest |ratio - 1| before the first update. clip_fraction:
+    share of ratios outside the clip range. kl: None if kl_form is none. Of awm: drift: mean squared
+    distance from the velocity of the policy that drew the images. `star.training.loop` adds
+    held_out where it is due.
     """
 
     epoch: int
@@ -65,12 +74,6 @@ class LogLine:
     reward_std: float
     groups_without_variance: float
     loss: float | None
-    ratio_mean: float
-    ratio_min: float
-    ratio_max: float
-    first_ratio_error: float
-    clip_fraction: float
-    kl: float | None
     grad_norm: float | None
     map_entropy: float | None
     images: int
@@ -78,6 +81,13 @@ class LogLine:
     skipped: int
     seconds: dict[str, float]
     images_per_s: float
+    ratio_mean: float | None = None
+    ratio_min: float | None = None
+    ratio_max: float | None = None
+    first_ratio_error: float | None = None
+    clip_fraction: float | None = None
+    kl: float | None = None
+    drift: float | None = None
 
 
 class Trainer:
@@ -104,8 +114,6 @@ class Trainer:
         self.processes, self.interrupted = processes, interrupted
         self.train = params.train
         self.plan = EpochPlan(records, params.seed, params.train, params.rollout)
-        self.roller = Roller(policy, params.rollout)
-        self.roller.check_noise()
         self.base = base_fingerprint(policy.transformer)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
         if self.train.init_adapter is not None:
@@ -132,8 +140,8 @@ class Trainer:
             allocation,
             self.processes,
         )
-        no_strength = allocation.source != "uniform" and not allocation.uses_maps
-        self.objective = SURROGATES["scalar" if no_strength else allocation.objective]
+        algorithm = ALGORITHMS[self.train.algorithm]
+        self.algorithm = algorithm(self.params, allocation, self.policy, self.processes)
 
     # -- one epoch: sample, score, weigh, update ---------------------------------------------------
 
@@ -184,9 +192,9 @@ class Trainer:
 
     def draw(
         self, batches: Sequence[Batch], watch: Stopwatch
-    ) -> tuple[list[Trajectory], list[Future[RewardResult]]]:
+    ) -> tuple[list[Rollouts], list[Future[RewardResult]]]:
         """Sample batches; submit each to the reward now (GPU) or after the last batch (CPU)."""
-        trajectories: list[Trajectory] = []
+        trajectories: list[Rollouts] = []
         pending: list[Future[RewardResult]] = []
         for i, batch in enumerate(batches):
             with watch("rollout"):
@@ -198,20 +206,17 @@ class Trainer:
             self.pause()
         return trajectories, pending
 
-    def sample(self, batch: Batch) -> Trajectory:
+    def sample(self, batch: Batch) -> Rollouts:
         """Draw the rollouts of a batch; `Fault` if an image is not finite."""
         core = None
         if self.allocation.uses_maps:
             core = self.credit.core_keys(batch.records, self.allocation.clause_wise)
-        prompts = [record.prompt for record in batch.records]
-        first = window_start(self.params.rollout, self.epoch)
-        seeds = batch.start_seeds, batch.step_seeds
         try:
-            return self.roller.draw(prompts, *seeds, first, core, self.allocation)
+            return self.algorithm.draw(batch, self.epoch, core)
         except NotFinite as error:
             raise Fault(f"epoch {self.epoch + 1}: {error}", batch.facts()) from error
 
-    def submit(self, batch: Batch, trajectory: Trajectory) -> Future[RewardResult]:
+    def submit(self, batch: Batch, trajectory: Rollouts) -> Future[RewardResult]:
         """Start scoring a batch; `Fault` if the reward fails."""
         try:
             with memory_for("reward"):  # networks score before they return
@@ -220,7 +225,7 @@ class Trainer:
             raise self.reward_fault(error, batch, trajectory) from error
 
     def collect(
-        self, batch: Batch, trajectory: Trajectory, pending: Future[RewardResult]
+        self, batch: Batch, trajectory: Rollouts, pending: Future[RewardResult]
     ) -> RewardResult:
         """Return the scores of a batch, all finite."""
         try:
@@ -232,7 +237,7 @@ class Trainer:
             raise self.reward_fault(error, batch, trajectory) from error
         return result
 
-    def reward_fault(self, error: RewardError, batch: Batch, trajectory: Trajectory) -> Fault:
+    def reward_fault(self, error: RewardError, batch: Batch, trajectory: Rollouts) -> Fault:
         """Return a fault with the images of the record that the error names, or of the batch."""
         named = str(error).split(":")[0]
         rows = [i for i, record in enumerate(batch.records) if record.id == named]
@@ -255,51 +260,35 @@ class Trainer:
     def update(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """Take the epoch's optimizer steps, each on an equal part; return facts for the log."""
         share = len(scored) // self.train.updates_per_epoch
-        steps = len(scored[0].trajectory.means)
-        ratios, clipped, norms, losses = [], [], [], []
-        penalties: list[Tensor] = []
+        steps = scored[0].trajectory.steps
+        norms, losses, figures = [], [], []
+        once: dict[str, Tensor] = {}
         for start in range(0, len(scored), share):
+            terms: list[Term] = []
             for item in scored[start : start + share]:
                 for row in range(steps):
-                    surrogate, transition = self.surrogate(item, row)
-                    loss = surrogate.loss
-                    if self.wants_penalty(penalties):
-                        penalty = self.penalty(item, row, transition)
-                        penalties.append(penalty.detach())
-                        if self.train.kl_beta > 0:
-                            loss = loss + self.train.kl_beta * penalty
-                    self.scaler.scale(loss / (share * steps)).backward()
-                    losses.append(loss.detach())
-                    ratios.append(surrogate.ratio.flatten())
-                    clipped.append(surrogate.clipped)
+                    first = start == 0 and not terms
+                    term = self.algorithm.term(item, row, self.processes.main and first)
+                    self.scaler.scale(term.loss / (share * steps)).backward()
+                    terms.append(Term(term.loss.detach(), term.figures))
                     self.pause()
             if start == 0:
-                self.check_first_ratios(ratios, clipped)
+                once = self.algorithm.check(self.epoch, terms)
+            losses += [term.loss for term in terms]
+            figures += [term.figures for term in terms]
             norms.append(self.step(scored[start : start + share], losses[-share * steps :]))
-        every = torch.cat(ratios)
-        # Of each batch alone: their clauses, and so their ratios, differ in number.
-        ratio_mean = torch.stack([ratio.mean() for ratio in ratios]).mean()
-        fresh = torch.cat(ratios[: share * steps])  # before the first optimizer step: exactly 1
-        kl = torch.stack(penalties).mean() if penalties else every.new_tensor(math.nan)
         facts = {
+            name: OVER_STEPS.get(name, torch.nanmean)(torch.stack([each[name] for each in figures]))
+            for name in figures[0]
+        }
+        facts |= once | {
             "loss": torch.stack(losses).mean(),
-            "ratio_mean": ratio_mean,
-            "ratio_min": every.min(),
-            "ratio_max": every.max(),
-            "first_ratio_error": (fresh - 1).abs().max(),
-            "clip_fraction": torch.stack(clipped).mean(),
-            "kl": kl,
             "grad_norm": torch.stack(norms).mean(),
             "map_entropy": torch.stack(
                 [normalised_entropy(item.weights) for item in scored]
             ).mean(),
         }
         return self.merge_facts(facts)
-
-    def wants_penalty(self, penalties: Sequence[Tensor]) -> bool:
-        """Return whether to measure the KL: always with a weight, else once per epoch to log it."""
-        logged = self.processes.main and not penalties
-        return self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged)
 
     def merge_facts(self, facts: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return an epoch's facts over all processes; None for what was not measured."""
@@ -312,22 +301,6 @@ class Trainer:
         if not self.allocation.uses_maps:
             line["map_entropy"] = None
         return line
-
-    def check_first_ratios(self, ratios: Sequence[Tensor], clipped: Sequence[Tensor]) -> None:
-        """Refuse clipped ratios before an epoch's first optimizer step, where all must be 1.
-
-        Raises:
-            StarError: rollout and update compute one policy differently, beyond the clip range.
-        """
-        if self.processes.any(bool(torch.stack(list(clipped)).any())):
-            worst = (torch.cat(list(ratios)) - 1).abs().max().item()
-            raise StarError(
-                f"epoch {self.epoch + 1}: ratios differ from 1 by up to {worst:.2g} before the "
-                f"first update, outside train.clip_range {self.train.clip_range:g}: rollout and "
-                'update compute the same policy differently. Set model.compile to "no" (it is '
-                f'{self.params.model.compile}), or model.precision to "no" (it is '
-                f"{self.policy.model.precision})"
-            )
 
     def step(self, items: Sequence[Scored], losses: Sequence[Tensor]) -> Tensor:
         """Take one optimizer step with the gradients that ``items`` left; return their norm.
@@ -369,23 +342,6 @@ class Trainer:
             "bf16 may help; train.skip_updates allows some",
             rollouts,
         )
-
-    def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
-        """Return the clipped surrogate of one trained step, and the current policy's transition."""
-        trajectory, normalised = item.trajectory, self.train.normalise_ratio
-        transition = self.roller.again(trajectory, row)
-        x_next, old_mean = trajectory.latents[row + 1], trajectory.means[row]
-        elements = log_ratio(x_next, transition, old_mean, normalised)
-        locations = patch_mean(elements, self.policy.patch)  # (B, P)
-        weights = item.weights[:, row]
-        surrogate = self.objective(locations, item.advantages, weights, self.train.clip_range)
-        return surrogate, transition
-
-    def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
-        """Return the KL of one step from the base model's, by a second pass without LoRA."""
-        with torch.no_grad(), self.policy.reference():
-            reference = self.roller.again(item.trajectory, row)
-        return kl_penalty(transition, reference.mean, self.train.kl_form)
 
     # -- what the run leaves behind ----------------------------------------------------------------
 

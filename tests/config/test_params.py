@@ -115,10 +115,10 @@ def test_an_alias_stands_for_its_value(write_params: Write) -> None:
 def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Write) -> None:
     wide = {"lam": 9, "temporal": "joint", "clause_wise": True, "clause_maps": "own"}
     params = load_params(write_params(changed(DEFAULT, "methods.wide", wide)))
-    assert params.method("wide") == dataclasses.replace(params.allocation, **wide)
+    assert params.with_method("wide").allocation == dataclasses.replace(params.allocation, **wide)
     assert isinstance(params.methods["wide"]["lam"], float)
     with pytest.raises(StarError, match="no method 'ppo'.*known: star, flow_grpo, wide"):
-        params.method("ppo")
+        params.with_method("ppo")
 
 
 def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Write) -> None:

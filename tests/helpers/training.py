@@ -191,7 +191,7 @@ class Clauses(Redness):
 def trainer(params=None, method="star", records=None, reward=None, **allocation) -> Trainer:
     """Return a trainer with a policy of its own; keywords change the method's allocation."""
     params = params or small()
-    how = dataclasses.replace(params.method(method), **allocation)
+    how = dataclasses.replace(params.with_method(method).allocation, **allocation)
     records = list(records or geneval_records())
     return Trainer(params, how, records, reward or Redness(), policy_of(params.model))
 

@@ -105,6 +105,14 @@ def refusal(folder: Path, open_it: Callable[..., object], *arguments: object) ->
         (written(CONFIG, "{"), "transformer/config.json cannot be read"),
         (lambda folder: shutil.rmtree(folder / "text_encoder_3"), "text_encoder_3/ is missing"),
         (lambda folder: (folder / VAE).rename(folder / "vae/a.bin"), "vae/ has no .safetensors"),
+        (
+            lambda folder: (folder / VAE).rename((folder / VAE).with_suffix(".fp16.safetensors")),
+            "vae/ has only a variant of the weights, diffusion_pytorch_model.fp16.safetensors",
+        ),
+        (
+            edited("text_encoder_3/config.json", quantization_config={"quant_method": "quanto"}),
+            "text_encoder_3/ has quantised weights",
+        ),
     ],
 )
 def test_what_is_described_otherwise_is_refused_before_a_weight_is_read(folder, damage, message):

@@ -27,7 +27,7 @@ def fresh(tmp_path_factory):
     policy = policy_of(PARAMS.model, precision="no")
     policy.add_adapter(seed=0)
     policy.save_adapter(folder / "training/adapter")
-    recorded = parameter_sections(PARAMS, "ocr", PARAMS.method("star"))
+    recorded = parameter_sections(PARAMS.with_method("star"), "ocr")
     recorded |= {"task": "ocr", "method": "star", "code": "0"}
     (folder / "training/parameters.json").write_text(json.dumps(recorded))
     log = {"epoch": 45, "images": 5760, "updates": 90}
@@ -127,7 +127,7 @@ def test_a_hub_model_is_named_with_its_revision(trained, given, used):
     edit(trained / "training" / "adapter" / "base.json", revision=used)
     model = dataclasses.replace(PARAMS.model, path="owner/model", revision=given)
     params = dataclasses.replace(PARAMS, model=model)
-    recorded = parameter_sections(params, "ocr", params.method("star"))
+    recorded = parameter_sections(params.with_method("star"), "ocr")
     edit(trained / "training" / "parameters.json", **recorded)
     edit(
         trained / "evaluation" / "scores.json",

@@ -169,6 +169,14 @@ def test_pickled_weights_and_code_are_not_even_fetched(hub: Hub, tmp_path: Path)
     assert not [request for request in hub.requests if ".bin" in request or ".py" in request]
 
 
+def test_a_variant_of_the_weights_is_named(hub: Hub, tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "models/miniature", tmp_path / "half")
+    for weights in folder.rglob("*model.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    hub.repositories["owner/half"] = Repository(folder)
+    assert "model.fp16.safetensors; give a model with" in refused_policy(path="owner/half")
+
+
 def test_models_of_the_rewards_are_refused_alike_and_name_their_own_keys(hub: Hub) -> None:
     pinned = PreferenceParams("owner/judge", "v9", 26.0, "float32")
     message = refusal(lambda: PreferenceReward(pinned, CPU))

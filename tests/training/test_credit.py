@@ -37,7 +37,7 @@ def test_clause_wise_with_a_reward_that_knows_no_clauses_is_refused():
 def test_the_map_of_a_step_spreads_the_advantage_of_that_step(monkeypatch):
     """Seen again, with the latents that the step was drawn from."""
     run = trainer(small(rollout={"window": [1, 3], "steps": 4}))
-    item, given, objective = scored(run)[0], [], run.objective
+    item, given, objective = scored(run)[0], [], run.algorithm.objective
 
     def noted(log_ratio, advantage, weights, clip_range):
         given.append(weights)
@@ -46,8 +46,8 @@ def test_the_map_of_a_step_spreads_the_advantage_of_that_step(monkeypatch):
     monkeypatch.setattr(run, "objective", noted)
     core, trajectory = run.credit.core_keys(item.batch.records, False), item.trajectory
     for row in range(2):
-        run.surrogate(item, row)
-        timestep = run.roller.schedule.timesteps[1 + row]
+        run.algorithm.surrogate(item, row)
+        timestep = run.algorithm.roller.schedule.timesteps[1 + row]
         with torch.no_grad(), record_core_attention(run.policy.transformer, core, "all") as seen:
             run.policy.velocity(trajectory.latents[row], timestep, trajectory.conditioning)
         maps = relevance_of([seen.mass], core, run.allocation)

@@ -27,7 +27,9 @@ def prompts(tmp_path) -> Path:
 def test_changed_parameters_make_another_training_and_say_so(tmp_path, prompts, capsys):
     def identity(**train):
         params = changed(BASE, train=train)
-        return training_identity(params, "geneval", "star", params.method("star"), prompts)
+        return training_identity(
+            params, "geneval", "star", params.with_method("star").allocation, prompts
+        )
 
     first = state_folder(tmp_path / "state", "geneval-star", identity())
     States(first, 2, identity()).save(7, {"a": torch.ones(1)}, {"epoch": 7})
@@ -65,7 +67,7 @@ def test_whatever_a_rule_depends_on_makes_another_training(prompts, rule):
         if rule == "study_run":
             return study_identity(params, run, prompts, prompts)
         more = held_out_identity(params, prompts)
-        return training_identity(params, "ocr", "star", params.method("star"), prompts, **more)
+        return training_identity(params.with_method("star"), "ocr", "star", prompts, **more)
 
     known = identity({})
     # How long to wait changes no result, and what the method itself says stands.
@@ -107,7 +109,9 @@ def test_other_weights_and_another_precision_make_another_training(tmp_path, pro
 
     def identity(task="preference", found=("amx_bf16",)):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(found, True))
-        return training_identity(params, task, "star", params.method("star"), prompts)
+        return training_identity(
+            params, task, "star", params.with_method("star").allocation, prompts
+        )
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     known, other_task = identity(), identity("ocr")

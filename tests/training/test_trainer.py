@@ -1,6 +1,8 @@
 """The phases of an epoch: first ratios, objectives, the KL, the average, the order of phases."""
 
 import dataclasses
+import itertools
+import math
 from concurrent.futures import Future
 
 import numpy as np
@@ -109,13 +111,13 @@ def test_clause_wise_is_star_where_there_is_one_clause():
 
 def test_rollouts_that_the_update_computes_otherwise_are_not_learnt_from(monkeypatch):
     run = trainer(small(train={"clip_range": 1e-4}), "flow_grpo")
-    before, again = adapter_bytes(run), run.roller.again
+    before, again = adapter_bytes(run), run.algorithm.roller.again
 
     def slightly_off(trajectory, row):
         exact = again(trajectory, row)
         return dataclasses.replace(exact, mean=exact.mean + 1e-2)
 
-    monkeypatch.setattr(run.roller, "again", slightly_off)
+    monkeypatch.setattr(run.algorithm.roller, "again", slightly_off)
     with pytest.raises(StarError, match=r"epoch 1: ratios differ from 1 by .* model\.compile"):
         run.train_epoch()
     assert adapter_bytes(run) == before
@@ -128,7 +130,7 @@ def test_the_loss_of_a_policy_that_moved_is_the_formula_s(objective, normalised)
     item = scored(run)[0]
     push(run)
     for row in range(2):
-        found, now = run.surrogate(item, row)
+        found, now = run.algorithm.surrogate(item, row)
         old, x = item.trajectory.means[row], item.trajectory.latents[row + 1]
         densities = [torch.distributions.Normal(m, now.std).log_prob(x) for m in (now.mean, old)]
         forms = [densities[0] - densities[1], (now.mean - old) * (x - old) / now.std]
@@ -150,7 +152,9 @@ def test_the_state_of_a_training_on_another_base_is_refused():
     state, policy = trainer().state(), policy_of(small().model)
     policy.transformer.transformer_blocks[1].norm1.linear.weight.data += 1e-3
     params = small()
-    other = Trainer(params, params.method("star"), geneval_records(), Redness(), policy)
+    other = Trainer(
+        params, params.with_method("star").allocation, geneval_records(), Redness(), policy
+    )
     with pytest.raises(StarError, match="another base model; set model.path"):
         other.restore(*state)
 
@@ -224,7 +228,7 @@ def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for():
         push(run)
         lines.append(run.train_epoch())
     without, published, exact = lines
-    sigmas = run.roller.schedule.sigmas
+    sigmas = run.algorithm.roller.schedule.sigmas
     assert exact.kl == pytest.approx(published.kl / (sigmas[0] - sigmas[1]), rel=1e-4)
     for line in (published, exact):
         assert line.loss - without.loss == pytest.approx(0.5 * line.kl, rel=1e-2) and line.kl > 0
@@ -288,3 +292,45 @@ def test_less_memory_trains_alike():
     torch.compiler.reset()
     for key in ("reward_mean", "grad_norm", "ratio_max", "map_entropy"):
         assert getattr(other, key) == pytest.approx(getattr(plain, key), rel=1e-3), key
+
+
+FORWARD = {"train": {"algorithm": "awm", "learning_rate": 1e-3}}
+
+
+@pytest.mark.parametrize("name", ["plain", *(set(VARIANTS) - {"ones", "weighted"})])
+def test_awm_trains_with_every_source_of_maps(name):
+    """Rollouts of a group are different images, although they share no stochastic step."""
+    methods = {"m": VARIANTS.get(name, {"source": "uniform"})}
+    run = trainer(small(**FORWARD, methods=methods), "m", reward=Clauses())
+    before, groups = adapter_bytes(run), run.plan.batches(0)[0].start_seeds
+    assert len(set(groups)) == len(groups)
+    line = run.train_epoch()
+    assert adapter_bytes(run) != before and math.isfinite(line.loss) and line.drift > 0
+    assert line.ratio_mean is None and line.kl is None
+    assert (line.map_entropy is None) == (name == "plain")
+
+
+def test_awm_of_no_strength_is_awm_bit_for_bit():
+    runs = [trainer(small(**FORWARD), lam=0.0), trainer(small(**FORWARD), "flow_grpo")]
+    for run in runs:
+        run.train_epoch()
+    assert adapter_bytes(runs[0]) == adapter_bytes(runs[1])
+
+
+def test_a_group_shares_its_levels_and_noise():
+    run = trainer(small(**FORWARD))
+    batch = run.plan.batches(0)[0]
+    drawn = run.sample(batch)
+    assert drawn.levels.shape == (4, 8) and drawn.steps == 4
+    same = [one == two for one, two in itertools.pairwise(batch.groups)]
+    assert same == [bool((a == b).all()) for a, b in itertools.pairwise(drawn.levels.T)]
+    noise = drawn.noise.transpose(0, 1)
+    assert same == [bool((a == b).all()) for a, b in itertools.pairwise(noise)]
+
+
+def test_awm_raises_its_reward():
+    train = {"group_size": 16, "prompts_per_epoch": 1, "updates_per_epoch": 1}
+    train |= {"algorithm": "awm", "learning_rate": 2e-2}
+    run = trainer(small(train=train), records=geneval_records()[:1])
+    rewards = [run.train_epoch().reward_mean for _ in range(6)]
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.05

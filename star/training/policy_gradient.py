@@ -1,0 +1,92 @@
+"""Flow-GRPO (arXiv 2505.05470) with STAR's surrogates: ratios of a rollout's stochastic steps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from star.config.params import AllocationParams, Params
+from star.method.attention import CoreKeys
+from star.method.objective import SURROGATES, Surrogate, kl_penalty, patch_mean
+from star.method.sde import Transition, log_ratio
+from star.policy.rollout import Roller, Trajectory
+from star.policy.sd3 import SD3Policy
+from star.system.errors import StarError
+from star.system.processes import Processes
+from star.training.algorithm import Algorithm, Scored, Term
+from star.training.batches import Batch, window_start
+
+
+class PolicyGradient(Algorithm):
+    """Raises a `StarError` for a window with a step of almost no noise."""
+
+    def __init__(
+        self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
+    ) -> None:
+        self.params, self.allocation, self.policy = params, allocation, policy
+        self.train, self.processes = params.train, processes
+        self.roller = Roller(policy, params.rollout)
+        self.roller.check_noise()
+        no_strength = allocation.source != "uniform" and not allocation.uses_maps
+        self.objective = SURROGATES["scalar" if no_strength else allocation.objective]
+
+    def draw(self, batch: Batch, epoch: int, core: CoreKeys | None) -> Trajectory:
+        prompts = [record.prompt for record in batch.records]
+        first = window_start(self.params.rollout, epoch)
+        seeds = batch.start_seeds, batch.step_seeds
+        return self.roller.draw(prompts, *seeds, first, core, self.allocation)
+
+    def term(self, item: Scored, row: int, logged: bool) -> Term:
+        surrogate, transition = self.surrogate(item, row)
+        loss, kl = surrogate.loss, surrogate.loss.new_tensor(torch.nan)
+        if self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged):
+            penalty = self.penalty(item, row, transition)
+            kl = penalty.detach()
+            if self.train.kl_beta > 0:
+                loss = loss + self.train.kl_beta * penalty
+        ratio = surrogate.ratio
+        figures = {"ratio_mean": ratio.mean(), "ratio_min": ratio.min(), "ratio_max": ratio.max()}
+        return Term(loss, {**figures, "clip_fraction": surrogate.clipped, "kl": kl})
+
+    def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
+        """Return the clipped surrogate of one trained step, and the current policy's transition."""
+        trajectory, normalised = item.trajectory, self.train.normalise_ratio
+        assert isinstance(trajectory, Trajectory)
+        transition = self.roller.again(trajectory, row)
+        x_next, old_mean = trajectory.latents[row + 1], trajectory.means[row]
+        elements = log_ratio(x_next, transition, old_mean, normalised)
+        locations = patch_mean(elements, self.policy.patch)  # (B, P)
+        weights = item.weights[:, row]
+        surrogate = self.objective(locations, item.advantages, weights, self.train.clip_range)
+        return surrogate, transition
+
+    def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
+        """Return the KL of one step from the base model's, by a second pass without LoRA."""
+        assert isinstance(item.trajectory, Trajectory)
+        with torch.no_grad(), self.policy.reference():
+            reference = self.roller.again(item.trajectory, row)
+        return kl_penalty(transition, reference.mean, self.train.kl_form)
+
+    def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
+        """Return how far the ratios are from 1, where all must be 1; see `refuse_clipped`."""
+        keys = "ratio_min", "ratio_max"
+        ends = torch.stack([term.figures[key] for term in first for key in keys])
+        worst = (ends - 1).abs().max()
+        clipped = torch.stack([term.figures["clip_fraction"] for term in first])
+        self.refuse_clipped(epoch, self.processes.any(bool(clipped.any())), worst)
+        return {"first_ratio_error": worst}
+
+    def refuse_clipped(self, epoch: int, clipped: bool, worst: Tensor) -> None:
+        """Refuse clipped ratios before an epoch's first optimizer step.
+
+        Raises:
+            StarError: rollout and update compute one policy differently, beyond the clip range.
+        """
+        if clipped:
+            raise StarError(
+                f"epoch {epoch + 1}: ratios differ from 1 by up to {worst.item():.2g} before the "
+                f"first update, outside train.clip_range {self.train.clip_range:g}: rollout and "
+                'update compute the same policy differently. Set model.compile to "no" (it is '
+                f'{self.params.model.compile}), or model.precision to "no" (it is '
+                f"{self.policy.model.precision})"
+            )
