@@ -16,6 +16,7 @@ from star.config.yaml_file import dotted
 from star.system.errors import SHOWN, shown
 
 ANY_NAME = "<name>"  # in place of a key that the user chooses
+MANY = 12  # keys of a section that a message lists
 TYPES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -65,7 +66,10 @@ def allowed(hint: Any) -> str:
     if inside := _inside(field):
         texts = set(map(allowed, inside.values()))
         each = f", each {texts.pop()}" if len(texts) == 1 else ""
-        return f"a section with {', '.join(inside)}{each}"
+        names = [*inside]
+        if len(names) > MANY:
+            names[MANY:] = [f"{len(names) - MANY} more (docs/parameters.md)"]
+        return f"a section with {', '.join(names)}{each}"
     return ", ".join([TYPES[kind], *limits])
 
 

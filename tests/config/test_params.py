@@ -194,7 +194,7 @@ def test_every_key_and_section_is_described() -> None:
     ("changes", "key", "said"),
     [
         ({"rollout.sampler": "cps", "rollout.noise_level": 1.2}, "rollout.noise_level 1.2", "1"),
-        ({"rollout.sampler": "cps", "rollout.window": [0, 7]}, "rollout.window", "end <= 6"),
+        ({"rollout.sampler": "cps", "rollout.window": [0, 4]}, "rollout.window", "end <= 3"),
         ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders", "raise one"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "train.kl_form"),
         (
@@ -347,8 +347,8 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
         ("rollout.batch", 7, "7", "use one of 1, 2, 4"),
         ("train.updates_per_epoch", 3, "3", "use one of 1, 2"),
         ("rollout.window", [3, 1], "[3, 1]", "must be 0 <= first < end"),
-        ("rollout.window", [0, 8], "[0, 8]", "end <= 7"),
-        ("train.ema_every", 91, "91", "more than the training's 90 updates"),
+        ("rollout.window", [0, 8], "[0, 8]", "end <= 4"),
+        ("train.ema_every", 41, "41", "more than the training's 40 updates"),
         ("rewards.geneval.revision", "abc", "'abc'", "set null"),
         ("prompts.world", "coco", "coco", "use mask2former"),
         ("study.rate_seeds", 6, "6", "more than study.seeds 5"),

@@ -10,7 +10,7 @@ from star.config.reading import load_params
 from star.plan.counts import Counts, Passes, count, count_passes
 from tests.helpers.training import changed
 
-PARAMS = load_params(Path("params.yaml"))
+PARAMS = load_params(Path("presets/miniature-full.yaml"))
 PUBLISHED = changed(
     PARAMS,
     model={"guidance_scale": 4.5},
@@ -52,7 +52,7 @@ def test_passes_of_the_published_recipe():
 
 
 def test_passes_that_a_group_shares():
-    """params.yaml: 8 x 16 images, one noise a group, 8 steps of which the first two are trained.
+    """The longer run: 8 x 16 images, one noise a group, 8 steps of which the first two are trained.
 
     There is no guidance. The groups' first step is one: 8 + 7 x 128 sequences to draw, 8 + 128 to
     learn, 4 for the KL's log (a batch's).

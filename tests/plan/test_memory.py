@@ -24,7 +24,7 @@ from star.rewards import mask2former
 from tests.helpers.plans import estimate, memory, pipeline
 from tests.helpers.training import changed
 
-PARAMS = load_params(Path("params.yaml"))
+PARAMS = load_params(Path("presets/miniature-full.yaml"))
 PUBLISHED = changed(
     PARAMS,
     model={

@@ -19,7 +19,7 @@ from star.system.errors import StarError
 from tests.helpers.plans import pipeline
 from tests.helpers.training import changed
 
-PARAMS = load_params(Path("params.yaml"))
+PARAMS = load_params(Path("presets/miniature-full.yaml"))
 PRESET = load_params(Path("presets/sd35m-8gpu-geneval.yaml"))
 ENCODERS = 123_650_304, 694_659_840, 4_762_310_656  # parameters of the published models
 TRANSFORMER, POSITIONS, VAE = 2_243_171_520, 384**2 * 1536, 83_819_683
@@ -91,7 +91,7 @@ def test_another_hub_id_gets_the_arithmetic_alone(capsys, default_values, write_
     default_values["model"]["path"] = "someone/another-sd3"
     assert main(["plan", "--params", str(write_params(default_values))]) == 0
     text = capsys.readouterr().out
-    assert "5,760" in text and "GiB" not in text and "someone/another-sd3" in text
+    assert "2,560" in text and "GiB" not in text and "someone/another-sd3" in text
 
 
 def write_pipeline(folder, part, config):
@@ -130,7 +130,8 @@ def test_a_directory_of_another_reward_model_is_refused(tmp_path):
 
 
 def test_what_the_command_prints(capsys):
-    assert main(["plan", "--task", "ocr", "preference", "--device", "cpu", "--tflops", "0.1"]) == 0
+    asked = ["--params", "presets/miniature-full.yaml", "--task", "ocr", "preference"]
+    assert main(["plan", *asked, "--device", "cpu", "--tflops", "0.1"]) == 0
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert ["images", "per", "epoch", "128", "8", "groups"] in lines

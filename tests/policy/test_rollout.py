@@ -34,7 +34,7 @@ def test_rollout_without_noise_is_the_stock_pipeline():
 
 def test_a_step_with_almost_no_noise_is_refused():
     """DanceGRPO's constant noise of a hundredth, over an eighth of the time."""
-    settings = {"sampler": "dance", "noise_level": 0.01}
+    settings = {"sampler": "dance", "noise_level": 0.01, "steps": 8}
     with pytest.raises(StarError, match="rollout.window: step 0 has a standard deviation of 0.002"):
         roller(policy_of(), **settings).check_noise()
     roller(policy_of(), sampler="dance", noise_level=0.3).check_noise()

@@ -43,7 +43,7 @@ def test_the_map_of_a_step_spreads_the_advantage_of_that_step(monkeypatch):
         given.append(weights)
         return objective(log_ratio, advantage, weights, clip_range)
 
-    monkeypatch.setattr(run, "objective", noted)
+    monkeypatch.setattr(run.algorithm, "objective", noted)
     core, trajectory = run.credit.core_keys(item.batch.records, False), item.trajectory
     for row in range(2):
         run.algorithm.surrogate(item, row)

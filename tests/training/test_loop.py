@@ -135,7 +135,7 @@ def test_a_score_that_is_not_finite_is_not_trained_on(tmp_path):
 
 def spoil(trained, monkeypatch):
     """Make the loss of the next surrogate no number."""
-    work, calls = trained.objective, []
+    work, calls = trained.algorithm.objective, []
 
     def inner(*arguments):
         surrogate = work(*arguments)
@@ -144,7 +144,7 @@ def spoil(trained, monkeypatch):
         calls.append(1)
         return surrogate
 
-    monkeypatch.setattr(trained, "objective", inner)
+    monkeypatch.setattr(trained.algorithm, "objective", inner)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "a loss"])
@@ -193,7 +193,7 @@ def test_half_precision_scales_its_loss_and_resumes_the_scale():
         ("sample", "rollout"),
         ("reward.submit", "reward"),
         ("collect", "reward"),
-        ("surrogate", "update"),
+        ("algorithm.term", "update"),
     ],
 )
 def test_memory_is_watched_in_every_phase(method, phase, monkeypatch):

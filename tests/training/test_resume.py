@@ -27,9 +27,7 @@ def prompts(tmp_path) -> Path:
 def test_changed_parameters_make_another_training_and_say_so(tmp_path, prompts, capsys):
     def identity(**train):
         params = changed(BASE, train=train)
-        return training_identity(
-            params, "geneval", "star", params.with_method("star").allocation, prompts
-        )
+        return training_identity(params.with_method("star"), "geneval", "star", prompts)
 
     first = state_folder(tmp_path / "state", "geneval-star", identity())
     States(first, 2, identity()).save(7, {"a": torch.ones(1)}, {"epoch": 7})
@@ -109,9 +107,7 @@ def test_other_weights_and_another_precision_make_another_training(tmp_path, pro
 
     def identity(task="preference", found=("amx_bf16",)):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(found, True))
-        return training_identity(
-            params, task, "star", params.with_method("star").allocation, prompts
-        )
+        return training_identity(params.with_method("star"), task, "star", prompts)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     known, other_task = identity(), identity("ocr")
