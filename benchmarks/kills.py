@@ -40,6 +40,7 @@ from star.evaluation.drawing import ImageDrawer
 from star.policy.sd3 import SD3Policy
 from star.system.errors import Interrupted
 from star.training.held_out import HeldOut
+from star.training.policy_gradient import PolicyGradient
 from star.training.trainer import Trainer
 
 SMOKE = Path("tests/smoke/params.yaml")
@@ -49,7 +50,7 @@ TIMES = ("seconds", "images_per_s")
 PHASES: dict[str, tuple[Any, str, int]] = {
     "rollout": (Trainer, "sample", 4),
     "reward": (Trainer, "collect", 4),
-    "update": (Trainer, "surrogate", 4),
+    "update": (PolicyGradient, "term", 4),
     "step": (Trainer, "step", 4),
     "log": (star.training.loop, "_append", 4),
     "state": (star.training.checkpoint, "save_file", 3),

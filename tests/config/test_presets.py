@@ -124,7 +124,7 @@ def test_presets_differ_in_what_is_trained_in_counts_and_in_the_penalty():
 def test_after_a_run_of_the_miniature_a_preset_makes_everything_anew(snakemake, tmp_path):
     """What the miniature left has names that the preset wants too; Snakemake knows which parameters
     made it."""
-    shutil.copy("params.yaml", tmp_path)
+    shutil.copy("presets/miniature-full.yaml", tmp_path / "params.yaml")
     left = {name for line in outputs_of(snakemake("--dry-run").stdout) for name in line.split(", ")}
     for name in left:
         path = tmp_path / name

@@ -40,10 +40,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+# Python runs it first: the jobs' GPUs are SLURM's word alone, and no torch can use them.
+NO_CHECK = "import star.system.gpus as gpus; gpus.check_gpus = lambda asked: None"
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start Snakemake with a profile; whatever happens, it ends with the test."""
     started: list[subprocess.Popen[str]] = []
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python/sitecustomize.py").write_text(NO_CHECK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'python'}:{ROOT}")
 
     def start(profile: Path, *targets: str) -> "subprocess.Popen[str]":
         started.append(start_snakemake(tmp_path, "--profile", str(profile), *targets))

@@ -157,7 +157,7 @@ def test_what_failed_over_older_results_runs_again(project: Project) -> None:
     stand_in = program.read_text(encoding="utf-8")
     for key, value, stages in (
         ("prompts.ocr.test", 3, EVERYTHING),
-        ("evaluate.steps", 4, EVALUATIONS),
+        ("evaluate.batch", 8, EVALUATIONS),
         ("allocation.lam", 2.0, TRAIN | TRAINED | REPORT),
     ):
         project.set(key, value)
@@ -204,9 +204,9 @@ def test_a_clone_and_an_older_revision_have_their_results_and_run_nothing(projec
     first = project.results()
     project.run("dvc", "remote", "add", "--default", "storage", str(project.folder / "remote"))
     project.commit("Where the results are kept")
-    project.set("evaluate.steps", 4)
+    project.set("evaluate.batch", 8)
     assert project.snakemake() == EVALUATIONS
-    project.commit("More steps")
+    project.commit("Smaller batches")
     project.run("dvc", "push", "--all-commits")
     clone, second = cloned(project), project.results()
     clone.run("dvc", "pull")
