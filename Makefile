@@ -53,7 +53,7 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 test: $(INSTALLED) ## run the tests that take seconds, after a change (two to four minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: test ## run these and the slow ones: Snakemake, DVC, torchrun, SLURM, a browser (25 minutes)
+test-all: test ## run these and the slow ones: Snakemake, DVC, torchrun, SLURM, a browser
 	$(PYTEST) -m slow $(ARGS)
 
 lint: $(INSTALLED) ## check style, types, the direction of imports and the links of the documentation

@@ -72,7 +72,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from star.doctor import examine
+    from star.plan.doctor import examine
 
     wrong = []
     for finding in examine(load_params(options.params)):
@@ -125,18 +125,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _announce(params: Params, line: "LogLine") -> None:
     """Say how long all of `runs` takes, one stage after the other, by the first epoch."""
-    from star.plan.counts import held_out_images
+    from star.plan.counts import held_out_images, tested_images
 
     epoch = sum(line.seconds.values())
     trainings = sum(map(len, params.runs.values()))
-    tested = sum(
-        getattr(params.prompts, task).test * count
-        for task, count in params.evaluate.images_per_prompt.items()
-    )
     # An image of an evaluation takes as long as one of the rollout, step by step.
     image = line.seconds["rollout"] / line.images * params.evaluate.steps / params.rollout.steps
     one = params.train.epochs * epoch + held_out_images(params) * image
-    minutes = (trainings * one + (trainings + 1) * tested * image) / 60
+    minutes = (trainings * one + (trainings + 1) * tested_images(params) * image) / 60
     print(
         f"epoch 1 took {epoch:.1f} s: this training {one / 60:.0f} min, all {trainings} of `runs` "
         f"with their evaluations about {minutes:.0f} min",

@@ -80,8 +80,7 @@ class SD3Policy:
 
     def _choose_kernel(self) -> tuple[str, Kernel]:
         dtype = AUTOCAST_DTYPES.get(self.model.precision, self.transformer.dtype)
-        _, height, width = self.latent_shape
-        tokens = (height // self.patch) * (width // self.patch) + sum(self.text_lengths)
+        tokens = self.locations + sum(self.text_lengths)
         head_dim = self.transformer.config.attention_head_dim
         return choose_kernel(self.device, dtype, tokens, head_dim)
 
@@ -183,6 +182,12 @@ class SD3Policy:
         """Return (channels, height, width) of an image's latent."""
         side = self.model.resolution // self.pipe.vae_scale_factor
         return self.transformer.config.in_channels, side, side
+
+    @property
+    def locations(self) -> int:
+        """Return the number of an image's tokens."""
+        _, height, width = self.latent_shape
+        return (height // self.patch) * (width // self.patch)
 
     @property
     def patch(self) -> int:

@@ -8,7 +8,10 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from star.config.params import AllocationParams, Params
 from star.method.attention import CoreKeys
+from star.policy.sd3 import SD3Policy
+from star.system.processes import Processes
 from star.training.batches import Batch
 
 
@@ -49,6 +52,12 @@ class Term:
 
 class Algorithm(ABC):
     """One value of `train.algorithm`."""
+
+    def __init__(
+        self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
+    ) -> None:
+        self.params, self.allocation = params, allocation
+        self.policy, self.processes = policy, processes
 
     @abstractmethod
     def draw(self, batch: Batch, epoch: int, core: CoreKeys | None) -> Rollouts:

@@ -117,9 +117,8 @@ class Credit:
         return allocation_weights(maps, allocation.lam, allocation.temporal, allocation.clause_maps)
 
     def _flat(self, trajectory: Rollouts, advantage: Tensor) -> Tensor:
-        _, height, width = self.policy.latent_shape
-        locations = (height // self.policy.patch) * (width // self.policy.patch)
-        return advantage.new_ones(len(trajectory.images), trajectory.steps, 1, locations)
+        shape = len(trajectory.images), trajectory.steps, 1, self.policy.locations
+        return advantage.new_ones(shape)
 
     def _maps_of_others(self, planned: Sequence[Batch], own: Sequence[Tensor]) -> list[Tensor]:
         """Return relevance maps of rollouts with other prompts, in the shape of ``own``.

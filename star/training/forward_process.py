@@ -45,8 +45,8 @@ class ForwardProcess(Algorithm):
     def __init__(
         self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
     ) -> None:
-        self.params, self.settings = params, params.forward
-        self.allocation, self.policy = allocation, policy
+        super().__init__(params, allocation, policy, processes)
+        self.settings = params.forward
         self.sigmas = policy.schedule(params.rollout.steps).sigmas
 
     @torch.no_grad()

@@ -23,8 +23,8 @@ class PolicyGradient(Algorithm):
     def __init__(
         self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
     ) -> None:
-        self.params, self.allocation, self.policy = params, allocation, policy
-        self.train, self.processes = params.train, processes
+        super().__init__(params, allocation, policy, processes)
+        self.train = params.train
         self.roller = Roller(policy, params.rollout)
         self.roller.check_noise()
         no_strength = allocation.source != "uniform" and not allocation.uses_maps

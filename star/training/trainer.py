@@ -1,7 +1,7 @@
 """The phases of an epoch: sample rollouts, score them, weigh the advantages, update the adapter.
 
-Flow-GRPO (arXiv 2505.05470) with STAR's allocation (arXiv 2606.17979). What differs from
-Flow-GRPO's published code:
+Rollouts and losses are the algorithm's (`star.training.algorithm`). What differs from Flow-GRPO's
+published code (arXiv 2505.05470):
 
 - The batches of an update are the batches of the rollout, so the first ratio is exactly 1.
 - All randomness is seeded by what it is for (`star.method.seeds`): resuming needs no generator.
@@ -36,7 +36,7 @@ from star.system.files import remove
 from star.system.memory import memory_for
 from star.system.processes import ALONE, Processes
 from star.system.stopwatch import Stopwatch
-from star.training.algorithm import Rollouts, Scored, Term
+from star.training.algorithm import Algorithm, Rollouts, Scored, Term
 from star.training.batches import Batch, EpochPlan
 from star.training.checkpoint import optimizer_tensors, restore_optimizer
 from star.training.credit import Credit
@@ -46,7 +46,7 @@ from star.training.policy_gradient import PolicyGradient
 # How one value is made from those of several steps, and processes; others by their mean.
 OVER_STEPS = {"ratio_min": torch.min, "ratio_max": torch.max}
 MERGED = {**OVER_STEPS, "first_ratio_error": torch.max}
-ALGORITHMS: dict[str, type[PolicyGradient] | type[ForwardProcess]] = {
+ALGORITHMS: dict[str, type[Algorithm]] = {
     "flow_grpo": PolicyGradient,
     "awm": ForwardProcess,
 }

@@ -9,9 +9,9 @@ import pytest
 import wandb
 from huggingface_hub import constants
 
-from star import doctor
 from star.cli import main
 from star.config.reading import load_params
+from star.plan import doctor
 
 WriteParams = Callable[[dict], Path]
 
