@@ -63,7 +63,6 @@ RULES = {
             "methods.{method}",
             "train",
             "forward",
-            "evaluate.steps",
             "rewards.timeout",
             "rewards.{task}",
         ),

@@ -98,7 +98,7 @@ def _count_forward(params: Params, allocation: AllocationParams) -> Passes:
         update=each * images * draws,
         reference=0,
         evaluation=each * tested_images(params) * params.evaluate.steps,
-        held_out=each * held_out_images(params) * params.evaluate.steps,
+        held_out=each * held_out_images(params) * params.rollout.steps,
     )
 
 
@@ -124,5 +124,5 @@ def count_passes(params: Params, allocation: AllocationParams) -> Passes:
         update=each * update * train.epochs,
         reference=each * reference * train.epochs,
         evaluation=each * tested_images(params) * params.evaluate.steps,
-        held_out=each * held_out_images(params) * params.evaluate.steps,
+        held_out=each * held_out_images(params) * params.rollout.steps,
     )

@@ -29,7 +29,7 @@ class HeldOut:
         params = trainer.params
         drawer = ImageDrawer(
             trainer.policy,
-            params.evaluate.steps,
+            params.rollout.steps,
             params.rollout.batch,  # as many fit beside the optimizer
             params.seed,
             processes=trainer.processes,

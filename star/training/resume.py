@@ -56,8 +56,7 @@ def held_out_identity(params: Params, prompts: Path) -> dict[str, Any]:
     """Return what decides a training's held-out scores besides; nothing if it has none."""
     if not params.train.evaluate_every:
         return {}
-    digest = hashlib.sha256(prompts.read_bytes()).hexdigest()
-    return {"held_out": {"steps": params.evaluate.steps, "prompts": digest}}
+    return {"held_out": hashlib.sha256(prompts.read_bytes()).hexdigest()}
 
 
 def parameter_sections(params: Params, task: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ READS = {
     "prompts": ("seed prompts", "star/prompts/words.py"),
     "core": ("", "star/prompts/core_tokens.py star/prompts/words.py"),
     "train": (
-        "seed model core rollout allocation methods.{method} train evaluate.steps rewards.{task}",
+        "seed model core rollout allocation methods.{method} train rewards.{task}",
         "star/training/trainer.py star/prompts/core_tokens.py models/miniature/**/*.safetensors",
     ),
     "evaluate": (

@@ -46,7 +46,7 @@ def test_passes_of_the_published_recipe():
         115_200 * 9 * 2,
         115_200 * 9 * 2,
         tested * PARAMS.evaluate.steps * 2,
-        21 * 24 * PARAMS.evaluate.steps * 2,  # every 5 of 100 epochs, and before the first
+        21 * 24 * PUBLISHED.rollout.steps * 2,  # every 5 of 100 epochs, and before the first
     )
     assert count_passes(PUBLISHED, PUBLISHED.allocation) == expected
 
