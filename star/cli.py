@@ -107,9 +107,9 @@ def _core(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from star.prompts.records import read_records
 
-    params = load_params(options.params)
+    whole = load_params(options.params)
     records, held_out = read_records(options.prompts), read_records(options.held_out)
-    params = params.with_method(options.method)  # refused before the slow imports
+    params = whole.with_method(options.method)  # refused before the slow imports
     with quick_imports():
         from star.training.loop import train
         from star.training.resume import held_out_identity, state_folder, training_identity
@@ -118,24 +118,30 @@ def _train(options: argparse.Namespace) -> None:
     more = held_out_identity(params, tested)
     identity = training_identity(params, task, method, options.prompts, **more)
     work = state_folder(options.state, f"{task}-{method}", identity)
-    announce = partial(_announce, params)
+    announce = partial(_announce, whole, method)
     train(params, task, method, records, held_out, work, options.output, identity, announce)
     print(f"adapter, log, samples and maps in {options.output}")
 
 
-def _announce(params: Params, line: "LogLine") -> None:
-    """Say how long all of `runs` takes, one stage after the other, by the first epoch."""
+def _announce(params: Params, method: str, line: "LogLine") -> None:
+    """Say how long all of `runs` takes, one job after the other, by the first epoch."""
     from star.plan.counts import held_out_images, tested_images
 
     epoch = sum(line.seconds.values())
-    trainings = sum(map(len, params.runs.values()))
-    # An image of an evaluation takes as long as one of the rollout, step by step.
-    image = line.seconds["rollout"] / line.images * params.evaluate.steps / params.rollout.steps
-    one = params.train.epochs * epoch + held_out_images(params) * image
-    minutes = (trainings * one + (trainings + 1) * tested_images(params) * image) / 60
+    # An image takes as long as one of the rollout, step by step.
+    step = line.seconds["rollout"] / line.images / params.rollout.steps
+
+    def training(name: str) -> float:
+        its = params.with_method(name)
+        return its.train.epochs * epoch + held_out_images(its) * its.rollout.steps * step
+
+    every = [name for names in params.runs.values() for name in names]
+    tested = (len(every) + 1) * tested_images(params) * params.evaluate.steps * step
+    minutes = (sum(map(training, every)) + tested) / 60
     print(
-        f"epoch 1 took {epoch:.1f} s: this training {one / 60:.0f} min, all {trainings} of `runs` "
-        f"with their evaluations about {minutes:.0f} min",
+        f"epoch 1 took {epoch:.1f} s: this training {training(method) / 60:.0f} min; all "
+        f"{len(every)} of `runs` with their evaluations about {minutes:.0f} min, shared by the "
+        "jobs that run at once",
         flush=True,
     )
 

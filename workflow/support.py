@@ -113,11 +113,14 @@ def announcement(values: dict) -> str:
     trained = "; ".join(f"{task}: {', '.join(methods)}" for task, methods in values["runs"].items())
     count = len(runs(values))
     tested = sum(values["prompts"][task]["test"] for task in TASKS)
-    train = values["train"]
-    images = train["epochs"] * train["prompts_per_epoch"] * train["group_size"]
+    images = 0
+    for method in (name for methods in values["runs"].values() for name in methods):
+        train = values["train"] | values["methods"][method]
+        images += train["epochs"] * train["prompts_per_epoch"] * train["group_size"]
     return (
-        f"A whole run: {count} trainings of {images:,} images ({trained}), {count + 1} checkpoints "
-        f"on {tested} test prompts each, the report. The first training says how long it takes."
+        f"A whole run: {count} trainings ({trained}) of {images:,} images in all, {count + 1} "
+        f"checkpoints on {tested} test prompts each, the report. A training says after its first "
+        "epoch how long all takes."
     )
 
 

@@ -256,8 +256,8 @@ class TrainParams(Section):
     sample_every: Count
     """Epochs between sample grids and saved maps."""
     evaluate_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
-    """Epochs between scores on held-out prompts (EMA adapter, rollout.steps without noise), also made
-    before the first epoch and after the last; 0: none."""
+    """Epochs between scores on held-out prompts (EMA adapter, rollout.steps without noise), also
+    made before the first epoch and after the last; 0: none."""
     evaluate_prompts: Count
     """Held-out prompts that are scored then, evenly of all tags; all if there are fewer."""
     tracker: Literal["none", "wandb", "tensorboard"]
