@@ -234,6 +234,9 @@ class TrainParams(Section):
     """Epsilon of clip(r, 1-eps, 1+eps) for the scalar ratio; scaled for the others (D4)."""
     normalise_ratio: Flag
     """Whether ratios are normalised as in GRPO-Guard; the clip range is then in its units."""
+    step_weight: Literal["none", "noise"]
+    """Weight of a step's loss: none, or its noise as in TempFlow-GRPO, of mean 1 over the trained
+    steps."""
     advantage_clip: Divisor
     """Advantages are cut at plus and minus this many standard deviations."""
     kl_beta: Factor

@@ -6,7 +6,7 @@ image tokens (patches of the latent), row-major.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +106,19 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -
     outside = ((ratio.detach() - 1).abs() > clip_range).float().mean()
     loss = torch.maximum(-advantage * ratio, -advantage * clipped_ratio).mean()
     return Surrogate(loss, ratio.detach(), outside)
+
+
+def noise_weights(stds: Sequence[float]) -> list[float]:
+    """Return TempFlow-GRPO's weights of the trained steps' losses (arXiv 2508.04324), of mean 1.
+
+    A step of size ``dt`` at noise level ``s`` has a gradient that goes as ``sqrt(dt (1-s) / s)``,
+    so nearly noiseless steps dominate. Times the step's noise ``g sqrt(dt)`` it goes as ``dt``.
+
+    Args:
+        stds: of the steps, as in `Transition`.
+    """
+    mean = sum(stds) / len(stds)
+    return [std / mean for std in stds]
 
 
 def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:

@@ -162,16 +162,20 @@ class Roller:
         Raises:
             StarError: names the step.
         """
-        nothing, (first, end) = torch.zeros(()), self.settings.window
+        first, end = self.settings.window
         last = self.settings.window_limit if self.settings.slide_every else end
         for t in range(0 if self.settings.slide_every else first, last):
-            std = self.sampler.transition(nothing, nothing, t).std
-            if std < LEAST_STD:
+            if (std := self.std(t)) < LEAST_STD:
                 raise StarError(
                     f"rollout.window: step {t} has a standard deviation of {std:.2g}, too little "
                     f"to learn from (at least {LEAST_STD}); raise rollout.noise_level, or train "
                     "other steps"
                 )
+
+    def std(self, t: int) -> float:
+        """Return the standard deviation of a stochastic step ``t``, the same for all latents."""
+        nothing = torch.zeros(())
+        return self.sampler.transition(nothing, nothing, t).std
 
     def again(self, trajectory: Trajectory, row: int) -> Transition:
         """Return the current policy's step from the latents of trained step ``row``."""

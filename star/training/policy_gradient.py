@@ -7,7 +7,13 @@ from torch import Tensor
 
 from star.config.params import AllocationParams, Params
 from star.method.attention import CoreKeys
-from star.method.objective import SURROGATES, Surrogate, kl_penalty, patch_mean
+from star.method.objective import (
+    SURROGATES,
+    Surrogate,
+    kl_penalty,
+    noise_weights,
+    patch_mean,
+)
 from star.method.sde import Transition, log_ratio
 from star.policy.rollout import Roller, Trajectory
 from star.policy.sd3 import SD3Policy
@@ -44,6 +50,8 @@ class PolicyGradient(Algorithm):
             kl = penalty.detach()
             if self.train.kl_beta > 0:
                 loss = loss + self.train.kl_beta * penalty
+        if self.train.step_weight == "noise":
+            loss = loss * self.noise_weights(item)[row]
         ratio = surrogate.ratio
         figures = {"ratio_mean": ratio.mean(), "ratio_min": ratio.min(), "ratio_max": ratio.max()}
         return Term(loss, {**figures, "clip_fraction": surrogate.clipped, "kl": kl})
@@ -59,6 +67,13 @@ class PolicyGradient(Algorithm):
         weights = item.weights[:, row]
         surrogate = self.objective(locations, item.advantages, weights, self.train.clip_range)
         return surrogate, transition
+
+    def noise_weights(self, item: Scored) -> list[float]:
+        """Return the weight of each trained step, of mean 1 over those of the epoch."""
+        assert isinstance(item.trajectory, Trajectory)
+        first = item.trajectory.first
+        steps = range(first, first + item.trajectory.steps)
+        return noise_weights([self.roller.std(t) for t in steps])
 
     def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
         """Return the KL of one step from the base model's, by a second pass without LoRA."""

@@ -10,11 +10,12 @@ from star.method.objective import (
     group_advantages,
     kl_penalty,
     local_surrogate,
+    noise_weights,
     patch_mean,
     scalar_surrogate,
     weighted_surrogate,
 )
-from star.method.sde import Transition
+from star.method.sde import FlowSDE, Transition, log_ratio
 
 
 def test_advantages_by_hand():
@@ -140,6 +141,27 @@ def test_the_clip_range_follows_the_spread_of_the_log_ratio(surrogate):
     clip = 1e-3 / 8  # one standard deviation of the scalar log-ratio
     wanted = scalar_surrogate(*given, clip).clipped.item()
     assert surrogate(*given, clip).clipped.item() == pytest.approx(wanted, abs=0.02)
+
+
+def test_noise_weights_have_mean_one_and_make_the_gradient_go_as_the_length_of_a_step():
+    """Of Flow-GRPO's SDE, in the velocity; without them it goes as sqrt(dt (1-s) / s)."""
+    assert noise_weights([0.2, 0.6]) == [0.5, 1.5]
+    sigmas, x = (0.9, 0.8, 0.5, 0.1), torch.ones(1, dtype=torch.float64)
+    sampler, lengths = FlowSDE(sigmas, 0.7), [0.1, 0.3, 0.4]
+    steps, slopes = [], []
+    for t in range(3):
+        velocity = x.clone().requires_grad_()
+        steps.append(sampler.transition(x, velocity, t))
+        old = steps[t].mean.detach()
+        ratio = log_ratio(old - steps[t].std, steps[t], old, normalised=False)  # of noise -1
+        slopes.append(gradient(ratio, velocity).item())
+    weighted = [w * s for w, s in zip(noise_weights([s.std for s in steps]), slopes, strict=True)]
+    for found, size in (
+        (weighted, lengths),
+        (slopes, [math.sqrt(d * (1 - s) / s) for d, s in zip(lengths, sigmas, strict=False)]),
+    ):
+        expected = [found[0] * length / size[0] for length in size]
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_kl_forms():

@@ -234,6 +234,24 @@ def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for():
         assert line.loss - without.loss == pytest.approx(0.5 * line.kl, rel=1e-2) and line.kl > 0
 
 
+@pytest.mark.parametrize("window", [[0, 2], [1, 3], [1, 2]])
+def test_step_weights_multiply_the_loss_of_each_step_and_have_mean_one(window):
+    """With its penalty; a window of one step is trained as without them, bit for bit."""
+    run = trainer(small(train={"kl_beta": 0.1}, rollout={"steps": 4, "window": window}))
+    item = scored(run)[0]
+    push(run)
+    first, end = window
+    plain = [run.algorithm.term(item, row, False).loss for row in range(end - first)]
+    run.algorithm.train = dataclasses.replace(run.train, step_weight="noise")
+    found = [run.algorithm.term(item, row, False).loss for row in range(end - first)]
+    s = run.algorithm.roller.schedule.sigmas
+    noise = [math.sqrt(s[t] / (1 - s[max(t, 1)]) * (s[t] - s[t + 1])) for t in range(first, end)]
+    for row, one in enumerate(noise):
+        weight = one * len(noise) / sum(noise)
+        assert found[row].item() == pytest.approx(weight * plain[row].item(), rel=1e-6)
+    assert (found == plain) == (len(noise) == 1)
+
+
 class Indifferent(Redness):
     """One score for all images, so that the penalty alone can teach."""
 
