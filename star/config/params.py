@@ -232,6 +232,9 @@ class TrainParams(Section):
     """Gradients are scaled down to this L2 norm."""
     clip_range: Rate
     """Epsilon of clip(r, 1-eps, 1+eps) for the scalar ratio; scaled for the others (D4)."""
+    trust: Literal["clip", "kl_mask"]
+    """What bounds the update: clip (by clip_range), or kl_mask as in Flow-DPPO: a ratio is dropped
+    that moved with its advantage while the step's exact KL is 1e-5 or more; no clip_range."""
     normalise_ratio: Flag
     """Whether ratios are normalised as in GRPO-Guard; the clip range is then in its units."""
     step_weight: Literal["none", "noise"]

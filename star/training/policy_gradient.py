@@ -8,9 +8,11 @@ from torch import Tensor
 from star.config.params import AllocationParams, Params
 from star.method.attention import CoreKeys
 from star.method.objective import (
+    KL_LIMIT,
     SURROGATES,
     Surrogate,
     kl_penalty,
+    location_kl,
     noise_weights,
     patch_mean,
 )
@@ -57,16 +59,18 @@ class PolicyGradient(Algorithm):
         return Term(loss, {**figures, "clip_fraction": surrogate.clipped, "kl": kl})
 
     def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
-        """Return the clipped surrogate of one trained step, and the current policy's transition."""
+        """Return the surrogate of one trained step, and the current policy's transition."""
         trajectory, normalised = item.trajectory, self.train.normalise_ratio
         assert isinstance(trajectory, Trajectory)
         transition = self.roller.again(trajectory, row)
         x_next, old_mean = trajectory.latents[row + 1], trajectory.means[row]
         elements = log_ratio(x_next, transition, old_mean, normalised)
         locations = patch_mean(elements, self.policy.patch)  # (B, P)
-        weights = item.weights[:, row]
-        surrogate = self.objective(locations, item.advantages, weights, self.train.clip_range)
-        return surrogate, transition
+        kl = None
+        if self.train.trust == "kl_mask":
+            kl = location_kl(transition, old_mean, self.policy.patch)
+        credit = item.advantages, item.weights[:, row]
+        return self.objective(locations, *credit, self.train.clip_range, kl), transition
 
     def noise_weights(self, item: Scored) -> list[float]:
         """Return the weight of each trained step, of mean 1 over those of the epoch."""
@@ -95,13 +99,15 @@ class PolicyGradient(Algorithm):
         """Refuse clipped ratios before an epoch's first optimizer step.
 
         Raises:
-            StarError: rollout and update compute one policy differently, beyond the clip range.
+            StarError: rollout and update compute one policy differently, beyond `train.trust`.
         """
         if clipped:
+            bound = f"train.clip_range {self.train.clip_range:g}"
+            if self.train.trust == "kl_mask":
+                bound = f"the KL of train.trust kl_mask, {KL_LIMIT:g}"
             raise StarError(
                 f"epoch {epoch + 1}: ratios differ from 1 by up to {worst.item():.2g} before the "
-                f"first update, outside train.clip_range {self.train.clip_range:g}: rollout and "
-                'update compute the same policy differently. Set model.compile to "no" (it is '
-                f'{self.params.model.compile}), or model.precision to "no" (it is '
-                f"{self.policy.model.precision})"
+                f"first update, outside {bound}: rollout and update compute the same policy "
+                f'differently. Set model.compile to "no" (it is {self.params.model.compile}), or '
+                f'model.precision to "no" (it is {self.policy.model.precision})'
             )

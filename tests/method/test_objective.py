@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from star.method.objective import (
+    KL_LIMIT,
     SURROGATES,
     group_advantages,
     kl_penalty,
     local_surrogate,
+    location_kl,
     noise_weights,
     patch_mean,
     scalar_surrogate,
@@ -141,6 +143,47 @@ def test_the_clip_range_follows_the_spread_of_the_log_ratio(surrogate):
     clip = 1e-3 / 8  # one standard deviation of the scalar log-ratio
     wanted = scalar_surrogate(*given, clip).clipped.item()
     assert surrogate(*given, clip).clipped.item() == pytest.approx(wanted, abs=0.02)
+
+
+@pytest.mark.parametrize("kl", [0.99 * KL_LIMIT, KL_LIMIT])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("moved", [0.5, -0.5])
+@pytest.mark.parametrize("name", SURROGATES)
+def test_the_kl_mask_drops_what_went_too_far_with_its_advantage(name, moved, advantage, kl):
+    """Whatever the ratio; all else has the gradient of -A r."""
+    log_ratio, ones, weights = constant(moved, 4)
+    log_ratio = log_ratio.clone().requires_grad_()
+    given = advantage * ones, weights, 1e-4, torch.full((1, 4), kl, dtype=torch.float64)
+    found = SURROGATES[name](log_ratio, *given)
+    dropped = moved * advantage > 0 and kl >= KL_LIMIT
+    assert found.clipped.item() == dropped
+    kept = 0.0 if dropped else -advantage * math.exp(moved)
+    assert found.loss.item() == pytest.approx(kept)
+    assert gradient(found.loss, log_ratio).sum().item() == pytest.approx(kept)
+
+
+def test_the_kl_mask_is_of_a_location_or_of_a_step_with_its_map():
+    log_ratio, advantage, ones = constant(0.1, 4)
+    kl = KL_LIMIT * torch.tensor([[3.9, 0, 0, 0]], dtype=torch.float64)
+    weights = torch.tensor([[[1.2, 0.8, 1, 1]]], dtype=torch.float64)
+    given = log_ratio, advantage
+    assert scalar_surrogate(*given, ones, 1e-4, kl).clipped.item() == 0.0
+    assert weighted_surrogate(*given, ones, 1e-4, kl).clipped.item() == 0.0
+    assert weighted_surrogate(*given, weights, 1e-4, kl).clipped.item() == 1.0
+    assert local_surrogate(*given, ones, 1e-4, kl).clipped.item() == 0.25
+    assert scalar_surrogate(*given, ones, 1e-4, kl * 1.1).clipped.item() == 1.0
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_kl_of_a_location_is_that_of_normal_densities_and_no_larger_with_its_size(size):
+    mean, old = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    transition = Transition(mean.requires_grad_(), 0.3, kl_std=1.0)
+    normal = [torch.distributions.Normal(m.detach(), 0.3) for m in (mean, old)]
+    expected = patch_mean(torch.distributions.kl_divergence(*normal), size)
+    found = location_kl(transition, old, size)
+    assert torch.allclose(found, expected, rtol=1e-5) and not found.requires_grad
+    even = location_kl(transition, mean.detach() - 0.1, size)
+    assert torch.allclose(even, torch.full_like(even, 0.01 / 0.18), rtol=1e-5)
 
 
 def test_noise_weights_have_mean_one_and_make_the_gradient_go_as_the_length_of_a_step():

@@ -39,9 +39,9 @@ def test_the_map_of_a_step_spreads_the_advantage_of_that_step(monkeypatch):
     run = trainer(small(rollout={"window": [1, 3], "steps": 4}))
     item, given, objective = scored(run)[0], [], run.algorithm.objective
 
-    def noted(log_ratio, advantage, weights, clip_range):
+    def noted(log_ratio, advantage, weights, *trust):
         given.append(weights)
-        return objective(log_ratio, advantage, weights, clip_range)
+        return objective(log_ratio, advantage, weights, *trust)
 
     monkeypatch.setattr(run.algorithm, "objective", noted)
     core, trajectory = run.credit.core_keys(item.batch.records, False), item.trajectory

@@ -148,6 +148,36 @@ def test_the_loss_of_a_policy_that_moved_is_the_formula_s(objective, normalised)
         assert not torch.allclose(found.ratio, other.ratio, rtol=1e-3)
 
 
+@pytest.mark.parametrize("objective", ["local", "scalar"])
+def test_the_kl_mask_of_a_policy_that_moved_is_the_formula_s(objective):
+    """One decision a location, or one a step."""
+    source = "attention" if objective == "local" else "uniform"
+    run = trainer(small(train={"trust": "kl_mask"}), objective=objective, source=source)
+    item = scored(run)[0]
+    push(run)
+    for row in range(2):
+        found, now = run.algorithm.surrogate(item, row)
+        old, x = item.trajectory.means[row], item.trajectory.latents[row + 1]
+        new, old = (torch.distributions.Normal(m.detach(), now.std) for m in (now.mean, old))
+        forms = new.log_prob(x) - old.log_prob(x), torch.distributions.kl_divergence(new, old)
+        moved, kl = (patch_mean(form, run.policy.patch) for form in forms)
+        credit = item.advantages * item.weights[:, row, 0]
+        if objective == "scalar":
+            moved, kl, credit = (each.mean(1, keepdim=True) for each in (moved, kl, credit))
+        ratio, dropped = moved.exp(), (kl >= 1e-5) & (credit * moved > 0)
+        assert found.clipped.item() == pytest.approx(dropped.float().mean().item(), abs=0.01)
+        expected = -(credit * ratio)[~dropped].sum() / ratio.numel()
+        assert found.loss.item() == pytest.approx(expected.item(), rel=1e-2, abs=1e-4)
+        assert 0 < found.clipped.item() < 1
+
+
+def test_the_kl_mask_starts_at_ratio_one_and_learns_otherwise_than_the_clip(star):
+    run = trainer(small(train={"trust": "kl_mask"}), reward=Clauses())
+    line = run.train_epoch()
+    assert line.first_ratio_error == 0.0 and 0 < line.clip_fraction < 1
+    assert adapter_bytes(run) != star[1]
+
+
 def test_the_state_of_a_training_on_another_base_is_refused():
     state, policy = trainer().state(), policy_of(small().model)
     policy.transformer.transformer_blocks[1].norm1.linear.weight.data += 1e-3
