@@ -242,6 +242,9 @@ class TrainParams(Section):
     steps."""
     advantage_clip: Divisor
     """Advantages are cut at plus and minus this many standard deviations."""
+    zero_advantage: Literal["keep", "drop"]
+    """Whether rollouts of advantage 0 count in an update's means of the loss and of the KL (keep),
+    or not (drop, as in Flow-GRPO's code; the KL weighs less beside the others' advantages)."""
     kl_beta: Factor
     """Weight of the KL term to the base model; 0 is none."""
     kl_form: Literal["published", "exact", "none"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from star.method.sde import Transition
 
 KL_LIMIT = 1e-5  # an element; Flow-DPPO's (arXiv 2606.11025)
+ROUNDING = 1e-6  # of an advantage in a group whose rewards are all equal
 
 
 def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
@@ -30,6 +31,19 @@ def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
     """
     means = shares.unflatten(0, (-1, group_size)).mean(1).repeat_interleave(group_size, dim=0)
     return ((shares - means) / (shares.sum(1).std(correction=0) + 1e-4)).clamp(-limit, limit)
+
+
+def factors_without_zeros(advantages: Tensor, updates: int) -> Tensor:
+    """Return each rollout's factor in the loss if those of advantage 0 leave its mean: (N,).
+
+    0 for those, and for the others what makes the factors' mean over an update 1. All are 0 in an
+    update that has none of them. Flow-GRPO's code (arXiv 2505.05470) does so.
+
+    Args:
+        advantages: (N, K) of all rollouts of ``updates`` updates, one update after the other.
+    """
+    kept = (advantages.abs() > ROUNDING).any(1).to(advantages.dtype).unflatten(0, (updates, -1))
+    return (kept / kept.mean(1, keepdim=True)).nan_to_num().flatten()
 
 
 def patch_mean(values: Tensor, patch: int) -> Tensor:
@@ -175,11 +189,19 @@ def location_kl(transition: Transition, old_mean: Tensor, patch: int) -> Tensor:
     return patch_mean(moved.square(), patch) / (2 * transition.std**2)
 
 
-def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:
+def kl_penalty(
+    transition: Transition, reference_mean: Tensor, form: str, factors: Tensor | None = None
+) -> Tensor:
     """Return the KL of the step from the reference model's, averaged over elements: a scalar.
 
     ``exact``: ``(mean - mean_ref)^2 / (2 std^2)``. ``published``: as in Flow-GRPO's code, with
     `Transition.kl_std` in the place of ``std``.
+
+    Args:
+        factors: (B,), of the rollouts, as of `factors_without_zeros`; None are ones.
     """
     std = transition.std if form == "exact" else transition.kl_std
-    return ((transition.mean - reference_mean) ** 2).mean() / (2 * std**2)
+    squares = (transition.mean - reference_mean) ** 2
+    if factors is not None:
+        squares = squares * factors.view(-1, *[1] * (squares.dim() - 1))
+    return squares.mean() / (2 * std**2)

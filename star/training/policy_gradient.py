@@ -48,9 +48,10 @@ class PolicyGradient(Algorithm):
         surrogate, transition = self.surrogate(item, row)
         loss, kl = surrogate.loss, surrogate.loss.new_tensor(torch.nan)
         if self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged):
-            penalty = self.penalty(item, row, transition)
-            kl = penalty.detach()
+            reference, form = self.reference_mean(item, row), self.train.kl_form
+            kl = kl_penalty(transition, reference, form).detach()
             if self.train.kl_beta > 0:
+                penalty = kl_penalty(transition, reference, form, item.factors)
                 loss = loss + self.train.kl_beta * penalty
         if self.train.step_weight == "noise":
             loss = loss * self.noise_weights(item)[row]
@@ -69,7 +70,7 @@ class PolicyGradient(Algorithm):
         kl = None
         if self.train.trust == "kl_mask":
             kl = location_kl(transition, old_mean, self.policy.patch)
-        credit = item.advantages, item.weights[:, row]
+        credit = item.advantages * item.factors[:, None], item.weights[:, row]
         return self.objective(locations, *credit, self.train.clip_range, kl), transition
 
     def noise_weights(self, item: Scored) -> list[float]:
@@ -79,12 +80,11 @@ class PolicyGradient(Algorithm):
         steps = range(first, first + item.trajectory.steps)
         return noise_weights([self.roller.std(t) for t in steps])
 
-    def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
-        """Return the KL of one step from the base model's, by a second pass without LoRA."""
+    def reference_mean(self, item: Scored, row: int) -> Tensor:
+        """Return the mean of one step by the base model, of a second pass without LoRA."""
         assert isinstance(item.trajectory, Trajectory)
         with torch.no_grad(), self.policy.reference():
-            reference = self.roller.again(item.trajectory, row)
-        return kl_penalty(transition, reference.mean, self.train.kl_form)
+            return self.roller.again(item.trajectory, row).mean
 
     def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
         """Return how far the ratios are from 1, where all must be 1; see `refuse_clipped`."""

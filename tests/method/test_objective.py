@@ -8,6 +8,7 @@ import torch
 from star.method.objective import (
     KL_LIMIT,
     SURROGATES,
+    factors_without_zeros,
     group_advantages,
     kl_penalty,
     local_surrogate,
@@ -39,6 +40,33 @@ def test_clauses_have_their_own_group_mean_and_add_up_to_the_whole_advantage():
     whole = group_advantages(shares.sum(1, keepdim=True), 8, 50.0)
     assert torch.allclose(by_clause.sum(1, keepdim=True), whole, atol=1e-12)
     assert by_clause.view(3, 8, 3).mean(1).abs().max() < 1e-12
+
+
+def test_without_zeros_the_factors_make_the_mean_over_all_that_over_the_kept():
+    """Update by update: two of four are kept, all but one, by a clause alone, none."""
+    of_groups = group_advantages(torch.tensor([[0.03]] * 24 + [[0.0]] * 24), 24, 5.0)
+    assert of_groups.abs().max() > 0, "rounding"
+    rows = [[0, 0], [1, 1], [0, 0], [-2, 2], [1, 0], [0, -3], [2, 2], [0, 0], *[[0, 0]] * 4]
+    found = factors_without_zeros(torch.tensor(rows, dtype=torch.float32), 3)
+    assert torch.allclose(found, torch.tensor([0, 2, 0, 2, *[4 / 3] * 3, *[0.0] * 5]))
+    assert factors_without_zeros(of_groups, 1).tolist() == [0.0] * 48
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_factors_make_the_loss_and_the_kl_those_of_the_kept_alone(setting, name):
+    _, _, advantage, weights = setting
+    log_ratio = 1e-2 * torch.sin(torch.arange(96.0, dtype=torch.float64)).view(6, 16)
+    kept = [0, 2, 3]
+    advantage = advantage.clone()
+    advantage[[1, 4, 5]] = 0
+    factors = factors_without_zeros(advantage, 1)
+    alone = SURROGATES[name](log_ratio[kept], advantage[kept], weights[kept], 1e-3).loss
+    found = SURROGATES[name](log_ratio, advantage * factors[:, None], weights, 1e-3).loss
+    assert found.item() == pytest.approx(alone.item(), rel=1e-12)
+    mean, reference = log_ratio.view(6, 1, 4, 4), torch.zeros(6, 1, 4, 4)
+    whole, part = (Transition(m, 0.5, kl_std=1.0) for m in (mean, mean[kept]))
+    expected = kl_penalty(part, reference[kept], "exact").item()
+    assert kl_penalty(whole, reference, "exact", factors).item() == pytest.approx(expected)
 
 
 def test_patch_mean_is_row_major_and_averages_channels():

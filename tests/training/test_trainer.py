@@ -264,6 +264,33 @@ def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for():
         assert line.loss - without.loss == pytest.approx(0.5 * line.kl, rel=1e-2) and line.kl > 0
 
 
+class Solved(Redness):
+    """Redness, but that the images of the first batch are all alike."""
+
+    def submit(self, images, records):
+        result = super().submit(images, records).result()
+        if self.calls == 1:
+            result.scores[:] = 0.5
+        return finished(result)
+
+
+def test_rollouts_without_advantage_leave_the_mean_of_the_loss_and_of_the_kl():
+    """Of an update of four batches of a group each: the mean is then over the other three."""
+    train = {"kl_beta": 10.0, "updates_per_epoch": 1}
+    losses = {}
+    for how in ("keep", "drop"):
+        params = small(train={**train, "zero_advantage": how}, rollout={"batch": 4})
+        run = trainer(params, reward=Solved())
+        push(run)
+        terms = [[run.algorithm.term(item, row, False) for row in (0, 1)] for item in scored(run)]
+        losses[how] = torch.tensor([[term.loss.item() for term in each] for each in terms])
+        kls = torch.tensor([[term.figures["kl"].item() for term in each] for each in terms])
+        assert kls.min() > 0, "the log has the KL of all"
+    assert torch.equal(losses["keep"][0], 10 * kls[0]), "the KL alone"
+    assert losses["drop"][0].tolist() == [0.0, 0.0]
+    assert torch.allclose(losses["drop"].mean(), losses["keep"][1:].mean(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("window", [[0, 2], [1, 3], [1, 2]])
 def test_step_weights_multiply_the_loss_of_each_step_and_have_mean_one(window):
     """With its penalty; a window of one step is trained as without them, bit for bit."""
