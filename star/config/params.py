@@ -151,6 +151,9 @@ class RolloutParams(Section):
     """Steps [first, end), from 0, that are stochastic and trained; the others are ODE steps."""
     slide_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
     """Epochs between moves of the window by one step (back to step 0 at the end); 0: fixed."""
+    last_step: Literal["ode", "sde"]
+    """The last step, which no window trains: of the ODE, or stochastic as in Flow-GRPO's code
+    (flow_grpo's alone; by cps it has no noise)."""
     same_latent: Flag
     """Whether the rollouts of a group start from one initial noise (flow_grpo's alone)."""
     batch: Batch
@@ -160,8 +163,7 @@ class RolloutParams(Section):
     def window_limit(self) -> int:
         """Return the step before which the window must end.
 
-        The last step is never stochastic. Into the last noise level `cps` steps with almost no
-        noise.
+        The last step is never trained. Into the last noise level `cps` steps with almost no noise.
         """
         return self.steps - (2 if self.sampler == "cps" else 1)
 

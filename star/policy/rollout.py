@@ -208,13 +208,15 @@ class Roller:
         shared = _shared(prompts, start_seeds)
         x = policy.noise(start_seeds)
         latents, means, masses = [], [], []
+        last = self.settings.steps - 1 if self.settings.last_step == "sde" else None
         for t in range(self.settings.steps):
             alike = shared if t <= first else 1
-            if not first <= t < end:
+            trained = first <= t < end
+            if not trained and t != last:
                 velocity = self._velocity(x, t, conditioning, alike)
                 x = ode_step(x, velocity, sigmas[t], sigmas[t + 1])
                 continue
-            if core is None:
+            if core is None or not trained:
                 transition = self.transition(x, t, conditioning, alike)
             else:
                 one = slice(None, None, alike)
@@ -222,8 +224,9 @@ class Roller:
                 with watched(policy, *model_inputs, allocation) as seen:
                     transition = self.transition(x, t, conditioning, alike)
                 masses.append(seen().repeat_interleave(alike, dim=0))
-            latents.append(x)
-            means.append(transition.mean)
+            if trained:
+                latents.append(x)
+                means.append(transition.mean)
             noise = [torch.randn(policy.latent_shape, generator=g) for g in generators]
             x = transition.sample(torch.stack(noise).to(x.device))
             if t == end - 1:
