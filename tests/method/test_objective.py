@@ -216,7 +216,7 @@ def test_the_kl_of_a_location_is_that_of_normal_densities_and_no_larger_with_its
 
 def test_noise_weights_have_mean_one_and_make_the_gradient_go_as_the_length_of_a_step():
     """Of Flow-GRPO's SDE, in the velocity; without them it goes as sqrt(dt (1-s) / s)."""
-    assert noise_weights([0.2, 0.6]) == [0.5, 1.5]
+    assert noise_weights([0.25, 0.75]) == [0.5, 1.5]
     sigmas, x = (0.9, 0.8, 0.5, 0.1), torch.ones(1, dtype=torch.float64)
     sampler, lengths = FlowSDE(sigmas, 0.7), [0.1, 0.3, 0.4]
     steps, slopes = [], []
