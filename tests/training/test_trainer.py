@@ -274,21 +274,22 @@ class Solved(Redness):
         return finished(result)
 
 
-def test_rollouts_without_advantage_leave_the_mean_of_the_loss_and_of_the_kl():
+@pytest.mark.parametrize("beta", [0.0, 10.0])
+def test_rollouts_without_advantage_leave_the_mean_of_the_loss_and_of_the_kl(beta):
     """Of an update of four batches of a group each: the mean is then over the other three."""
-    train = {"kl_beta": 10.0, "updates_per_epoch": 1}
-    losses = {}
+    train, losses = {"kl_beta": beta, "updates_per_epoch": 1}, {}
     for how in ("keep", "drop"):
         params = small(train={**train, "zero_advantage": how}, rollout={"batch": 4})
         run = trainer(params, reward=Solved())
+        items = scored(run)
         push(run)
-        terms = [[run.algorithm.term(item, row, False) for row in (0, 1)] for item in scored(run)]
+        terms = [[run.algorithm.term(item, row, True) for row in (0, 1)] for item in items]
         losses[how] = torch.tensor([[term.loss.item() for term in each] for each in terms])
         kls = torch.tensor([[term.figures["kl"].item() for term in each] for each in terms])
         assert kls.min() > 0, "the log has the KL of all"
-    assert torch.equal(losses["keep"][0], 10 * kls[0]), "the KL alone"
+    assert torch.equal(losses["keep"][0], beta * kls[0]), "the KL alone"
     assert losses["drop"][0].tolist() == [0.0, 0.0]
-    assert torch.allclose(losses["drop"].mean(), losses["keep"][1:].mean(), rtol=1e-5)
+    assert torch.allclose(losses["drop"][1:], 4 / 3 * losses["keep"][1:], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("window", [[0, 2], [1, 3], [1, 2]])
