@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Files of a model directory that decide what it draws; its card and training log do not.
 MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model")
 
-PROMPT_FOLDER = Path("data/prompts")
+# The folders that DVC watches.
+PROMPT_FOLDER, MODEL_FOLDER = Path("data/prompts"), Path("models")
 
 
 def checked_values(config: dict, path: Path) -> dict:
@@ -48,6 +49,9 @@ def checked_values(config: dict, path: Path) -> dict:
         )
     for task in TASKS:
         prompt_files(values, task)
+    for methods in (values["methods"], values["study"]["methods"]):
+        for changes in methods.values():
+            initial_adapter_files(values, changes)
     return values
 
 
@@ -144,6 +148,26 @@ def reward_model_files(values: dict, *tasks: str) -> list[str]:
         if path is not None
         for file in model_files(path)
     ]
+
+
+def initial_adapter_files(values: dict, changes: dict) -> list[str]:
+    """Return the files of the adapter from which a method's training starts; none for a fresh one.
+
+    Args:
+        changes: the keys that the method overrides.
+
+    Raises:
+        StarError: a folder outside the one that DVC watches.
+    """
+    folder = (values["train"] | changes)["init_adapter"]
+    if folder is None:
+        return []
+    if MODEL_FOLDER not in Path(os.path.normpath(folder)).parents:
+        raise StarError(
+            f"params.yaml: train.init_adapter: {folder!r} is not below {MODEL_FOLDER}; copy it "
+            "there, where Snakemake and DVC both see it change"
+        )
+    return model_files(folder)
 
 
 def prompt_files(values: dict, task: str) -> list[str]:

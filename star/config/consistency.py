@@ -14,6 +14,8 @@ from star.config.params import (
 )
 
 STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
+# Keys of `train` about a ratio's steps, and the values with which they ask for nothing.
+OF_RATIOS = {"trust": "clip", "step_weight": "none", "zero_advantage": "keep"}
 TEMPLATE_SIDE = 64  # pixels, the only images that the second reader `template` reads
 
 
@@ -34,13 +36,15 @@ def broken_rules(params: Params) -> Iterator[str]:
                 f"model.resolution is {params.model.resolution}; use ppocrv6"
             )
     for key, changes in (
-        ("allocation", {}),
+        ("", {}),
         *((f"methods.{name}", changes) for name, changes in params.methods.items()),
         *((f"study.methods.{name}", changes) for name, changes in params.study.methods.items()),
     ):
         changed = params.with_changes(changes)
-        for broken in (*_allocation(changed.allocation), *_average(changed.train)):
-            yield f"{key}: {broken}"
+        for broken in _allocation(changed.allocation):
+            yield f"{key or 'allocation'}: {broken}"
+        for broken in (*_average(changed.train), *_algorithm(changed.train)):
+            yield f"{key}: {broken}" if key else broken
     yield from _study(params.study)
     for task, names in params.runs.items():
         for name in names:
@@ -87,6 +91,17 @@ def _average(train: TrainParams) -> Iterator[str]:
             f"train.ema_every {train.ema_every} is more than the training's {updates} updates: its "
             "adapter would stay the initial one; use a divisor of them"
         )
+
+
+def _algorithm(train: TrainParams) -> Iterator[str]:
+    if train.algorithm == "flow_grpo":
+        return
+    for name, nothing in OF_RATIOS.items():
+        if (value := getattr(train, name)) != nothing:
+            yield (
+                f"train.{name} {value} is of the algorithm flow_grpo alone; set it to {nothing} "
+                f"with {train.algorithm}"
+            )
 
 
 def _rollout(rollout: RolloutParams) -> Iterator[str]:

@@ -151,6 +151,9 @@ class RolloutParams(Section):
     """Steps [first, end), from 0, that are stochastic and trained; the others are ODE steps."""
     slide_every: Annotated[Whole, Field(ge=0, le=1_000_000)]
     """Epochs between moves of the window by one step (back to step 0 at the end); 0: fixed."""
+    last_step: Literal["ode", "sde"]
+    """The last step, which no window trains: of the ODE, or stochastic as in Flow-GRPO's code
+    (flow_grpo's alone; by cps it has no noise)."""
     same_latent: Flag
     """Whether the rollouts of a group start from one initial noise (flow_grpo's alone)."""
     batch: Batch
@@ -160,8 +163,7 @@ class RolloutParams(Section):
     def window_limit(self) -> int:
         """Return the step before which the window must end.
 
-        The last step is never stochastic. Into the last noise level `cps` steps with almost no
-        noise.
+        The last step is never trained. Into the last noise level `cps` steps with almost no noise.
         """
         return self.steps - (2 if self.sampler == "cps" else 1)
 
@@ -232,10 +234,19 @@ class TrainParams(Section):
     """Gradients are scaled down to this L2 norm."""
     clip_range: Rate
     """Epsilon of clip(r, 1-eps, 1+eps) for the scalar ratio; scaled for the others (D4)."""
+    trust: Literal["clip", "kl_mask"]
+    """What bounds the update: clip (by clip_range), or kl_mask as in Flow-DPPO: a ratio is dropped
+    that moved with its advantage while the step's exact KL is 1e-5 or more; no clip_range."""
     normalise_ratio: Flag
     """Whether ratios are normalised as in GRPO-Guard; the clip range is then in its units."""
+    step_weight: Literal["none", "noise"]
+    """Weight of a step's loss: none, or its noise as in TempFlow-GRPO, of mean 1 over the trained
+    steps."""
     advantage_clip: Divisor
     """Advantages are cut at plus and minus this many standard deviations."""
+    zero_advantage: Literal["keep", "drop"]
+    """Whether rollouts of advantage 0 count in an update's means of the loss and of the KL (keep),
+    or not (drop, as in Flow-GRPO's code; the KL weighs less beside the others' advantages)."""
     kl_beta: Factor
     """Weight of the KL term to the base model; 0 is none."""
     kl_form: Literal["published", "exact", "none"]

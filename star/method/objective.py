@@ -1,4 +1,4 @@
-"""Group-relative advantages, the clipped surrogates (scalar and per location), and the KL penalty.
+"""Group-relative advantages, the surrogates (scalar and per location), and the KL penalty.
 
 Symbols as in docs/method.md: log-ratio ``d = l - l_old``, advantage ``A``, allocation
 map ``w``. Shapes: rollouts ``B``, clauses ``K``, locations ``P``. Locations are the transformer's
@@ -6,13 +6,16 @@ image tokens (patches of the latent), row-major.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from star.method.sde import Transition
+
+KL_LIMIT = 1e-5  # an element; Flow-DPPO's (arXiv 2606.11025)
+ROUNDING = 1e-6  # of an advantage in a group whose rewards are all equal
 
 
 def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
@@ -30,6 +33,19 @@ def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
     return ((shares - means) / (shares.sum(1).std(correction=0) + 1e-4)).clamp(-limit, limit)
 
 
+def factors_without_zeros(advantages: Tensor, updates: int) -> Tensor:
+    """Return each rollout's factor in the loss if those of advantage 0 leave its mean: (N,).
+
+    0 for those, and for the others what makes the factors' mean over an update 1. All are 0 in an
+    update that has none of them. Flow-GRPO's code (arXiv 2505.05470) does so.
+
+    Args:
+        advantages: (N, K) of all rollouts of ``updates`` updates, one update after the other.
+    """
+    kept = (advantages.abs() > ROUNDING).any(1).to(advantages.dtype).unflatten(0, (updates, -1))
+    return (kept / kept.mean(1, keepdim=True)).nan_to_num().flatten()
+
+
 def patch_mean(values: Tensor, patch: int) -> Tensor:
     """Return the mean of each patch, (B, P), of values (B, channels, height, width)."""
     return torch.nn.functional.avg_pool2d(values, patch).mean(1).flatten(1)
@@ -37,10 +53,10 @@ def patch_mean(values: Tensor, patch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A clipped surrogate loss, and figures for the log.
+    """A surrogate loss, and figures for the log.
 
     loss: scalar. ratio: detached; (B, 1) scalar, (B, K) weighted, (B, P) local. clipped: share of
-    ratios outside the clip range, a detached scalar.
+    ratios outside the clip range, or dropped by the KL mask; a detached scalar.
     """
 
     loss: Tensor
@@ -49,22 +65,32 @@ class Surrogate:
 
 
 # Each surrogate takes log-ratios (B, P), means over patches; advantages (B, K); allocation maps (B,
-# K, P) of mean 1 over locations (or over locations and steps); and the clip range of the *scalar*
-# ratio, epsilon of ``clip(r, 1 - epsilon, 1 + epsilon)``.
+# K, P) of mean 1 over locations (or over locations and steps); the clip range of the *scalar*
+# ratio, epsilon of ``clip(r, 1 - epsilon, 1 + epsilon)``; and the KL of `location_kl` if a mask by
+# it takes the place of the clip. The KL of a ratio is averaged as its log-ratio is.
 
 
 def scalar_surrogate(
-    log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
+    log_ratio: Tensor,
+    advantage: Tensor,
+    weights: Tensor,
+    clip_range: float,
+    kl: Tensor | None = None,
 ) -> Surrogate:
     """Return Flow-GRPO's objective: one ratio per image, of the mean log-ratio; no map is used.
 
     The advantages of the clauses are added.
     """
-    return _clipped(log_ratio.mean(1, keepdim=True), advantage.sum(1, keepdim=True), clip_range)
+    whole = log_ratio.mean(1, keepdim=True), advantage.sum(1, keepdim=True)
+    return _bounded(*whole, clip_range, None if kl is None else kl.mean(1, keepdim=True))
 
 
 def weighted_surrogate(
-    log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
+    log_ratio: Tensor,
+    advantage: Tensor,
+    weights: Tensor,
+    clip_range: float,
+    kl: Tensor | None = None,
 ) -> Surrogate:
     """Return the objective with one ratio per image and clause, ``exp(mean_p w_p d_p)``.
 
@@ -75,11 +101,16 @@ def weighted_surrogate(
     scaled_clip_range = clip_range * weights.square().mean(2).sqrt()  # (B, K)
     scaled_advantage = advantage * advantage.shape[1]  # the mean over clauses becomes their sum
     weighted = (weights * log_ratio[:, None]).mean(2)
-    return _clipped(weighted, scaled_advantage, scaled_clip_range)
+    weighted_kl = None if kl is None else (weights * kl[:, None]).mean(2)
+    return _bounded(weighted, scaled_advantage, scaled_clip_range, weighted_kl)
 
 
 def local_surrogate(
-    log_ratio: Tensor, advantage: Tensor, weights: Tensor, clip_range: float
+    log_ratio: Tensor,
+    advantage: Tensor,
+    weights: Tensor,
+    clip_range: float,
+    kl: Tensor | None = None,
 ) -> Surrogate:
     """Return STAR's objective (arXiv 2606.17979; our reconstruction, D4): one ratio per location.
 
@@ -88,14 +119,37 @@ def local_surrogate(
     elements), so the clip range is multiplied by ``sqrt(P)``.
     """
     scaled_clip_range = clip_range * math.sqrt(log_ratio.shape[1])
-    return _clipped(log_ratio, torch.einsum("bk,bkp->bp", advantage, weights), scaled_clip_range)
+    local = torch.einsum("bk,bkp->bp", advantage, weights)
+    return _bounded(log_ratio, local, scaled_clip_range, kl)
 
 
-SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Surrogate]] = {
+SURROGATES: dict[str, Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Surrogate]] = {
     "scalar": scalar_surrogate,
     "weighted": weighted_surrogate,
     "local": local_surrogate,
 }
+
+
+def _bounded(
+    log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor, kl: Tensor | None
+) -> Surrogate:
+    """Clip ratios, or drop them by the KL, all of one shape; the loss is a mean over them."""
+    if kl is None:
+        return _clipped(log_ratio, advantage, clip_range)
+    return _masked(log_ratio, advantage, kl)
+
+
+def _masked(log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Surrogate:
+    """Average ``-A r`` with 0 for what is dropped, by Flow-DPPO's mask (arXiv 2606.11025).
+
+    Dropped is what is `KL_LIMIT` or more away and has moved with its advantage. A ratio that moved
+    against it stays, and may come back.
+    """
+    ratio = log_ratio.exp()
+    with_advantage = advantage * (ratio.detach() - 1) > 0
+    dropped = with_advantage & (kl >= KL_LIMIT)
+    loss = (-advantage * ratio).masked_fill(dropped, 0).mean()
+    return Surrogate(loss, ratio.detach(), dropped.float().mean())
 
 
 def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Surrogate:
@@ -108,11 +162,46 @@ def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -
     return Surrogate(loss, ratio.detach(), outside)
 
 
-def kl_penalty(transition: Transition, reference_mean: Tensor, form: str) -> Tensor:
+def noise_weights(stds: Sequence[float]) -> list[float]:
+    """Return TempFlow-GRPO's weights of the trained steps' losses (arXiv 2508.04324), of mean 1.
+
+    A step of size ``dt`` at noise level ``s`` has a gradient that goes as ``sqrt(dt (1-s) / s)``,
+    so nearly noiseless steps dominate. Times the step's noise ``g sqrt(dt)`` it goes as ``dt``.
+
+    Args:
+        stds: of the steps, as in `Transition`.
+    """
+    mean = sum(stds) / len(stds)
+    return [std / mean for std in stds]
+
+
+def location_kl(transition: Transition, old_mean: Tensor, patch: int) -> Tensor:
+    """Return the exact KL of a step from the old policy's, (B, P), without gradient.
+
+    ``(mean - mean_old)^2 / (2 std^2)``, averaged over the elements of each location. Its size does
+    not depend on how many elements that are, so one limit holds for locations and whole steps.
+
+    Args:
+        old_mean: (B, channels, height, width), as ``transition.mean``.
+        patch: latent pixels along the side of a location.
+    """
+    moved = transition.mean.detach() - old_mean
+    return patch_mean(moved.square(), patch) / (2 * transition.std**2)
+
+
+def kl_penalty(
+    transition: Transition, reference_mean: Tensor, form: str, factors: Tensor | None = None
+) -> Tensor:
     """Return the KL of the step from the reference model's, averaged over elements: a scalar.
 
     ``exact``: ``(mean - mean_ref)^2 / (2 std^2)``. ``published``: as in Flow-GRPO's code, with
     `Transition.kl_std` in the place of ``std``.
+
+    Args:
+        factors: (B,), of the rollouts, as of `factors_without_zeros`; None are ones.
     """
     std = transition.std if form == "exact" else transition.kl_std
-    return ((transition.mean - reference_mean) ** 2).mean() / (2 * std**2)
+    squares = (transition.mean - reference_mean) ** 2
+    if factors is not None:
+        squares = squares * factors.view(-1, *[1] * (squares.dim() - 1))
+    return squares.mean() / (2 * std**2)

@@ -162,16 +162,20 @@ class Roller:
         Raises:
             StarError: names the step.
         """
-        nothing, (first, end) = torch.zeros(()), self.settings.window
+        first, end = self.settings.window
         last = self.settings.window_limit if self.settings.slide_every else end
         for t in range(0 if self.settings.slide_every else first, last):
-            std = self.sampler.transition(nothing, nothing, t).std
-            if std < LEAST_STD:
+            if (std := self.std(t)) < LEAST_STD:
                 raise StarError(
                     f"rollout.window: step {t} has a standard deviation of {std:.2g}, too little "
                     f"to learn from (at least {LEAST_STD}); raise rollout.noise_level, or train "
                     "other steps"
                 )
+
+    def std(self, t: int) -> float:
+        """Return the standard deviation of a stochastic step ``t``, the same for all latents."""
+        nothing = torch.zeros(())
+        return self.sampler.transition(nothing, nothing, t).std
 
     def again(self, trajectory: Trajectory, row: int) -> Transition:
         """Return the current policy's step from the latents of trained step ``row``."""
@@ -204,13 +208,15 @@ class Roller:
         shared = _shared(prompts, start_seeds)
         x = policy.noise(start_seeds)
         latents, means, masses = [], [], []
+        last = self.settings.steps - 1 if self.settings.last_step == "sde" else None
         for t in range(self.settings.steps):
             alike = shared if t <= first else 1
-            if not first <= t < end:
+            trained = first <= t < end
+            if not trained and t != last:
                 velocity = self._velocity(x, t, conditioning, alike)
                 x = ode_step(x, velocity, sigmas[t], sigmas[t + 1])
                 continue
-            if core is None:
+            if core is None or not trained:
                 transition = self.transition(x, t, conditioning, alike)
             else:
                 one = slice(None, None, alike)
@@ -218,8 +224,9 @@ class Roller:
                 with watched(policy, *model_inputs, allocation) as seen:
                     transition = self.transition(x, t, conditioning, alike)
                 masses.append(seen().repeat_interleave(alike, dim=0))
-            latents.append(x)
-            means.append(transition.mean)
+            if trained:
+                latents.append(x)
+                means.append(transition.mean)
             noise = [torch.randn(policy.latent_shape, generator=g) for g in generators]
             x = transition.sample(torch.stack(noise).to(x.device))
             if t == end - 1:

@@ -31,12 +31,15 @@ class Rollouts(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P)."""
+    """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P); factors:
+    (B,), of the rollouts in the means of an update's loss, all 1 unless `train.zero_advantage` is
+    drop."""
 
     batch: Batch
     trajectory: Rollouts
     advantages: Tensor
     weights: Tensor
+    factors: Tensor
 
 
 @dataclass(frozen=True)

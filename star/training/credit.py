@@ -9,7 +9,7 @@ from torch import Tensor
 from star.config.params import AllocationParams, TrainParams
 from star.method.allocation import allocation_weights, controlled, exchanged
 from star.method.attention import CoreKeys
-from star.method.objective import group_advantages
+from star.method.objective import factors_without_zeros, group_advantages
 from star.method.seeds import seed_of
 from star.policy.sd3 import SD3Policy
 from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
@@ -63,24 +63,26 @@ class Credit:
             trajectories, results: of this process's shard of them.
         """
         batches = self.processes.shard(planned, self.train.updates_per_epoch)
-        advantages = self.advantages(batches, results)
+        credit = self.advantages(batches, results)
         maps: list[Tensor | None] = [trajectory.relevance for trajectory in trajectories]
         if self.allocation.source == "other_rollout":
             maps = [*self._maps_of_others(planned, [m for m in maps if m is not None])]
         scored = []
-        for batch, trajectory, relevance, advantage in zip(
-            batches, trajectories, maps, advantages, strict=True
+        for batch, trajectory, relevance, (advantage, factors) in zip(
+            batches, trajectories, maps, credit, strict=True
         ):
             if relevance is None:
                 weights = self._flat(trajectory, advantage)
             else:
                 weights = self._weights(epoch, batch, relevance)
             advantage = advantage[:, : weights.shape[2]]  # without clauses of longer prompts
-            scored.append(Scored(batch, trajectory, advantage, weights))
+            scored.append(Scored(batch, trajectory, advantage, weights, factors))
         return scored
 
-    def advantages(self, batches: Sequence[Batch], results: Sequence[RewardResult]) -> list[Tensor]:
-        """Return the advantages of each of this process's batches, (B, K).
+    def advantages(
+        self, batches: Sequence[Batch], results: Sequence[RewardResult]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the advantages, (B, K), and factors, (B,), of each of this process's batches.
 
         Raises:
             StarError: the reward's number of clauses differs from the prompt's.
@@ -94,7 +96,12 @@ class Credit:
         advantages = group_advantages(
             torch.cat(everywhere), self.train.group_size, self.train.advantage_clip
         )
-        return self.processes.shard(advantages.split([len(p) for p in everywhere]), updates)
+        factors = advantages.new_ones(len(advantages))
+        if self.train.zero_advantage == "drop":
+            factors = factors_without_zeros(advantages, updates)
+        sizes = [len(part) for part in everywhere]
+        parts = list(zip(advantages.split(sizes), factors.split(sizes), strict=True))
+        return self.processes.shard(parts, updates)
 
     def _shares(self, result: RewardResult) -> list[Tensor]:
         """Return each image's score as shares of its clauses, (K,), or whole, (1,)."""

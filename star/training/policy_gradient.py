@@ -7,7 +7,15 @@ from torch import Tensor
 
 from star.config.params import AllocationParams, Params
 from star.method.attention import CoreKeys
-from star.method.objective import SURROGATES, Surrogate, kl_penalty, patch_mean
+from star.method.objective import (
+    KL_LIMIT,
+    SURROGATES,
+    Surrogate,
+    kl_penalty,
+    location_kl,
+    noise_weights,
+    patch_mean,
+)
 from star.method.sde import Transition, log_ratio
 from star.policy.rollout import Roller, Trajectory
 from star.policy.sd3 import SD3Policy
@@ -40,32 +48,43 @@ class PolicyGradient(Algorithm):
         surrogate, transition = self.surrogate(item, row)
         loss, kl = surrogate.loss, surrogate.loss.new_tensor(torch.nan)
         if self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged):
-            penalty = self.penalty(item, row, transition)
-            kl = penalty.detach()
+            reference, form = self.reference_mean(item, row), self.train.kl_form
+            kl = kl_penalty(transition, reference, form).detach()
             if self.train.kl_beta > 0:
+                penalty = kl_penalty(transition, reference, form, item.factors)
                 loss = loss + self.train.kl_beta * penalty
+        if self.train.step_weight == "noise":
+            loss = loss * self.noise_weights(item)[row]
         ratio = surrogate.ratio
         figures = {"ratio_mean": ratio.mean(), "ratio_min": ratio.min(), "ratio_max": ratio.max()}
         return Term(loss, {**figures, "clip_fraction": surrogate.clipped, "kl": kl})
 
     def surrogate(self, item: Scored, row: int) -> tuple[Surrogate, Transition]:
-        """Return the clipped surrogate of one trained step, and the current policy's transition."""
+        """Return the surrogate of one trained step, and the current policy's transition."""
         trajectory, normalised = item.trajectory, self.train.normalise_ratio
         assert isinstance(trajectory, Trajectory)
         transition = self.roller.again(trajectory, row)
         x_next, old_mean = trajectory.latents[row + 1], trajectory.means[row]
         elements = log_ratio(x_next, transition, old_mean, normalised)
         locations = patch_mean(elements, self.policy.patch)  # (B, P)
-        weights = item.weights[:, row]
-        surrogate = self.objective(locations, item.advantages, weights, self.train.clip_range)
-        return surrogate, transition
+        kl = None
+        if self.train.trust == "kl_mask":
+            kl = location_kl(transition, old_mean, self.policy.patch)
+        credit = item.advantages * item.factors[:, None], item.weights[:, row]
+        return self.objective(locations, *credit, self.train.clip_range, kl), transition
 
-    def penalty(self, item: Scored, row: int, transition: Transition) -> Tensor:
-        """Return the KL of one step from the base model's, by a second pass without LoRA."""
+    def noise_weights(self, item: Scored) -> list[float]:
+        """Return the weight of each trained step, of mean 1 over those of the epoch."""
+        assert isinstance(item.trajectory, Trajectory)
+        first = item.trajectory.first
+        steps = range(first, first + item.trajectory.steps)
+        return noise_weights([self.roller.std(t) for t in steps])
+
+    def reference_mean(self, item: Scored, row: int) -> Tensor:
+        """Return the mean of one step by the base model, of a second pass without LoRA."""
         assert isinstance(item.trajectory, Trajectory)
         with torch.no_grad(), self.policy.reference():
-            reference = self.roller.again(item.trajectory, row)
-        return kl_penalty(transition, reference.mean, self.train.kl_form)
+            return self.roller.again(item.trajectory, row).mean
 
     def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
         """Return how far the ratios are from 1, where all must be 1; see `refuse_clipped`."""
@@ -80,13 +99,15 @@ class PolicyGradient(Algorithm):
         """Refuse clipped ratios before an epoch's first optimizer step.
 
         Raises:
-            StarError: rollout and update compute one policy differently, beyond the clip range.
+            StarError: rollout and update compute one policy differently, beyond `train.trust`.
         """
         if clipped:
+            bound = f"train.clip_range {self.train.clip_range:g}"
+            if self.train.trust == "kl_mask":
+                bound = f"the KL of train.trust kl_mask, {KL_LIMIT:g}"
             raise StarError(
                 f"epoch {epoch + 1}: ratios differ from 1 by up to {worst.item():.2g} before the "
-                f"first update, outside train.clip_range {self.train.clip_range:g}: rollout and "
-                'update compute the same policy differently. Set model.compile to "no" (it is '
-                f'{self.params.model.compile}), or model.precision to "no" (it is '
-                f"{self.policy.model.precision})"
+                f"first update, outside {bound}: rollout and update compute the same policy "
+                f'differently. Set model.compile to "no" (it is {self.params.model.compile}), or '
+                f'model.precision to "no" (it is {self.policy.model.precision})'
             )

@@ -64,9 +64,9 @@ class LogLine:
     phase. loss, grad_norm: None where an update was skipped.
 
     Of flow_grpo: first_ratio_error: largest |ratio - 1| before the first update. clip_fraction:
-    share of ratios outside the clip range. kl: None if kl_form is none. Of awm: drift: mean squared
-    distance from the velocity of the policy that drew the images. `star.training.loop` adds
-    held_out where it is due.
+    share of ratios outside the clip range, or dropped by kl_mask. kl: None if kl_form is none. Of
+    awm: drift: mean squared distance from the velocity of the policy that drew the images.
+    `star.training.loop` adds held_out where it is due.
     """
 
     epoch: int

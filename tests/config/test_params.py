@@ -198,6 +198,18 @@ def test_every_key_and_section_is_described() -> None:
         ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders", "raise one"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "train.kl_form"),
         (
+            {"methods.odd": {"algorithm": "awm", "step_weight": "noise"}},
+            *("methods.odd: train.step_weight noise", "set it to none with awm"),
+        ),
+        (
+            {"train.trust": "kl_mask", "methods.odd": {"algorithm": "awm"}},
+            *("methods.odd: train.trust kl_mask", "set it to clip with awm"),
+        ),
+        (
+            {"train.algorithm": "awm", "train.zero_advantage": "drop"},
+            *("train.zero_advantage drop", "set it to keep with awm"),
+        ),
+        (
             {"methods.odd": {"source": "guidance", "clause_wise": True}},
             *("methods.odd", "clause_maps to own, or clause_wise to false"),
         ),

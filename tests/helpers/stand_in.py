@@ -26,11 +26,12 @@ READS = {
     "core": ("", "star/prompts/core_tokens.py star/prompts/words.py"),
     "train": (
         "seed model core rollout allocation methods.{method} train rewards.{task}",
-        "star/training/trainer.py star/prompts/core_tokens.py models/miniature/**/*.safetensors",
+        "star/training/trainer.py star/prompts/core_tokens.py models/miniature/**/*.safetensors"
+        " models/start/*.safetensors",
     ),
     "evaluate": (
         "seed model rewards evaluate",
-        "star/evaluation/evaluate.py models/**/*.safetensors",
+        "star/evaluation/evaluate.py models/miniature*/**/*.safetensors",
     ),
     "report": ("runs report", "star/report/page.py"),
 }

@@ -17,7 +17,7 @@ from tests.helpers.jobs import load_stages, parse_jobs
 from tests.helpers.smoke import set_values, write_values
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN_PROMPTS = "data/prompts/own.txt"
+OWN_PROMPTS, START = "data/prompts/own.txt", "models/start/adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,9 @@ def prepare(folder: Path, stand_in: bool = True) -> Project:
     (project.root / OWN_PROMPTS).write_text(own, encoding="utf-8")
     write_values(project.root / "params.yaml", _values())
     if stand_in:
+        project.set("train.init_adapter", Path(START).parent.as_posix())
+        (project.root / START).parent.mkdir()
+        (project.root / START).touch()
         program = folder / "bin/star"
         program.parent.mkdir()
         helper = ROOT / "tests/helpers/stand_in.py"

@@ -6,15 +6,19 @@ import pytest
 import torch
 
 from star.method.objective import (
+    KL_LIMIT,
     SURROGATES,
+    factors_without_zeros,
     group_advantages,
     kl_penalty,
     local_surrogate,
+    location_kl,
+    noise_weights,
     patch_mean,
     scalar_surrogate,
     weighted_surrogate,
 )
-from star.method.sde import Transition
+from star.method.sde import FlowSDE, Transition, log_ratio
 
 
 def test_advantages_by_hand():
@@ -36,6 +40,33 @@ def test_clauses_have_their_own_group_mean_and_add_up_to_the_whole_advantage():
     whole = group_advantages(shares.sum(1, keepdim=True), 8, 50.0)
     assert torch.allclose(by_clause.sum(1, keepdim=True), whole, atol=1e-12)
     assert by_clause.view(3, 8, 3).mean(1).abs().max() < 1e-12
+
+
+def test_without_zeros_the_factors_make_the_mean_over_all_that_over_the_kept():
+    """Update by update: two of four are kept, all but one, by a clause alone, none."""
+    of_groups = group_advantages(torch.tensor([[0.03]] * 24 + [[0.0]] * 24), 24, 5.0)
+    assert of_groups.abs().max() > 0, "rounding"
+    rows = [[0, 0], [1, 1], [0, 0], [-2, 2], [1, 0], [0, -3], [2, 2], [0, 0], *[[0, 0]] * 4]
+    found = factors_without_zeros(torch.tensor(rows, dtype=torch.float32), 3)
+    assert torch.allclose(found, torch.tensor([0, 2, 0, 2, *[4 / 3] * 3, *[0.0] * 5]))
+    assert factors_without_zeros(of_groups, 1).tolist() == [0.0] * 48
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_factors_make_the_loss_and_the_kl_those_of_the_kept_alone(setting, name):
+    _, _, advantage, weights = setting
+    log_ratio = 1e-2 * torch.sin(torch.arange(96.0, dtype=torch.float64)).view(6, 16)
+    kept = [0, 2, 3]
+    advantage = advantage.clone()
+    advantage[[1, 4, 5]] = 0
+    factors = factors_without_zeros(advantage, 1)
+    alone = SURROGATES[name](log_ratio[kept], advantage[kept], weights[kept], 1e-3).loss
+    found = SURROGATES[name](log_ratio, advantage * factors[:, None], weights, 1e-3).loss
+    assert found.item() == pytest.approx(alone.item(), rel=1e-12)
+    mean, reference = log_ratio.view(6, 1, 4, 4), torch.zeros(6, 1, 4, 4)
+    whole, part = (Transition(m, 0.5, kl_std=1.0) for m in (mean, mean[kept]))
+    expected = kl_penalty(part, reference[kept], "exact").item()
+    assert kl_penalty(whole, reference, "exact", factors).item() == pytest.approx(expected)
 
 
 def test_patch_mean_is_row_major_and_averages_channels():
@@ -140,6 +171,68 @@ def test_the_clip_range_follows_the_spread_of_the_log_ratio(surrogate):
     clip = 1e-3 / 8  # one standard deviation of the scalar log-ratio
     wanted = scalar_surrogate(*given, clip).clipped.item()
     assert surrogate(*given, clip).clipped.item() == pytest.approx(wanted, abs=0.02)
+
+
+@pytest.mark.parametrize("kl", [0.99 * KL_LIMIT, KL_LIMIT])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("moved", [0.5, -0.5])
+@pytest.mark.parametrize("name", SURROGATES)
+def test_the_kl_mask_drops_what_went_too_far_with_its_advantage(name, moved, advantage, kl):
+    """Whatever the ratio; all else has the gradient of -A r."""
+    log_ratio, ones, weights = constant(moved, 4)
+    log_ratio = log_ratio.clone().requires_grad_()
+    given = advantage * ones, weights, 1e-4, torch.full((1, 4), kl, dtype=torch.float64)
+    found = SURROGATES[name](log_ratio, *given)
+    dropped = moved * advantage > 0 and kl >= KL_LIMIT
+    assert found.clipped.item() == dropped
+    kept = 0.0 if dropped else -advantage * math.exp(moved)
+    assert found.loss.item() == pytest.approx(kept)
+    assert gradient(found.loss, log_ratio).sum().item() == pytest.approx(kept)
+
+
+def test_the_kl_mask_is_of_a_location_or_of_a_step_with_its_map():
+    log_ratio, advantage, ones = constant(0.1, 4)
+    kl = KL_LIMIT * torch.tensor([[3.9, 0, 0, 0]], dtype=torch.float64)
+    weights = torch.tensor([[[1.2, 0.8, 1, 1]]], dtype=torch.float64)
+    given = log_ratio, advantage
+    assert scalar_surrogate(*given, ones, 1e-4, kl).clipped.item() == 0.0
+    assert weighted_surrogate(*given, ones, 1e-4, kl).clipped.item() == 0.0
+    assert weighted_surrogate(*given, weights, 1e-4, kl).clipped.item() == 1.0
+    assert local_surrogate(*given, ones, 1e-4, kl).clipped.item() == 0.25
+    assert scalar_surrogate(*given, ones, 1e-4, kl * 1.1).clipped.item() == 1.0
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_kl_of_a_location_is_that_of_normal_densities_and_no_larger_with_its_size(size):
+    mean, old = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    transition = Transition(mean.requires_grad_(), 0.3, kl_std=1.0)
+    normal = [torch.distributions.Normal(m.detach(), 0.3) for m in (mean, old)]
+    expected = patch_mean(torch.distributions.kl_divergence(*normal), size)
+    found = location_kl(transition, old, size)
+    assert torch.allclose(found, expected, rtol=1e-5) and not found.requires_grad
+    even = location_kl(transition, mean.detach() - 0.1, size)
+    assert torch.allclose(even, torch.full_like(even, 0.01 / 0.18), rtol=1e-5)
+
+
+def test_noise_weights_have_mean_one_and_make_the_gradient_go_as_the_length_of_a_step():
+    """Of Flow-GRPO's SDE, in the velocity; without them it goes as sqrt(dt (1-s) / s)."""
+    assert noise_weights([0.25, 0.75]) == [0.5, 1.5]
+    sigmas, x = (0.9, 0.8, 0.5, 0.1), torch.ones(1, dtype=torch.float64)
+    sampler, lengths = FlowSDE(sigmas, 0.7), [0.1, 0.3, 0.4]
+    steps, slopes = [], []
+    for t in range(3):
+        velocity = x.clone().requires_grad_()
+        steps.append(sampler.transition(x, velocity, t))
+        old = steps[t].mean.detach()
+        ratio = log_ratio(old - steps[t].std, steps[t], old, normalised=False)  # of noise -1
+        slopes.append(gradient(ratio, velocity).item())
+    weighted = [w * s for w, s in zip(noise_weights([s.std for s in steps]), slopes, strict=True)]
+    for found, size in (
+        (weighted, lengths),
+        (slopes, [math.sqrt(d * (1 - s) / s) for d, s in zip(lengths, sigmas, strict=False)]),
+    ):
+        expected = [found[0] * length / size[0] for length in size]
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_kl_forms():

@@ -59,6 +59,32 @@ def test_there_is_no_noise_outside_of_the_window():
     assert (runs[0].latents[1] - runs[1].latents[1]).abs().mean() > 0.1, "inside there is"
 
 
+@pytest.mark.parametrize("window", [[0, 2], [1, 4]])
+@pytest.mark.parametrize("sampler", ["flow_sde", "cps"])
+def test_a_stochastic_last_step_adds_its_noise_after_all_others_and_is_not_trained(window, sampler):
+    policy, core = policy_of(), CoreKeys.from_weights(core_keys(policy_of(), weights=True))
+    ode, sde = (
+        roller(policy, steps=5, window=window, sampler=sampler, last_step=how)
+        for how in ("ode", "sde")
+    )
+    given = PROMPTS, [1, 2], [3, 4], window[0], core, BASE.allocation
+    without, drawn = ode.draw(*given), sde.draw(*given)
+    for name in ("latents", "means", "relevance"):
+        assert torch.equal(getattr(without, name), getattr(drawn, name)), name
+    assert drawn.steps == window[1] - window[0]
+    x, conditioning = drawn.latents[-1], drawn.conditioning
+    with torch.no_grad():
+        for t in range(window[1], 4):
+            velocity = policy.velocity(x, sde.schedule.timesteps[t], conditioning)
+            x = ode_step(x, velocity, *sde.schedule.sigmas[t : t + 2])
+        step = sde.transition(x, 4, conditioning, 1)
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    for _ in range(drawn.steps + 1):
+        noise = torch.stack([torch.randn(policy.latent_shape, generator=g) for g in generators])
+    assert np.array_equal(drawn.images, policy.decode(step.sample(noise)))
+    assert np.array_equal(drawn.images, without.images) == (sampler == "cps")
+
+
 @pytest.mark.parametrize("window", [[0, 2], [1, 3]])
 def test_what_a_group_shares_is_run_once_and_changes_nothing(window):
     """Groups side by side share their first passes; the same in another order share none."""

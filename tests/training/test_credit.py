@@ -39,9 +39,9 @@ def test_the_map_of_a_step_spreads_the_advantage_of_that_step(monkeypatch):
     run = trainer(small(rollout={"window": [1, 3], "steps": 4}))
     item, given, objective = scored(run)[0], [], run.algorithm.objective
 
-    def noted(log_ratio, advantage, weights, clip_range):
+    def noted(log_ratio, advantage, weights, *trust):
         given.append(weights)
-        return objective(log_ratio, advantage, weights, clip_range)
+        return objective(log_ratio, advantage, weights, *trust)
 
     monkeypatch.setattr(run.algorithm, "objective", noted)
     core, trajectory = run.credit.core_keys(item.batch.records, False), item.trajectory
@@ -117,7 +117,8 @@ class Thread:
 @pytest.mark.parametrize("batch", [2, 4])
 def test_two_processes_give_the_credit_that_one_gives(batch):
     """With the maps of others, in batches of one and of two clauses; a group may lie on both."""
-    run = trainer(small(rollout={"batch": batch}), source="other_rollout", clause_maps="own")
+    params = small(rollout={"batch": batch}, train={"zero_advantage": "drop"})
+    run = trainer(params, source="other_rollout", clause_maps="own")
     planned, generator = run.plan.batches(0), torch.Generator().manual_seed(0)
     maps = [
         torch.rand(batch, 2, 1 + number % 2, 16, generator=generator)
@@ -125,8 +126,11 @@ def test_two_processes_give_the_credit_that_one_gives(batch):
     ]
     drawn = [SimpleNamespace(relevance=relevance) for relevance in maps]
     scores = torch.rand(len(planned), batch, generator=generator).numpy()
+    scores[: 4 // batch] = 0.5  # the first group
     results = [RewardResult(row.astype(np.float32), [{}] * batch) for row in scores]
     alone = run.credit.weigh(0, planned, drawn, results)
+    factors = torch.cat([item.factors for item in alone])
+    assert factors.tolist() == [0.0] * 4 + [2.0] * 4 + [1.0] * 8, "two groups an update"
     padded = [torch.nn.functional.pad(m, (0, 0, 0, 2 - m.shape[2])) for m in maps]
     others = torch.cat(padded).roll(4, dims=0).split(batch)  # of the group before
     for item, own, other in zip(alone, maps, others, strict=True):
@@ -148,3 +152,4 @@ def test_two_processes_give_the_credit_that_one_gives(batch):
             for one, other in zip(found, expected, strict=True):
                 assert torch.equal(one.weights, other.weights)
                 assert torch.allclose(one.advantages, other.advantages)
+                assert torch.equal(one.factors, other.factors)

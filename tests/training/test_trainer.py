@@ -148,6 +148,36 @@ def test_the_loss_of_a_policy_that_moved_is_the_formula_s(objective, normalised)
         assert not torch.allclose(found.ratio, other.ratio, rtol=1e-3)
 
 
+@pytest.mark.parametrize("objective", ["local", "scalar"])
+def test_the_kl_mask_of_a_policy_that_moved_is_the_formula_s(objective):
+    """One decision a location, or one a step."""
+    source = "attention" if objective == "local" else "uniform"
+    run = trainer(small(train={"trust": "kl_mask"}), objective=objective, source=source)
+    item = scored(run)[0]
+    push(run)
+    for row in range(2):
+        found, now = run.algorithm.surrogate(item, row)
+        old, x = item.trajectory.means[row], item.trajectory.latents[row + 1]
+        new, old = (torch.distributions.Normal(m.detach(), now.std) for m in (now.mean, old))
+        forms = new.log_prob(x) - old.log_prob(x), torch.distributions.kl_divergence(new, old)
+        moved, kl = (patch_mean(form, run.policy.patch) for form in forms)
+        credit = item.advantages * item.weights[:, row, 0]
+        if objective == "scalar":
+            moved, kl, credit = (each.mean(1, keepdim=True) for each in (moved, kl, credit))
+        ratio, dropped = moved.exp(), (kl >= 1e-5) & (credit * moved > 0)
+        assert found.clipped.item() == pytest.approx(dropped.float().mean().item(), abs=0.01)
+        expected = -(credit * ratio)[~dropped].sum() / ratio.numel()
+        assert found.loss.item() == pytest.approx(expected.item(), rel=1e-2, abs=1e-4)
+        assert 0 < found.clipped.item() < 1
+
+
+def test_the_kl_mask_starts_at_ratio_one_and_learns_otherwise_than_the_clip(star):
+    run = trainer(small(train={"trust": "kl_mask"}), reward=Clauses())
+    line = run.train_epoch()
+    assert line.first_ratio_error == 0.0 and 0 < line.clip_fraction < 1
+    assert adapter_bytes(run) != star[1]
+
+
 def test_the_state_of_a_training_on_another_base_is_refused():
     state, policy = trainer().state(), policy_of(small().model)
     policy.transformer.transformer_blocks[1].norm1.linear.weight.data += 1e-3
@@ -232,6 +262,52 @@ def test_the_kl_is_in_the_loss_in_the_form_that_is_asked_for():
     assert exact.kl == pytest.approx(published.kl / (sigmas[0] - sigmas[1]), rel=1e-4)
     for line in (published, exact):
         assert line.loss - without.loss == pytest.approx(0.5 * line.kl, rel=1e-2) and line.kl > 0
+
+
+class Solved(Redness):
+    """Redness, but that the images of the first batch are all alike."""
+
+    def submit(self, images, records):
+        result = super().submit(images, records).result()
+        if self.calls == 1:
+            result.scores[:] = 0.5
+        return finished(result)
+
+
+@pytest.mark.parametrize("beta", [0.0, 10.0])
+def test_rollouts_without_advantage_leave_the_mean_of_the_loss_and_of_the_kl(beta):
+    """Of an update of four batches of a group each: the mean is then over the other three."""
+    train, losses = {"kl_beta": beta, "updates_per_epoch": 1}, {}
+    for how in ("keep", "drop"):
+        params = small(train={**train, "zero_advantage": how}, rollout={"batch": 4})
+        run = trainer(params, reward=Solved())
+        items = scored(run)
+        push(run)
+        terms = [[run.algorithm.term(item, row, True) for row in (0, 1)] for item in items]
+        losses[how] = torch.tensor([[term.loss.item() for term in each] for each in terms])
+        kls = torch.tensor([[term.figures["kl"].item() for term in each] for each in terms])
+        assert kls.min() > 0, "the log has the KL of all"
+    assert torch.equal(losses["keep"][0], beta * kls[0]), "the KL alone"
+    assert losses["drop"][0].tolist() == [0.0, 0.0]
+    assert torch.allclose(losses["drop"][1:], 4 / 3 * losses["keep"][1:], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("window", [[0, 2], [1, 3], [1, 2]])
+def test_step_weights_multiply_the_loss_of_each_step_and_have_mean_one(window):
+    """With its penalty; a window of one step is trained as without them, bit for bit."""
+    run = trainer(small(train={"kl_beta": 0.1}, rollout={"steps": 4, "window": window}))
+    item = scored(run)[0]
+    push(run)
+    first, end = window
+    plain = [run.algorithm.term(item, row, False).loss for row in range(end - first)]
+    run.algorithm.train = dataclasses.replace(run.train, step_weight="noise")
+    found = [run.algorithm.term(item, row, False).loss for row in range(end - first)]
+    s = run.algorithm.roller.schedule.sigmas
+    noise = [math.sqrt(s[t] / (1 - s[max(t, 1)]) * (s[t] - s[t + 1])) for t in range(first, end)]
+    for row, one in enumerate(noise):
+        weight = one * len(noise) / sum(noise)
+        assert found[row].item() == pytest.approx(weight * plain[row].item(), rel=1e-6)
+    assert (found == plain) == (len(noise) == 1)
 
 
 class Indifferent(Redness):

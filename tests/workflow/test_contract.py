@@ -14,6 +14,7 @@ import pytest
 from star.config.params import TASKS
 from tests.helpers.jobs import Job, load_stages
 from tests.helpers.sections import keys_read
+from tests.helpers.smoke import set_values
 from workflow import support
 from workflow.dependencies import RULES
 from workflow.make_dvc import dvc_yaml
@@ -28,7 +29,12 @@ def test_dvc_yaml_is_what_the_table_says() -> None:
     )
 
 
-def test_stages_and_jobs_agree(plan: Callable[..., list[Job]]) -> None:
+def test_stages_and_jobs_agree(plan: Callable[..., list[Job]], folder: Path) -> None:
+    """A training starts from an adapter."""
+    set_values(folder / "params.yaml", {"train.init_adapter": "models/start"})
+    start = folder / "models/start/adapter_model.safetensors"
+    start.parent.mkdir()
+    start.touch()
     jobs = {job.outputs: job for job in plan("--forceall") if job.rule in RULES}
     stages = load_stages(ROOT)
     assert {stage.outputs for stage in stages} == jobs.keys()
@@ -39,6 +45,7 @@ def test_stages_and_jobs_agree(plan: Callable[..., list[Job]]) -> None:
         keys = {key.format(**job.wildcards) for key in RULES[job.rule].sections}
         assert stage.parameters == keys, stage.name
         seen = {file for file in job.inputs if any(covers(path, file) for path in stage.inputs)}
+        assert ("models/start/adapter_model.safetensors" in seen) == (job.rule == "train_policy")
         assert seen == job.inputs, f"{stage.name}: DVC does not see {job.inputs - seen}"
         read = {path for path in stage.inputs if any(covers(path, file) for file in job.inputs)}
         assert stage.inputs - read <= {support.PROMPT_FOLDER.as_posix()}, stage.name

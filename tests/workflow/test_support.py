@@ -64,6 +64,23 @@ def test_models_of_a_reward_are_inputs_where_they_are_directories(
     assert folders("geneval") == []
 
 
+def test_the_adapter_of_a_methods_start_is_an_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_values: dict
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("models/one", "models/two/adapter"):
+        (tmp_path / name).mkdir(parents=True)
+        for file in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+            (tmp_path / name / file).touch()
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    assert support.initial_adapter_files(default_values, {}) == []
+    default_values["train"]["init_adapter"] = "models/one"
+    for changes, folder in (({}, "one"), ({"init_adapter": "models/two"}, "two/adapter")):
+        expected = [f"models/{folder}/{name}" for name in names]
+        assert support.initial_adapter_files(default_values, changes) == expected
+    assert support.initial_adapter_files(default_values, {"init_adapter": None}) == []
+
+
 @pytest.mark.parametrize(
     "outside",
     ["signs.txt", "data/prompts/../signs.txt", "/etc/passwd", "data/prompts/fetched/signs.txt"],
@@ -93,6 +110,11 @@ def test_address_and_checksum_of_a_prompt_set_are_parameters(
         ({}, {"sede": 3}, "--config sede: "),
         ({"train.epochs": -1}, {}, "train.epochs: -1 "),
         ({"prompts.ocr.test_file": "signs.txt"}, {}, "prompts.ocr.test_file: 'signs.txt' "),
+        *(
+            ({key: folder}, {}, f"train.init_adapter: '{folder}' is not below models; copy it")
+            for key in ("train.init_adapter", "study.methods.star.init_adapter")
+            for folder in ("results/train/ocr-star/adapter", "models", "models/../start")
+        ),
     ],
 )
 def test_parameters_and_settings_of_snakemake_are_checked(

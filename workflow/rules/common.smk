@@ -21,6 +21,11 @@ def reward_models(*tasks):
     return support.reward_model_files(values, *(tasks or TASKS))
 
 
+def initial_adapter(methods, wildcards):
+    """Files of the adapter from which a training starts; none for a fresh one."""
+    return support.initial_adapter_files(values, methods[wildcards.method])
+
+
 def adapter(wildcards):
     """The adapter of a checkpoint; none for the base model."""
     return [] if wildcards.checkpoint == "base" else f"results/train/{wildcards.checkpoint}/adapter"

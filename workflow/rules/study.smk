@@ -12,6 +12,7 @@ rule study_run:
         prompts="results/core/{task}/train.jsonl",
         held_out="results/core/{task}/test.jsonl",
         base=base_model(),
+        start=lambda wildcards: initial_adapter(values["study"]["methods"], wildcards),
         reward=reward_models(),
     output:
         run="results/study/runs/{task}-{method}-{seed}-{rate}.json",

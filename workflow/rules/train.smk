@@ -6,6 +6,7 @@ rule train_policy:
         prompts="results/core/{task}/train.jsonl",
         held_out="results/core/{task}/test.jsonl",
         base=base_model(),
+        start=lambda wildcards: initial_adapter(values["methods"], wildcards),
         reward=lambda wildcards: reward_models(wildcards.task),
     output:
         adapter=directory("results/train/{task}-{method}/adapter"),
