@@ -21,9 +21,14 @@ min_version("9.0")
 support.prefer_code_in(workflow.basedir)
 
 
-# The profile's limit counts on each machine of a cluster, not over all of its jobs.
+# GPUs of one machine, not of all jobs of a cluster together.
 resource_scopes:
-    gpu_jobs="local",
+    gpus_here="local",
+
+
+# No more jobs at a time than there are GPUs for. `star` finds each job a free one.
+if gpus := support.visible_gpus():
+    workflow.register_resource("gpus_here", gpus)
 
 
 # A scheduler that stops a job signals all its processes. The shell and `tee`, which is the last in a pipe and so in a

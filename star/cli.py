@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from star.config.params import TASKS, Params, StudyRun
 from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
+from star.system.gpus import claim_gpus
 from star.system.runtime import escape_output, keep_freed_memory, quick_imports, stay_offline
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stay_offline()
     keep_freed_memory()
     try:
+        if options.stage in COMPUTING:
+            claim_gpus(1)
         options.run(options)
     except Exception as error:
         known = error if isinstance(error, StarError) else disk_error(error)
@@ -189,6 +192,8 @@ def _launch(options: argparse.Namespace) -> None:
     stage = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     shape = (options.gpus, options.processes, options.nodes)
     command = launch_command(stage, *shape, os.environ)
+    if options.nodes == 1:  # several have SLURM's word
+        claim_gpus(max(options.gpus, options.processes))
     check_gpus(options.gpus // options.nodes)
     if command is None:
         sys.exit(main(stage))
@@ -320,6 +325,7 @@ HELD_OUT = _path("--held-out", "test records")
 WORK = _path("--work", "folder of the resume state and the log")
 PAGE = _path("--output", "HTML file to write")
 
+COMPUTING = ("train", "evaluate", "maps", "score", "study-run")  # on a GPU where there is one
 STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its options
     "doctor": (
         _doctor,

@@ -167,7 +167,8 @@ def _models(named: list[tuple[str, str | None, str]]) -> Iterator[Finding]:
     from star.system.hub import model_trouble
 
     login = "logged in" if get_token() else "not logged in (`hf auth login`)"
-    yield Finding("hub", f"{constants.ENDPOINT}, {login}")
+    xet = ", files without Xet (HF_HUB_DISABLE_XET=1)" if constants.HF_HUB_DISABLE_XET else ""
+    yield Finding("hub", f"{constants.ENDPOINT}, {login}{xet}")
     answers = {path: f"{constants.ENDPOINT} does not answer; see HF_ENDPOINT" for path, *_ in named}
 
     def ask(path: str, revision: str | None, key: str) -> None:

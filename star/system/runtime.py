@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
 
 # Parameters of glibc's mallopt (malloc.h) and their values.
 _MALLOC_SETTINGS = {
@@ -15,6 +16,7 @@ _MALLOC_SETTINGS = {
     -2: 64 * 2**20,  # M_TOP_PAD: bytes
     -8: 1,  # M_ARENA_MAX
 }
+HUB = "https://huggingface.co"
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DISABLE_TELEMETRY": "1",
@@ -65,8 +67,12 @@ def stay_offline() -> None:
     """Switch off telemetry, online tracking and chatter, unless the environment asks for them.
 
     To be called before the libraries load. Models that are directories then need no network; only
-    `star.system.hub` asks for hub ids, unless HF_HUB_OFFLINE is set."""
+    `star.system.hub` asks for hub ids, unless HF_HUB_OFFLINE is set. From a mirror files come by
+    HTTP: it passes the hub's headers on, by which Xet would ask its own servers, and hang where
+    they cannot be reached."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if urlsplit(os.environ.get("HF_ENDPOINT", HUB)).hostname != urlsplit(HUB).hostname:
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     if not sys.stderr.isatty():  # bars are for terminals
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -32,6 +32,7 @@ class Hub(ThreadingHTTPServer):
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     status: int = 200  # another one is all that it answers
+    xet: str = ""  # where the files' data is, by headers that a mirror passes on from the hub
 
     def __post_init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -58,6 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return self.refuse(404, "RevisionNotFound")
         commit, folder = found
+        if rest[:1] == ["xet-read-token"]:
+            valid = {"X-Xet-Access-Token": "token", "X-Xet-Token-Expiration": "9999999999"}
+            return self.answer({"X-Xet-Cas-Url": self.server.xet, **valid})
         if api:
             return self.answer_api(f"{owner}/{name}", rest[:1] == ["tree"], commit, folder)
         if repository.gated:  # the file list of a gated model is public, its files are not
@@ -65,7 +69,11 @@ class _Handler(BaseHTTPRequestHandler):
         file = folder.joinpath(*rest[2:])
         if not file.is_file():
             return self.refuse(404, "EntryNotFound")
-        self.answer({"ETag": f'"{_etag(file)}"', "X-Repo-Commit": commit}, file.read_bytes())
+        headers = {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": commit}
+        if self.server.xet:
+            token = f"https://huggingface.co/api/models/{owner}/{name}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": "0f" * 32, "X-Xet-Refresh-Route": token}
+        self.answer(headers, file.read_bytes())
 
     do_HEAD = do_GET
 

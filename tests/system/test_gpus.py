@@ -1,14 +1,21 @@
-"""GPUs: counted from device files and the environment, and refused where torch cannot use them."""
+"""GPUs: counted from device files and the environment, claimed for one job each, and refused where
+torch cannot use them. All of it on device files that the tests make: no GPU is needed."""
 
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from star.cli import main
+from star.cli import COMPUTING, main
 from star.system import gpus
 from star.system.errors import StarError
 
+ROOT = Path(__file__).resolve().parents[2]
 TWO = ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"]
 RADEONS = ["kfd", "dri/card0", "dri/renderD128", "dri/renderD129"]
 
@@ -83,3 +90,114 @@ def test_more_gpus_than_there_are_and_none_of_this_torch_are_refused(
     gpus.check_gpus(2)
     with pytest.raises(StarError, match=r"^GPUs asked for here: 8, and torch finds 2; ask for 2$"):
         gpus.check_gpus(8)
+
+
+# Claims GPUs and gives its place to another program, as `star launch` to torchrun.
+JOB = """
+import os, sys
+from pathlib import Path
+from star.system import gpus
+gpus.DEVICES, gpus.version = Path(sys.argv[2]), lambda name: "2.13.0"
+try:
+    gpus.claim_gpus(int(sys.argv[3]))
+except ValueError as error:
+    sys.exit(f"refused: {error}")
+print(os.environ.get("CUDA_VISIBLE_DEVICES") or "none", flush=True)
+os.execv(sys.executable, [sys.executable, "-c", "input()", "star", "train", "--task", "ocr"])
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Start a job for a number of GPUs on a machine that has four, in a SLURM job of this test."""
+    for number in range(4):
+        (tmp_path / f"nvidia{number}").touch()
+    for name in (*gpus.CHOOSING, *gpus.JOBS, "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", uuid.uuid4().hex[:12])
+    jobs: list[subprocess.Popen[str]] = []
+
+    def start(count: int, **environment: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", JOB, "star", str(tmp_path), str(count)]
+        pipe, more = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)} | environment
+        pipes = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
+        jobs.append(subprocess.Popen(command, env=more, text=True, **pipes))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.kill()
+        job.communicate()
+
+
+def given(job: "subprocess.Popen[str]") -> str:
+    """Return the GPUs that a job has, or what it is refused with."""
+    assert job.stdout is not None and job.stderr is not None
+    return job.stdout.readline().strip() or job.stderr.read().strip()
+
+
+def test_jobs_at_once_have_a_gpu_each_until_they_end(start: Start) -> None:
+    jobs = [start(1) for _ in range(4)]
+    cards = {given(job): job for job in jobs}
+    assert sorted(cards) == ["0", "1", "2", "3"]
+    said = given(start(1))
+    assert said.startswith("refused: GPUs asked for here: 1, and free are 0 of 4 (0: star train")
+    for card, job in cards.items():
+        assert f"{card}: star train --task ocr (process {job.pid})" in said
+    cards["2"].kill()
+    cards["2"].wait()
+    assert given(start(1)) == "2"
+    assert given(start(1, SLURM_JOB_ID="another")) == "0", "of another machine, as its job says"
+
+
+def test_jobs_with_two_gpus_share_four(start: Start) -> None:
+    assert [given(start(2)), given(start(1))] == ["0,1", "2"]
+    assert "asked for here: 2, and free are 1 of 4 (0: star train" in given(start(2))
+    assert given(start(1)) == "3", "what was refused holds nothing"
+
+
+def test_a_choice_of_the_environment_is_kept_to(start: Start) -> None:
+    both = {"CUDA_VISIBLE_DEVICES": "3,1"}
+    assert [given(start(1)), given(start(2, CUDA_VISIBLE_DEVICES="3,1,2"))] == ["0", "3,1"]
+    assert "free are 0 of 2 (3: star train" in given(start(1, **both))
+    assert given(start(1, CUDA_VISIBLE_DEVICES="GPU-89,GPU-90")) == "GPU-89"
+    assert given(start(1, CUDA_VISIBLE_DEVICES="GPU-89,GPU-90")) == "GPU-90"
+    assert given(start(1)) == "2"
+
+
+@pytest.mark.parametrize(
+    ("count", "environment"),
+    [
+        (5, {}),  # refused by `check_gpus`
+        (1, {"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "0,1"}),  # torchrun's: its launcher did
+        (1, {"CUDA_VISIBLE_DEVICES": ""}),  # the CPU
+    ],
+)
+def test_what_claims_nothing(start: Start, count: int, environment: dict[str, str]) -> None:
+    assert given(start(count, **environment)) == (environment.get("CUDA_VISIBLE_DEVICES") or "none")
+    assert given(start(4)) == "0,1,2,3"
+
+
+@pytest.mark.parametrize("stage", [*COMPUTING, "launch"])
+def test_a_stage_without_a_free_gpu_does_not_begin(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none_free(count: int) -> None:
+        raise StarError(f"none of {count}")
+
+    monkeypatch.setattr("star.cli.claim_gpus", none_free)
+    values = {"task": "ocr", "checkpoint": "base", "seed": "1", "rate": "1"}
+    options = {
+        "train": "task method prompts held-out output",
+        "evaluate": "checkpoint prompts-dir output",
+        "maps": "output",
+        "score": "task prompts images output",
+        "study-run": "task method seed rate prompts held-out output",
+        "launch": "",
+    }[stage].split()
+    command = [word for name in options for word in (f"--{name}", values.get(name, "none"))]
+    more = {"maps": ["a cat"], "launch": ["--gpus", "2", "--", "train"]}.get(stage, [])
+    assert main([stage, *command, *more]) == 1
+    count = 2 if stage == "launch" else 1
+    assert capsys.readouterr().err == f"star {stage}: error: none of {count}\n"

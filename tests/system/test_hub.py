@@ -290,6 +290,38 @@ def test_train_and_evaluate_end_with_the_one_line(
     assert not (tmp_path / "out").exists() and not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("xet", ["", "0"])
+def test_a_mirror_gives_files_by_http_unless_xet_is_asked_for(
+    hub: Hub, tmp_path: Path, xet: str
+) -> None:
+    """The mirror passes on where Xet has the data: at an address that takes calls and is silent."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+    hub.repositories["owner/far"] = Repository(tmp_path / "model")
+    program = (
+        "from star.system.runtime import stay_offline; stay_offline()\n"
+        "from star.system.hub import model_folder\n"
+        "folder = model_folder('owner/far', None, 'model.path', ['*.safetensors'])\n"
+        "print((folder / 'model.safetensors').read_text())"
+    )
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environment |= {"no_proxy": "*", "PYTHONPATH": str(ROOT)}
+    environment.pop("HF_HUB_DISABLE_XET", None)
+    command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        hub.xet = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        more = {"HF_HUB_DISABLE_XET": xet} if xet else {}
+        with subprocess.Popen(command, env=environment | more, stdout=pipe, text=True) as run:
+            if xet:
+                connection, _ = silent.accept()  # it hangs now
+                connection.close()
+                run.kill()
+            else:
+                assert run.communicate(timeout=60)[0] == "weights\n"
+    assert any("xet-read-token" in request for request in hub.requests) == bool(xet)
+
+
 @pytest.mark.slow
 def test_the_program_without_network(
     tmp_path: Path, commands: Callable[..., list[list[str]]]

@@ -31,6 +31,13 @@ def adapter(wildcards):
     return [] if wildcards.checkpoint == "base" else f"results/train/{wildcards.checkpoint}/adapter"
 
 
+def gpus_here(wildcards, rulename):
+    """GPUs of this machine that a job takes, one for each process, as its rule, a profile or the command line says."""
+    resources = workflow.get_rule(rulename).resources
+    most = max(resources[name].value for name in ("gpu", "processes") if name in resources)
+    return min(most, support.visible_gpus())
+
+
 def study_files():
     """Every run of the study, results/study/runs/{task}-{method}-{seed}-{rate}.json."""
     return [

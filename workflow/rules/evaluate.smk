@@ -24,7 +24,7 @@ rule evaluate_checkpoint:
     threads: 2
     resources:
         gpu=min(1, support.visible_gpus()),
-        gpu_jobs=min(1, support.visible_gpus()),
+        gpus_here=gpus_here,
         processes=1,
         nodes=1,
         mem_mb=5000,

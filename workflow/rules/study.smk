@@ -23,7 +23,7 @@ rule study_run:
     threads: 1
     resources:
         gpu=min(1, support.visible_gpus()),
-        gpu_jobs=min(1, support.visible_gpus()),
+        gpus_here=gpus_here,
         mem_mb=3000,
         runtime=240,
     params:

@@ -39,7 +39,7 @@ rule train_policy:
     threads: 2
     resources:
         gpu=min(1, support.visible_gpus()),
-        gpu_jobs=min(1, support.visible_gpus()),
+        gpus_here=gpus_here,
         processes=1,
         nodes=1,
         mem_mb=5000,
