@@ -1,4 +1,8 @@
-# Files that several rules name.
+# What several rules name.
+
+# Two trainings side by side, a core each, end sooner than one after the other on both. Beside a GPU the reward's
+# processes need one, too.
+JOB_CORES = 2 if support.visible_gpus() else 1
 
 
 def trainings():

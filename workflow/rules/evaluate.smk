@@ -21,7 +21,7 @@ rule evaluate_checkpoint:
         "logs/evaluate_checkpoint/{checkpoint}.log",
     benchmark:
         "logs/evaluate_checkpoint/{checkpoint}.tsv"
-    threads: 2
+    threads: JOB_CORES
     resources:
         gpu=min(1, support.visible_gpus()),
         gpus_here=gpus_here,

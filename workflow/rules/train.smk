@@ -35,8 +35,7 @@ rule train_policy:
         "logs/train_policy/{task}-{method}.log",
     benchmark:
         "logs/train_policy/{task}-{method}.tsv"
-    # Two at least, so that a small machine trains one policy at a time.
-    threads: 2
+    threads: JOB_CORES
     resources:
         gpu=min(1, support.visible_gpus()),
         gpus_here=gpus_here,
