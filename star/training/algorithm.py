@@ -31,7 +31,10 @@ class Rollouts(Protocol):
 
 @dataclass(frozen=True)
 class Scored:
-    """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P)."""
+    """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P).
+
+    An algorithm that reads maps in its training pass writes them into ``weights`` then.
+    """
 
     batch: Batch
     trajectory: Rollouts
@@ -80,4 +83,11 @@ class Algorithm(ABC):
 
     def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
         """Return figures of the terms before an epoch's first optimizer step."""
+        return {}
+
+    def follow(self, updates: int) -> None:  # noqa: B027 (most have nothing to do)
+        """End an epoch, after ``updates`` optimizer steps since the training's start."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the next epochs depend on besides the adapter; a resume writes into them."""
         return {}
