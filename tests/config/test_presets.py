@@ -62,7 +62,7 @@ def test_preset_is_consistent_and_says_what_it_costs(file):
     assert [name for name, methods in params.runs.items() if methods] == [task]
     assert f"cp presets/{file.name} params.yaml" in text
     memory = estimate(params)
-    operations = count_operations(params, costliest(params, task), costs(params.model))
+    operations = count_operations(costliest(params, task), costs(params.model))
     taken, host = hours(operations, 1, tflops=300), memory.host()  # hours of one GPU
     cache = drawn_prompts(params, task) * memory.prompt
     trainings, training = len(params.runs[task]), taken["rollout"] + taken["update"]
