@@ -41,7 +41,7 @@ from star.policy.sd3 import SD3Policy
 from star.system.errors import Interrupted
 from star.training.held_out import HeldOut
 from star.training.policy_gradient import PolicyGradient
-from star.training.trainer import Trainer
+from star.training.trainer import ALGORITHMS, Trainer
 
 SMOKE = Path("tests/smoke/params.yaml")
 TIMES = ("seconds", "images_per_s")
@@ -64,7 +64,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
 TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "held out", "export")
 
 
-def write_params(folder: Path) -> Path:
+def write_params(folder: Path, algorithm: str) -> Path:
     values = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
     values["model"] |= {"path": "models/miniature", "prompt_cache": str(folder / "prompts")}
     values["rewards"]["preference"]["path"] = "models/miniature-preference"
@@ -76,8 +76,10 @@ def write_params(folder: Path) -> Path:
         "updates_per_epoch": 2,
         "sample_every": 3,
         "evaluate_every": 2,
-        "kl_beta": 0.04,
+        "algorithm": algorithm,
+        "kl_beta": 0.04 if algorithm == "flow_grpo" else 0.0,
     }
+    values["forward"] |= {"draws": 2, "anchor_to": "base", "old_rate": 0.3}
     values["evaluate"] |= {"batch": 2, "steps": 2, "second_reader": "none"}
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -212,11 +214,13 @@ def main() -> None:
         "--stop", type=int, default=4, help="how many are asked to stop instead; default: 4"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="flow_grpo")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp())
-    params = write_params(folder)
+    PHASES["update"] = (ALGORITHMS[options.algorithm], "term", 4)
+    params = write_params(folder, options.algorithm)
     for task in ("geneval", "ocr", "preference"):
         made = {split: folder / "prompts" / task / f"{split}.jsonl" for split in ("train", "test")}
         command = [

@@ -82,7 +82,7 @@ def epoch_costs(
         adapter: numbers that the gradients' mean sends.
     """
     counts, rate = count(params, gpus), assumed.tflops * 1e12 * gpus
-    operations = count_operations(params, params.with_method("star").allocation, costs)
+    operations = count_operations(params.with_method("star"), costs)
     rollout, update = (
         work / params.train.epochs / rate for work in (operations.rollout, operations.update)
     )

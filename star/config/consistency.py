@@ -35,16 +35,19 @@ def broken_rules(params: Params) -> Iterator[str]:
                 f"{key} template reads the miniature's signs of {TEMPLATE_SIDE} pixels, "
                 f"model.resolution is {params.model.resolution}; use ppocrv6"
             )
+    yield from (f"allocation: {broken}" for broken in _allocation(params.allocation))
+    yield from (*_average(params.train), *_forward(params))
     for key, changes in (
-        ("", {}),
         *((f"methods.{name}", changes) for name, changes in params.methods.items()),
         *((f"study.methods.{name}", changes) for name, changes in params.study.methods.items()),
     ):
         changed = params.with_changes(changes)
-        for broken in _allocation(changed.allocation):
-            yield f"{key or 'allocation'}: {broken}"
-        for broken in (*_average(changed.train), *_algorithm(changed.train)):
-            yield f"{key}: {broken}" if key else broken
+        for broken in (
+            *_allocation(changed.allocation),
+            *_average(changed.train),
+            *_forward(changed),
+        ):
+            yield f"{key}: {broken}"
     yield from _study(params.study)
     for task, names in params.runs.items():
         for name in names:
@@ -93,15 +96,31 @@ def _average(train: TrainParams) -> Iterator[str]:
         )
 
 
-def _algorithm(train: TrainParams) -> Iterator[str]:
-    if train.algorithm == "flow_grpo":
+def _forward(params: Params) -> Iterator[str]:
+    algorithm, forward, steps = params.train.algorithm, params.forward, params.rollout.steps
+    if algorithm == "flow_grpo":
         return
     for name, nothing in OF_RATIOS.items():
-        if (value := getattr(train, name)) != nothing:
+        if (value := getattr(params.train, name)) != nothing:
             yield (
                 f"train.{name} {value} is of the algorithm flow_grpo alone; set it to {nothing} "
-                f"with {train.algorithm}"
+                f"with {algorithm}"
             )
+    if params.train.kl_beta > 0:
+        yield (
+            f"train.kl_beta {params.train.kl_beta:g} is flow_grpo's, and {algorithm} has an anchor "
+            "of its own; set train.kl_beta to 0, and weigh forward.anchor"
+        )
+    if params.model.guidance_scale > 1:
+        yield (
+            f"model.guidance_scale {params.model.guidance_scale:g}: {algorithm} would teach the "
+            "guided velocity what the conditional one should be; set it to 1"
+        )
+    if forward.levels == "steps" and forward.draws > steps:
+        yield (
+            f"forward.draws {forward.draws} is more than the {steps} different levels of "
+            "rollout.steps; lower it, or set forward.levels to stratified"
+        )
 
 
 def _rollout(rollout: RolloutParams) -> Iterator[str]:

@@ -16,7 +16,7 @@ from star.config.yaml_file import dotted
 from star.system.errors import SHOWN, shown
 
 ANY_NAME = "<name>"  # in place of a key that the user chooses
-MANY = 12  # keys of a section that a message lists
+MANY, MOST = 12, 30  # keys that a message lists: of a section, and of what may stand at a place
 TYPES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -67,9 +67,7 @@ def allowed(hint: Any) -> str:
         texts = set(map(allowed, inside.values()))
         each = f", each {texts.pop()}" if len(texts) == 1 else ""
         names = [*inside]
-        if len(names) > MANY:
-            names[MANY:] = [f"{len(names) - MANY} more (docs/parameters.md)"]
-        return f"a section with {', '.join(names)}{each}"
+        return f"a section with {_listed(names, MANY)}{each}"
     return ", ".join([TYPES[kind], *limits])
 
 
@@ -152,4 +150,9 @@ def _place(
 def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name[:SHOWN], known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown key {shown(name)}; {hint}known: {', '.join(known)}"
+    return f"unknown key {shown(name)}; {hint}known: {_listed(known, MOST)}"
+
+
+def _listed(names: list[str], most: int) -> str:
+    more = [f"{len(names) - most} more (docs/parameters.md)"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])

@@ -214,10 +214,11 @@ class AllocationParams(Section):
 class TrainParams(Section):
     """The training: its algorithm, size, optimizer and what it leaves behind."""
 
-    algorithm: Literal["flow_grpo", "awm"]
-    """flow_grpo: ratios of a stochastic sampler's steps. awm (Advantage Weighted Matching):
-    regression of the velocity on the noised images; its rollouts are ODE steps, each from noise of
-    its own, and it reads the section `forward` in place of the keys about noise, ratio and KL."""
+    algorithm: Literal["flow_grpo", "awm", "nft"]
+    """flow_grpo: ratios of a stochastic sampler's steps. awm (Advantage Weighted Matching) and nft
+    (DiffusionNFT): regression of the velocity on the noised images; rollouts are ODE steps, each
+    from noise of its own, and the section `forward` is read in place of the keys about noise, ratio
+    and KL."""
     epochs: Count
     """Rounds of rollout and update."""
     prompts_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
@@ -243,7 +244,8 @@ class TrainParams(Section):
     """Weight of a step's loss: none, or its noise as in TempFlow-GRPO, of mean 1 over the trained
     steps."""
     advantage_clip: Divisor
-    """Advantages are cut at plus and minus this many standard deviations."""
+    """Advantages are cut at plus and minus this many standard deviations. In nft a location is all
+    good, or all bad, from there on."""
     zero_advantage: Literal["keep", "drop"]
     """Whether rollouts of advantage 0 count in an update's means of the loss and of the KL (keep),
     or not (drop, as in Flow-GRPO's code; the KL weighs less beside the others' advantages)."""
@@ -276,20 +278,49 @@ class TrainParams(Section):
     logs/tensorboard; an extra of its own), or none."""
 
 
-Changes = Annotated[
-    dict[str, Any], Keys(fields_of(AllocationParams) | fields_of(TrainParams), required=False)
-]
-Methods = Annotated[dict[Name, Changes], Field(min_length=1)]
-
-
 @dataclass(frozen=True)
 class ForwardParams(Section):
-    """The training of `train.algorithm` awm."""
+    """The training of `train.algorithm` awm and nft."""
 
-    draws: Annotated[Whole, Field(ge=1, le=1000)]
-    """Noise levels at which an image is trained; a group shares levels and noise."""
+    solver: Literal["euler", "dpm2m"]
+    """ODE steps of a rollout: Euler's, or DPM-Solver++(2M)'s. Evaluations take Euler's."""
+    draws: Steps
+    """Noise levels at which an image is trained."""
+    levels: Literal["stratified", "steps"]
+    """What they are: one at random from each equal part of the rollout's schedule (stratified), or
+    different steps of it, at random (steps; at most rollout.steps draws)."""
+    shared_noise: Flag
+    """Whether the images of a group are trained at the same levels, with the same noise."""
+    advantage: Literal["clip", "tanh"]
+    """What becomes of an advantage A cut by train.advantage_clip: nothing (clip), or 3 tanh(A/3)
+    as in V-GRPO (tanh)."""
     anchor: Factor
-    """Weight of the squared distance from the velocity of the policy that drew the images."""
+    """Weight of the squared distance from the anchor's velocity; 0 is none."""
+    anchor_to: Literal["old", "base"]
+    """The anchor: the policy that drew the images (old; with one update an epoch of awm it has no
+    gradient), or the base model (base; awm is then RAM). A base costs a forward pass a draw."""
+    level_scale: Flag
+    """Whether awm's error is divided by its root mean square, so that levels count alike; false as
+    published."""
+    nft_beta: Annotated[Number, Field(gt=0, le=1)]
+    """How far nft's good and bad policy lie from the old one; a share of what was learnt."""
+    old_rate: Share
+    """Growth with each update of the share of itself that nft's old policy, which draws, keeps
+    after an epoch: min(old_rate x (updates - old_wait), old_most)."""
+    old_wait: Annotated[Whole, Field(ge=0, le=1_000_000)]
+    """Updates before which nft's old policy keeps nothing."""
+    old_most: Annotated[Number, Field(ge=0, lt=1)]
+    """Largest share that nft's old policy keeps."""
+
+
+Changes = Annotated[
+    dict[str, Any],
+    Keys(
+        fields_of(AllocationParams) | fields_of(TrainParams) | fields_of(ForwardParams),
+        required=False,
+    ),
+]
+Methods = Annotated[dict[Name, Changes], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -423,7 +454,8 @@ class StudyParams(Section):
     second_reader: Literal["ppocrv6", "template"]
     """Second reader of the study's OCR images: ppocrv6 or template, as of evaluate."""
     methods: Methods
-    """Methods to compare: by name, the keys of `allocation` and `train` that each overrides."""
+    """Methods to compare: by name, the keys of `allocation`, `train` and `forward` that each
+    overrides."""
 
     @property
     def rates(self) -> list[float]:
@@ -458,7 +490,8 @@ class Params(Section):
     rollout: RolloutParams
     allocation: AllocationParams
     methods: Methods
-    """Variants of the method: by name, the keys of `allocation` and `train` that each overrides."""
+    """Variants of the method: by name, the keys of `allocation`, `train` and `forward` that each
+    overrides."""
     train: TrainParams
     forward: ForwardParams
     rewards: RewardsParams
@@ -478,9 +511,9 @@ class Params(Section):
         return self.with_changes(self.methods[name])
 
     def with_changes(self, changes: dict[str, Any]) -> "Params":
-        """Return the parameters with other values of keys of `allocation` and `train`."""
+        """Return the parameters with other values of keys of `allocation`, `train`, `forward`."""
         sections = {}
-        for name in ("allocation", "train"):
+        for name in ("allocation", "train", "forward"):
             section = getattr(self, name)
             own = {field.name for field in dataclasses.fields(section)}
             kept = {key: value for key, value in changes.items() if key in own}

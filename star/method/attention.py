@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # slow, and a kernel is chosen without it
 # Softmax attention over (batch, heads, tokens, d): query, key, value, core, image tokens -> mixed
 # values like the query, and the mass of the image queries on the core keys, float32 (rows, image
 # tokens, C). ``core``, long (rows, C), indexes the keys and belongs to the last rows of the batch;
-# without it there is no mass. The mixed values are the same, bit for bit, with and without it.
+# without it there is no mass, which has no gradient. The mixed values are the same, bit for bit,
+# with and without it.
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor | None]]
 
 PLAIN_TOKENS = 512  # up to so many a CPU is faster unfused: a quarter of the time (measured)
@@ -100,7 +101,7 @@ def plain_attention(
         mixed = probability @ value
     if core is None:
         return mixed, None
-    read = probability[-len(core) :, :, :image_tokens]
+    read = probability.detach()[-len(core) :, :, :image_tokens]
     where = core[:, None, None, :].expand(-1, read.shape[1], read.shape[2], -1)
     return mixed, read.gather(3, where).float().mean(1)
 
@@ -120,7 +121,7 @@ def log_sum_exp_attention(attend: Callable[..., Sequence[Tensor]]) -> Kernel:
             return mixed, None
         rows, width = slice(-len(core), None), query.shape[3]
         where = core[:, None, :, None].expand(-1, key.shape[1], -1, width)
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
             core_keys = key[rows].gather(2, where).float()  # (rows, heads, C, d)
             scores = query[rows, :, :image_tokens].float() @ core_keys.transpose(2, 3)
             # Some kernels pad the log-sum-exp's tokens to a multiple of 32.
@@ -142,9 +143,9 @@ def one_hot_attention(
     if core is None:
         return mixed, None
     rows, width = slice(-len(core), None), query.shape[3]
-    image, keys = query[rows, :, :image_tokens].float(), key[rows].float()
     masses = []
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        image, keys = query[rows, :, :image_tokens].float(), key[rows].float()
         for chunk in core.split(width, dim=1):  # fused kernels want values as wide as keys
             hot = torch.zeros(len(core), keys.shape[2], width, device=query.device)
             hot.scatter_(1, chunk[:, None, :], 1.0)

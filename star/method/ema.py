@@ -1,6 +1,7 @@
-"""Exponential moving average of the adapter."""
+"""Other values of the adapter: its exponential moving average, and how they are lent to it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,3 +24,16 @@ class Average:
             return
         decay = min((1 + updates) / (10 + updates), self.decay)
         torch._foreach_lerp_(self.values, list(parameters), 1 - decay)
+
+
+@contextmanager
+def lent(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Give the parameters other values inside, and their own again afterwards."""
+    own = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        torch._foreach_copy_(list(parameters), list(values))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), own)

@@ -120,6 +120,27 @@ def ode_step(x: Tensor, velocity: Tensor, s: float, s_next: float) -> Tensor:
     return x + velocity * (s_next - s)
 
 
+def dpm_step(
+    x: Tensor, velocity: Tensor, sigmas: Sequence[float], t: int, before: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return step ``t`` of DPM-Solver++(2M) (arXiv 2211.01095) and the ``x_0`` it predicts.
+
+    Euler's step in which ``x_0`` goes on as it changed in the step before, over log-SNR
+    ``log((1-s)/s)``. The first, second (from pure noise the distance is infinite) and last step
+    are Euler's.
+
+    Args:
+        before: the ``x_0`` of the step before; None in the first.
+    """
+    s, s_next = sigmas[t], sigmas[t + 1]
+    clean = x - s * velocity
+    aim = clean
+    if before is not None and s_next > 0 and sigmas[t - 1] < 1:
+        last, now, following = (math.log((1 - s) / s) for s in sigmas[t - 1 : t + 2])
+        aim = clean + (following - now) / (2 * (now - last)) * (clean - before)
+    return s_next / s * x + (1 - s_next / s) * aim, clean
+
+
 def log_ratio(x_next: Tensor, transition: Transition, old_mean: Tensor, normalised: bool) -> Tensor:
     """Return ``log p(x_next) - log p_old(x_next)`` per element, like ``x_next``.
 

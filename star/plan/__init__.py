@@ -5,7 +5,7 @@ Models are built on the meta device, without weights. Bad input is refused befor
 
 from collections.abc import Sequence
 
-from star.config.params import TASKS, AllocationParams, Params
+from star.config.params import TASKS, Params
 from star.plan.configs import pipeline_configs, reward_configs
 from star.plan.counts import count, count_passes
 from star.plan.result import Operations, Plan, TaskPlan
@@ -33,7 +33,7 @@ def make_plan(
     methods = {task: costliest(params, task) for task in tasks}
     configs = pipeline_configs(path)
     if configs is None:
-        arithmetic = {task: TaskPlan(count_passes(params, methods[task])) for task in tasks}
+        arithmetic = {task: TaskPlan(count_passes(methods[task])) for task in tasks}
         note = "operations and memory are unknown without the files of"
         notes = [f"{note} {path}: give a pipeline directory"]
         return Plan(path, device, counts, trainings, None, arithmetic, notes)
@@ -53,10 +53,10 @@ def make_plan(
     models = {task: {n: built[n] for n in rewards[task] if n in built} for task in TASKS}
     planned = {}
     for task, method in methods.items():
-        operations = count_operations(params, method, costs)
+        operations = count_operations(method, costs)
         scorer = read_scorer(params.rewards, models[task], params.rollout.batch)
         planned[task] = TaskPlan(
-            count_passes(params, method),
+            count_passes(method),
             operations,
             estimate.training(task, method, scorer, processes),
             None if tflops is None else hours(operations, processes, tflops),
@@ -89,13 +89,16 @@ def hours(operations: Operations, processes: int, tflops: float) -> dict[str, fl
     }
 
 
-def costliest(params: Params, task: str) -> AllocationParams:
-    """Return the task's method that takes most: by passes, then with maps.
+def costliest(params: Params, task: str) -> Params:
+    """Return the parameters of the task's method that takes most: by passes, then with maps.
 
-    Without runs it is `allocation` itself.
+    Forward and backward count as three. Without runs it is the parameters themselves.
     """
-    methods = [params.with_method(name).allocation for name in params.runs[task]]
-    return max(
-        methods or [params.allocation],
-        key=lambda method: (count_passes(params, method).rollout, method.uses_maps),
-    )
+
+    def cost(method: Params) -> tuple[int, bool]:
+        passes = count_passes(method)
+        work = passes.rollout + passes.reference + 3 * passes.update
+        return work, method.allocation.uses_maps
+
+    methods = [params.with_method(name) for name in params.runs[task]]
+    return max(methods or [params], key=cost)

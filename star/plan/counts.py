@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from star.config.params import TASKS, AllocationParams, ModelParams, Params
-from star.training.batches import check_processes, window_start
+from star.config.params import TASKS, ModelParams, Params
+from star.training.batches import check_processes, looks_ahead, window_start
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Passes:
 
     rollout: int  # with what a control's maps cost
     update: int  # forward and backward
-    reference: int  # forward without the adapter, for the KL
+    reference: int  # forward without the adapter, for the KL or the anchor
     evaluation: int  # of one checkpoint on all benchmarks, except its diversity images
     held_out: int  # as the training goes on, at most
 
@@ -71,7 +71,15 @@ def shared(params: Params) -> int:
 
     With `same_latent` they are those of a group in a batch.
     """
-    return min(params.rollout.batch, params.train.group_size) if params.rollout.same_latent else 1
+    same = params.rollout.same_latent and params.train.algorithm == "flow_grpo"
+    return min(params.rollout.batch, params.train.group_size) if same else 1
+
+
+def trained_steps(params: Params) -> int:
+    """Return how often an image is trained in an epoch: steps, or noise levels."""
+    if params.train.algorithm == "flow_grpo":
+        return params.rollout.window[1] - params.rollout.window[0]
+    return params.forward.draws
 
 
 def tested_images(params: Params) -> int:
@@ -88,41 +96,40 @@ def held_out_images(params: Params) -> int:
     return (1 + math.ceil(train.epochs / train.evaluate_every)) * train.evaluate_prompts
 
 
-def _count_forward(params: Params, allocation: AllocationParams) -> Passes:
-    """Count those of `awm`: each image is noised, judged and trained `forward.draws` times."""
-    each, draws = branches(params.model), params.forward.draws
-    images = params.images_per_epoch * params.train.epochs
+def count_passes(params: Params) -> Passes:
+    """Count the sequences of a training by one method, and of an evaluation."""
+    allocation, train, each = params.allocation, params.train, branches(params.model)
+    flow = train.algorithm == "flow_grpo"
+    rollout, update, reference = _flow_grpo(params) if flow else _forward_process(params)
     guided = allocation.source == "guidance" and allocation.uses_maps
     return Passes(
-        rollout=each * images * (params.rollout.steps + draws) + (2 * images * draws * guided),
-        update=each * images * draws,
-        reference=0,
+        rollout=each * rollout + (2 * update if guided else 0),
+        update=each * update,
+        reference=each * reference,
         evaluation=each * tested_images(params) * params.evaluate.steps,
         held_out=each * held_out_images(params) * params.rollout.steps,
     )
 
 
-def count_passes(params: Params, allocation: AllocationParams) -> Passes:
-    """Count the sequences of a training by one method, and of an evaluation."""
+def _flow_grpo(params: Params) -> tuple[int, int, int]:
+    """Count a training's steps of rollout, update and KL, with what a group shares."""
     rollout, train = params.rollout, params.train
-    if train.algorithm == "awm":
-        return _count_forward(params, allocation)
     images, distinct = params.images_per_epoch, params.images_per_epoch // shared(params)
-    trained = rollout.window[1] - rollout.window[0]
-    update = distinct + (trained - 1) * images
+    update = distinct + (trained_steps(params) - 1) * images
     drawn = 0
     for epoch in range(train.epochs):
         equal = window_start(rollout, epoch) + 1  # steps up to the first stochastic one
         drawn += equal * distinct + (rollout.steps - equal) * images
-    guided = allocation.source == "guidance" and allocation.uses_maps
     # Without a weight the KL is logged all the same, of the epoch's first batch and step.
     judged = update if train.kl_beta > 0 else rollout.batch // shared(params)
     reference = 0 if train.kl_form == "none" else judged
-    each = branches(params.model)
-    return Passes(
-        rollout=each * drawn + (2 * update * train.epochs if guided else 0),
-        update=each * update * train.epochs,
-        reference=each * reference * train.epochs,
-        evaluation=each * tested_images(params) * params.evaluate.steps,
-        held_out=each * held_out_images(params) * params.rollout.steps,
-    )
+    return drawn, update * train.epochs, reference * train.epochs
+
+
+def _forward_process(params: Params) -> tuple[int, int, int]:
+    """Count the same of awm and nft: each noise level is one, in all that looks at it."""
+    forward, images = params.forward, params.images_per_epoch * params.train.epochs
+    trained = images * forward.draws
+    ahead = trained if looks_ahead(params, params.allocation) else 0
+    anchored = forward.anchor_to == "base" and forward.anchor > 0
+    return images * params.rollout.steps + ahead, trained, trained if anchored else 0

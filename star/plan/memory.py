@@ -8,14 +8,15 @@ from collections.abc import Mapping
 
 import torch
 
-from star.config.params import TASKS, AllocationParams, Params
+from star.config.params import TASKS, Params
 from star.plan.activations import FLOAT, Activations
-from star.plan.counts import branches, shared
+from star.plan.counts import branches, shared, trained_steps
 from star.plan.models import LiveBytes, Pipeline, parameters_of
 from star.plan.result import Memory
 from star.plan.reward_models import Scorer, layer_bytes
 from star.policy.conditioning import KEPT
 from star.policy.sd3 import ENCODED
+from star.training.batches import looks_ahead
 from star.training.samples import SHEET_PROMPTS
 
 # Host memory of interpreter, libraries and CUDA, and of an OCR process: assumed.
@@ -35,7 +36,6 @@ class MemoryEstimate:
         model, config = params.model, pipeline.transformer.config
         self.sequence = Activations.of(config, pipeline.tokens(model), model, device)
         self.sequences = branches(model)  # of an image
-        self.trained = params.rollout.window[1] - params.rollout.window[0]  # steps
         self.latent = FLOAT * torch.Size(pipeline.latent(model.resolution)).numel()
         self.image = 3 * model.resolution**2  # values
         self.fullest_decoding = count_decoding(pipeline, model.resolution, copies=self.on_cpu)
@@ -48,40 +48,50 @@ class MemoryEstimate:
         texts = [layer_bytes(clip, clip.max_position_embeddings, value) for clip in clips]
         self.encoding = ENCODED * max(*texts, layer_bytes(t5, model.t5_tokens, value))
 
-    def training(
-        self, task: str, allocation: AllocationParams, scorer: Scorer, processes: int
-    ) -> Memory:
-        """Estimate one of ``processes`` that train together by one method."""
-        params, model, batch = self.params, self.params.model, self.params.rollout.batch
+    def training(self, task: str, params: Params, scorer: Scorer, processes: int) -> Memory:
+        """Estimate one of ``processes`` that train together by one method.
+
+        Args:
+            params: with the method's own values.
+        """
+        model, batch, trained = params.model, params.rollout.batch, trained_steps(params)
         adapter = FLOAT * self.pipeline.adapter
-        maps = FLOAT * (2 if allocation.uses_maps else 1) * self.trained * self.sequence.image
-        # Of a rollout for its update: latents, means, relevance and maps, prompt, image.
-        kept = (2 * self.trained + 1) * self.latent + maps + self.prompt
-        kept += self.image if self.on_cpu else 0
+        maps = FLOAT * (2 if params.allocation.uses_maps else 1) * trained * self.sequence.image
+        if params.train.algorithm == "flow_grpo":
+            latents = 2 * trained + 1  # and means
+            # While a batch is decoded, they are there a second time, as the lists that they were
+            # stacked from, and so are the finished latent, the last velocity and noise.
+            drawn = batch * (latents + 3) * self.latent
+        else:  # clean ones, noise, and velocities
+            ahead = looks_ahead(params, params.allocation)
+            latents, drawn = 1 + (2 if ahead else 1) * trained, 0
+        # Of a rollout for its update: latents, relevance and maps, prompt, image.
+        kept = latents * self.latent + maps + self.prompt + (self.image if self.on_cpu else 0)
         trajectories = params.images_per_epoch // processes * kept
-        # While a batch is decoded, latents and means are there a second time, as the lists that
-        # they were stacked from, and so are the finished latent, the last velocity and noise.
-        drawn = batch * (2 * self.trained + 1 + 3) * self.latent
         gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
+        old = {"old policy": adapter} if params.train.algorithm == "nft" else {}
+        exchanged = sum(old.values())  # the trained policy, while the old one draws
         phases = {
             "encoding prompts": self.encoding + (self.encoders if self.cached else trajectories),
-            "denoising": trajectories + self.denoising(batch),
+            "denoising": trajectories + self.denoising(batch) + exchanged,
             "decoding": trajectories + drawn + self.decoding(batch, model.vae_slicing),
             "sample grid": max(
                 self.decoding(max(batch, SHEET_PROMPTS), model.vae_slicing),
                 self.denoising(SHEET_PROMPTS),
             ),
-            "update": trajectories + gradients + self.updating(model.gradient_checkpointing),
+            "update": trajectories
+            + gradients
+            + self.updating(params, model.gradient_checkpointing),
         }
         if scorer.resident:
             phases["scoring"] = trajectories + scorer.scoring
         alternatives = {
             "decoding, vae_slicing false": self.decoding(batch, False),
             "decoding, vae_slicing true": self.decoding(batch, True),
-            "update, gradient_checkpointing false": self.updating(False),
-            "update, gradient_checkpointing true": self.updating(True),
+            "update, gradient_checkpointing false": self.updating(params, False),
+            "update, gradient_checkpointing true": self.updating(params, True),
         }
-        optimizer = {"AdamW": 2 * adapter, "EMA": adapter}
+        optimizer = {"AdamW": 2 * adapter, "EMA": adapter, **old}
         resident = self._resident(drawn_prompts(params, task), {"reward model": scorer.resident})
         return Memory(resident | optimizer, trajectories, phases, alternatives)
 
@@ -127,23 +137,23 @@ class MemoryEstimate:
         # Decoded; halved and raised; or clamped, grey levels, rounded.
         return max(levels, 3 * images * FLOAT * self.image)
 
-    def updating(self, checkpointing: bool) -> int:
+    def updating(self, params: Params, checkpointing: bool) -> int:
         """Return the bytes that the fullest step of an update adds, the adapter's gradients aside.
 
-        That is its graph, with gradients or with the reference's pass. With checkpointing each
-        block comes back, one at a time, before its gradients; the inputs of those behind it are
-        gone by then.
+        That is its graph, with gradients or with the KL's reference pass. (An anchor's comes before
+        there is a graph.) With checkpointing each block comes back, one at a time, before its
+        gradients; the inputs of those behind it are gone by then.
         """
-        train, sequence, batch = self.params.train, self.sequence, self.params.rollout.batch
-        first = self.sequences * batch // shared(self.params)  # of the window's first step
-        most = self.sequences * batch if self.trained > 1 else first
+        train, sequence, batch = params.train, self.sequence, params.rollout.batch
+        first = self.sequences * batch // shared(params)  # of the window's first step
+        most = self.sequences * batch if trained_steps(params) > 1 else first
         full = sequence.graph(most, checkpointing) + most * sequence.backward()
         if checkpointing:
             full += max(
                 sequence.block(index, most) - behind * most * sequence.input
                 for behind, index in enumerate(reversed(range(sequence.depth)))
             )
-        if train.kl_form == "none":
+        if train.kl_form == "none" or train.algorithm != "flow_grpo":
             return full
         judged = most if train.kl_beta > 0 else first  # without a weight only for the log
         return max(full, sequence.graph(judged, checkpointing) + judged * sequence.forward())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from star.config.params import AllocationParams, ModelParams, Params
+from star.config.params import ModelParams, Params
 from star.method.attention import LOG_SUM_EXP_KERNELS, use_joint_processor
 from star.plan.counts import count_passes, held_out_images, tested_images
 from star.plan.models import Pipeline
@@ -67,9 +67,9 @@ def _plain_attention(
     return (query @ key.transpose(2, 3)).softmax(-1) @ value, None
 
 
-def count_operations(params: Params, allocation: AllocationParams, costs: Costs) -> Operations:
+def count_operations(params: Params, costs: Costs) -> Operations:
     """Return the operations of a training by one method, and of an evaluation."""
-    passes = count_passes(params, allocation)
+    passes = count_passes(params)
     drawn = params.images_per_epoch * params.train.epochs
     return Operations(
         rollout=passes.rollout * costs.forward + drawn * costs.decoding,

@@ -8,13 +8,13 @@ GIB, PETA = 2**30, 10**15
 PASSES = {
     "sequences forward: rollout": "rollout",
     "forward and backward: update": "update",
-    "forward: KL reference": "reference",
+    "forward: base model": "reference",
     "forward: held-out curve": "held_out",
     "forward: one evaluation": "evaluation",
 }
 OPERATIONS = {
     "rollout": "rollout",
-    "update, KL": "update",
+    "update, base model": "update",
     "held-out curve": "held_out",
     "one evaluation": "evaluation",
 }
@@ -86,7 +86,7 @@ def _work(tasks: Sequence[TaskPlan]) -> list[list[str]]:
 
 def _memory(memories: Sequence[Memory]) -> list[list[str]]:
     values: dict[str, list[int | None]] = {}
-    for part in memories[0].resident:
+    for part in dict.fromkeys(part for memory in memories for part in memory.resident):
         values[part] = [memory.resident.get(part, 0) for memory in memories]
     values["trajectories of an epoch"] = [memory.trajectories for memory in memories]
     for phase in dict.fromkeys(phase for memory in memories for phase in memory.phases):

@@ -14,7 +14,7 @@ from star.config.params import AllocationParams, RolloutParams
 from star.method.allocation import relevance_maps
 from star.method.attention import CoreKeys, record_core_attention
 from star.method.objective import patch_mean
-from star.method.sde import LEAST_STD, SAMPLERS, Transition, ode_step
+from star.method.sde import LEAST_STD, SAMPLERS, Transition, dpm_step, ode_step
 from star.policy.conditioning import Conditioning
 from star.policy.sd3 import SD3Policy
 from star.system.errors import StarError
@@ -34,13 +34,24 @@ def sample_images(
 
 @torch.no_grad()
 def sample_latents(
-    policy: SD3Policy, conditioning: Conditioning, seeds: Sequence[int], steps: int
+    policy: SD3Policy,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+    steps: int,
+    solver: str = "euler",
 ) -> Tensor:
-    """Return clean latents by ODE steps from the noise of each seed."""
-    schedule, x = policy.schedule(steps), policy.noise(seeds)
+    """Return clean latents by ODE steps from the noise of each seed.
+
+    Args:
+        solver: euler, or dpm2m for DPM-Solver++(2M).
+    """
+    schedule, x, clean = policy.schedule(steps), policy.noise(seeds), None
     for t in range(steps):
         velocity = policy.velocity(x, schedule.timesteps[t], conditioning)
-        x = ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
+        if solver == "dpm2m":
+            x, clean = dpm_step(x, velocity, schedule.sigmas, t, clean)
+        else:
+            x = ode_step(x, velocity, schedule.sigmas[t], schedule.sigmas[t + 1])
     return x
 
 
@@ -107,7 +118,8 @@ def watched(
     more forward passes.
     """
     if allocation.source == "guidance":
-        difference = policy.guidance_direction(x, timestep, conditioning)
+        with torch.no_grad():
+            difference = policy.guidance_direction(x, timestep, conditioning)
         direction = patch_mean(difference.square(), policy.patch)
         yield lambda: direction[:, :, None].expand(-1, -1, core.weight.shape[2])
         return

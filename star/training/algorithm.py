@@ -33,7 +33,10 @@ class Rollouts(Protocol):
 class Scored:
     """A batch with its credit. advantages: (B, K); weights: allocation maps (B, T, K, P); factors:
     (B,), of the rollouts in the means of an update's loss, all 1 unless `train.zero_advantage` is
-    drop."""
+    drop.
+
+    An algorithm that reads maps in its training pass writes them into ``weights`` then.
+    """
 
     batch: Batch
     trajectory: Rollouts
@@ -83,4 +86,11 @@ class Algorithm(ABC):
 
     def check(self, epoch: int, first: Sequence[Term]) -> dict[str, Tensor]:
         """Return figures of the terms before an epoch's first optimizer step."""
+        return {}
+
+    def follow(self, updates: int) -> None:  # noqa: B027 (most have nothing to do)
+        """End an epoch, after ``updates`` optimizer steps since the training's start."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the next epochs depend on besides the adapter; a resume writes into them."""
         return {}

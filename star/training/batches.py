@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star.config.params import RolloutParams, TrainParams
+from star.config.params import AllocationParams, Params, RolloutParams, TrainParams
 from star.method.seeds import seed_of
 from star.prompts.records import PromptRecord
 from star.system.errors import StarError
@@ -100,6 +100,22 @@ def window_start(rollout: RolloutParams, epoch: int) -> int:
     first, end = rollout.window
     moves = epoch // rollout.slide_every if rollout.slide_every else 0
     return (first + moves) % (rollout.window_limit + 1 - (end - first))
+
+
+def looks_ahead(params: Params, allocation: AllocationParams) -> bool:
+    """Return whether the policy that drew images sees them noised before they are trained.
+
+    Of awm or nft. It need not where the trained policy is still the same (awm with one update an
+    epoch), and each map is of its step and rollout alone: then the training pass reads it. (Not a
+    compiled one: blocks that are computed again, without reading, would keep other tensors.)
+    """
+    if params.train.algorithm == "nft":
+        return True
+    if params.train.updates_per_epoch > 1:
+        return allocation.uses_maps or params.forward.anchor_to == "old"
+    own = allocation.source in ("attention", "random_tokens", "guidance")
+    alone = own and allocation.temporal == "per_step" and params.model.compile == "no"
+    return allocation.uses_maps and not alone
 
 
 def check_processes(train: TrainParams, rollout: RolloutParams, count: int) -> None:

@@ -10,9 +10,9 @@ published code (arXiv 2505.05470):
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from star.config.params import AllocationParams, Params
 from star.method.allocation import normalised_entropy
-from star.method.ema import Average
+from star.method.ema import Average, lent
 from star.method.seeds import seed_of
 from star.policy.adapter import base_fingerprint
 from star.policy.rollout import NotFinite
@@ -40,7 +40,7 @@ from star.training.algorithm import Algorithm, Rollouts, Scored, Term
 from star.training.batches import Batch, EpochPlan
 from star.training.checkpoint import optimizer_tensors, restore_optimizer
 from star.training.credit import Credit
-from star.training.forward_process import ForwardProcess
+from star.training.forward_process import AdvantageWeightedMatching, DiffusionNFT
 from star.training.policy_gradient import PolicyGradient
 
 # How one value is made from those of several steps, and processes; others by their mean.
@@ -48,7 +48,8 @@ OVER_STEPS = {"ratio_min": torch.min, "ratio_max": torch.max}
 MERGED = {**OVER_STEPS, "first_ratio_error": torch.max}
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "flow_grpo": PolicyGradient,
-    "awm": ForwardProcess,
+    "awm": AdvantageWeightedMatching,
+    "nft": DiffusionNFT,
 }
 OTHER_BASE = (
     "the state of a training on another base model; set model.path and model.revision to it"
@@ -65,7 +66,8 @@ class LogLine:
 
     Of flow_grpo: first_ratio_error: largest |ratio - 1| before the first update. clip_fraction:
     share of ratios outside the clip range, or dropped by kl_mask. kl: None if kl_form is none. Of
-    awm: drift: mean squared distance from the velocity of the policy that drew the images.
+    awm and nft: drift: mean squared distance from the velocity of the anchor; None for a base
+    without weight.
     `star.training.loop` adds held_out where it is due.
     """
 
@@ -130,7 +132,7 @@ class Trainer:
         self.allocate(allocation)
 
     def allocate(self, allocation: AllocationParams) -> None:
-        """Spread advantages by ``allocation`` from now on."""
+        """Spread advantages by ``allocation`` from now on; an old policy begins anew."""
         self.allocation = allocation
         self.credit = Credit(
             self.policy,
@@ -167,6 +169,7 @@ class Trainer:
         with watch("update"), memory_for("update"):
             scored = self.credit.weigh(self.epoch, planned, trajectories, results)
             facts = self.reward_facts(results) | self.update(scored)
+            self.algorithm.follow(self.updates)
         self.epoch += 1
         images = self.params.images_per_epoch
         return LogLine(
@@ -352,6 +355,7 @@ class Trainer:
         """
         tensors: dict[str, Tensor] = {f"adapter.{i}": p for i, p in enumerate(self.parameters)}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
+        tensors |= {f"algorithm.{name}": v for name, v in self.algorithm.tensors().items()}
         tensors |= optimizer_tensors(self.optimizer, "optimizer.")
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         facts = {
@@ -372,22 +376,16 @@ class Trainer:
         for i, (parameter, value) in enumerate(pairs):
             parameter.copy_(tensors[f"adapter.{i}"])
             value.copy_(tensors[f"ema.{i}"])
+        for name, value in self.algorithm.tensors().items():
+            value.copy_(tensors[f"algorithm.{name}"])
         restore_optimizer(self.optimizer, tensors, "optimizer.")
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.updates, self.skipped = facts["epoch"], facts["updates"], facts["skipped"]
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Give the policy the averaged adapter inside, and its own again afterwards."""
-        own = [parameter.detach().clone() for parameter in self.parameters]
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.parameters), self.average.values)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.parameters), own)
+        return lent(self.parameters, self.average.values)
 
     def export(self, work: Path, output: Path) -> None:
         """Write the EMA adapter, the log, the sample grids and the maps into ``output``."""

@@ -117,6 +117,8 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Write) 
     params = load_params(write_params(changed(DEFAULT, "methods.wide", wide)))
     assert params.with_method("wide").allocation == dataclasses.replace(params.allocation, **wide)
     assert isinstance(params.methods["wide"]["lam"], float)
+    other = params.with_changes({"algorithm": "nft", "anchor_to": "base"})
+    assert (other.train.algorithm, other.forward.anchor_to) == ("nft", "base")
     with pytest.raises(StarError, match="no method 'ppo'.*known: star, flow_grpo, wide"):
         params.with_method("ppo")
 
@@ -197,6 +199,15 @@ def test_every_key_and_section_is_described() -> None:
         ({"rollout.sampler": "cps", "rollout.window": [0, 4]}, "rollout.window", "end <= 3"),
         ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders", "raise one"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "train.kl_form"),
+        ({"train.algorithm": "nft", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "forward.anchor"),
+        (
+            {"methods.odd": {"algorithm": "awm"}, "model.guidance_scale": 4.5},
+            *("methods.odd: model.guidance_scale 4.5: awm", "set it to 1"),
+        ),
+        (
+            {"methods.odd": {"algorithm": "awm", "levels": "steps", "draws": 6}},
+            *("methods.odd: forward.draws 6", "5 different levels of rollout.steps"),
+        ),
         (
             {"methods.odd": {"algorithm": "awm", "step_weight": "noise"}},
             *("methods.odd: train.step_weight noise", "set it to none with awm"),

@@ -18,7 +18,9 @@ from star.plan.operations import count_operations
 from star.training.batches import check_processes
 from tests.helpers.plans import costs, estimate
 
-FILES = sorted(Path("presets").glob("sd35m-*.yaml"))
+ALL = sorted(Path("presets").glob("sd35m-*.yaml"))
+FILES = [file for file in ALL if file.stem.rpartition("-")[2] in ("geneval", "ocr", "preference")]
+NOISED = [file for file in ALL if file not in FILES]  # of awm and nft
 MINIATURE = [Path("params.yaml"), Path("presets/miniature-full.yaml")]
 SCALES = {"1gpu": 1, "8gpu": 8, "32gpu": 32}
 TASKS = ("geneval", "ocr", "preference")
@@ -28,10 +30,10 @@ SIZES = {"1gpu": (8, 8), "8gpu": (48, 24), "32gpu": (48, 24)}  # prompts an epoc
 KL_BETA = {"geneval": 0.04, "ocr": 0.04, "preference": 0.01}
 
 
-def test_there_is_one_for_each_scale_and_task():
-    assert {file.stem for file in FILES} == {
-        f"sd35m-{scale}-{task}" for scale in SCALES for task in TASKS
-    }
+def test_there_is_one_for_each_scale_and_task_or_algorithm():
+    expected = {f"sd35m-{scale}-{task}" for scale in SCALES for task in TASKS}
+    noised = {f"sd35m-{scale}-{name}" for scale in ("1gpu", "8gpu") for name in ("awm", "nft")}
+    assert {file.stem for file in ALL} == expected | noised
 
 
 def said(file):
@@ -39,14 +41,14 @@ def said(file):
     return re.sub(r"\n# *", " ", file.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("file", [*MINIATURE, *FILES], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*MINIATURE, *ALL], ids=lambda file: file.stem)
 def test_a_parameter_file_says_its_counts(file):
     """Of an epoch, of a training, and how many trainings and evaluations `runs` asks for."""
     params, text = load_params(file), said(file)
     counts, trainings = count(params, 1), sum(map(len, params.runs.values()))
     for figures in (
         f"{counts.images_per_epoch:,} images in {counts.groups} groups, "
-        f"{counts.updates_per_epoch} updates",
+        f"{counts.updates_per_epoch} update{'s' if counts.updates_per_epoch > 1 else ''}",
         f"{counts.images:,} images, {counts.updates:,} updates",
         f"{trainings} trainings",
         f"{trainings + 1} evaluations",  # of the base model and of each training
@@ -54,15 +56,16 @@ def test_a_parameter_file_says_its_counts(file):
         assert figures in text
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.stem)
 def test_preset_is_consistent_and_says_what_it_costs(file):
     params, text = load_params(file), said(file)
     _, scale, task = file.stem.split("-")
+    task = task if file in FILES else "geneval"
     check_processes(params.train, params.rollout, SCALES[scale])
     assert [name for name, methods in params.runs.items() if methods] == [task]
     assert f"cp presets/{file.name} params.yaml" in text
     memory = estimate(params)
-    operations = count_operations(params, costliest(params, task), costs(params.model))
+    operations = count_operations(costliest(params, task), costs(params.model))
     taken, host = hours(operations, 1, tflops=300), memory.host()  # hours of one GPU
     cache = drawn_prompts(params, task) * memory.prompt
     trainings, training = len(params.runs[task]), taken["rollout"] + taken["update"]
@@ -102,6 +105,52 @@ def test_preset_has_the_published_hyper_parameters(file):
         r"^ +(\w+):.*# (?:Flow-GRPO(?!'s)|GenEval)", file.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert len(claimed) >= 25 and set(claimed) <= named, "what is said to be published is compared"
+
+
+@pytest.mark.parametrize("file", NOISED, ids=lambda file: file.stem)
+def test_preset_has_the_hyper_parameters_of_its_algorithm(file):
+    """Of its own paper, where that says one, or of the common recipe."""
+    _, scale, algorithm = file.stem.split("-")
+    own = read_values(Path("tests/data/presets_noised.yaml"))[algorithm]
+    prompts, group = SIZES[scale]
+    own |= {"train.prompts_per_epoch": prompts, "train.group_size": group}
+    alone = ("methods.", "train.clip_range", "train.kl", "rollout.sampler", "rollout.noise_level")
+    common = {key: value for key, value in PUBLISHED.items() if not key.startswith(alone)}
+    published, values = common | own, read_values(file)
+    assert {key: value_at(values, key) for key in published} == published
+    named = {name for key in published for name in key.split(".")}
+    text = file.read_text(encoding="utf-8")
+    claimed = re.findall(
+        r"^ +(\w+):.*# (?:AWM|RAM|NFT|Flow-GRPO(?!'s)|GenEval)", text, re.MULTILINE
+    )
+    assert len(claimed) >= 15 and set(claimed) - {"nft_ocr"} <= named
+
+
+@pytest.mark.parametrize("file", NOISED, ids=lambda file: file.stem)
+def test_preset_of_an_algorithm_serves_all_tasks_and_32_gpus(file):
+    """With the methods that stand beside each task; NFT's have other settings for OCR."""
+    params, values = load_params(file), read_values(file)
+    lists = re.findall(
+        r"^  (\w+): (?:\[\] # )?\[(star\w*), (\w+)\]$", file.read_text(), re.MULTILINE
+    )
+    assert [task for task, *_ in lists[:3]] == list(TASKS)
+    most = 32 if "8gpu" in file.stem else 1
+    for _, star, plain in lists[:3]:
+        for name in (star, plain):
+            method = params.with_method(name)
+            check_processes(method.train, method.rollout, most)
+        assert values["methods"][star] == values["methods"][plain] | {
+            "source": "attention",
+            "objective": "local",
+        }
+    if "nft" in file.stem:
+        ocr, others = params.with_method("nft_ocr"), params.with_method("nft")
+        found = [
+            [p.train.updates_per_epoch, p.forward.nft_beta]
+            + [p.forward.old_rate, p.forward.old_wait, p.forward.old_most]
+            for p in (others, ocr)
+        ]
+        assert found == [[1, 1.0, 0.001, 0, 0.5], [2, 0.1, 0.0075, 75, 0.999]]
 
 
 def differing(one, other):

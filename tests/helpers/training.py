@@ -124,9 +124,21 @@ def short_model() -> str:
 # -- trainings -------------------------------------------------------------------------------------
 
 
-def small(**sections: Any) -> Params:
+# `forward` of a small training: as the trial that chose AWM's defaults, and as NFT's paper.
+FORWARD: dict[str, dict[str, Any]] = {
+    "flow_grpo": {},
+    "awm": {"draws": 3},
+    "nft": {
+        **{"solver": "dpm2m", "draws": 2, "levels": "steps", "shared_noise": False},
+        **{"anchor": 1e-4, "anchor_to": "base", "nft_beta": 0.1, "old_rate": 0.2},
+    },
+}
+
+
+def small(algorithm: str = "flow_grpo", **sections: Any) -> Params:
     """Return parameters of a training of seconds, in float32: two epochs of four groups of four."""
-    train = {"epochs": 2, "prompts_per_epoch": 4, "group_size": 4, "updates_per_epoch": 2}
+    train = {"algorithm": algorithm, "epochs": 2, "prompts_per_epoch": 4, "group_size": 4}
+    train |= {"updates_per_epoch": 2}
     train |= {"sample_every": 1, "save_every": 1, "tracker": "none", "learning_rate": 1e-2}
     train["evaluate_every"] = 0
     defaults = {
@@ -134,6 +146,7 @@ def small(**sections: Any) -> Params:
         "rollout": {"steps": 3, "window": [0, 2], "batch": 8},
         "allocation": {"blocks": "all"},
         "train": train,
+        "forward": FORWARD[algorithm],
     }
     given = {
         name: {**defaults.get(name, {}), **value} if isinstance(value, dict) else value

@@ -2,7 +2,7 @@
 
 import torch
 
-from star.method.ema import Average
+from star.method.ema import Average, lent
 
 
 def test_formula_and_cadence_by_hand():
@@ -16,3 +16,15 @@ def test_formula_and_cadence_by_hand():
         average.update([parameter], updates)
         expected = decay * expected + (1 - decay) * parameter
         assert torch.allclose(average.values[0], expected, atol=1e-12)
+
+
+def test_lent_values_are_given_back_also_after_an_error():
+    parameters, values = [torch.ones(2), torch.zeros(3)], [torch.full((2,), 5.0), torch.ones(3)]
+    try:
+        with lent(parameters, values):
+            assert all(map(torch.equal, parameters, values))
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert parameters[0].tolist() == [1, 1] and parameters[1].tolist() == [0, 0, 0]
+    assert values[0].tolist() == [5, 5]

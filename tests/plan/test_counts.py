@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from star.cli import main
 from star.config.reading import load_params
 from star.plan.counts import Counts, Passes, count, count_passes
-from tests.helpers.training import changed
+from tests.helpers.training import changed, small, trainer
 
 PARAMS = load_params(Path("presets/miniature-full.yaml"))
 PUBLISHED = changed(
@@ -48,7 +49,7 @@ def test_passes_of_the_published_recipe():
         tested * PARAMS.evaluate.steps * 2,
         21 * 24 * PUBLISHED.rollout.steps * 2,  # every 5 of 100 epochs, and before the first
     )
-    assert count_passes(PUBLISHED, PUBLISHED.allocation) == expected
+    assert count_passes(PUBLISHED) == expected
 
 
 def test_passes_that_a_group_shares():
@@ -57,20 +58,75 @@ def test_passes_that_a_group_shares():
     There is no guidance. The groups' first step is one: 8 + 7 x 128 sequences to draw, 8 + 128 to
     learn, 4 for the KL's log (a batch's).
     """
-    found = count_passes(PARAMS, PARAMS.allocation)
+    found = count_passes(PARAMS)
     assert found == Passes(45 * (8 + 7 * 128), 45 * (8 + 128), 45 * 4, 672 * 8, 10 * 24 * 8)
-    guided = count_passes(PARAMS, dataclasses.replace(PARAMS.allocation, source="guidance"))
+    guided = count_passes(changed(PARAMS, allocation={"source": "guidance"}))
     assert guided.rollout - found.rollout == 2 * found.update, "two more passes a trained step"
     no_curve = {"kl_form": "none", "evaluate_every": 0}
     alone = changed(PARAMS, rollout={"same_latent": False}, train=no_curve)
     expected = Passes(45 * 8 * 128, 45 * 2 * 128, 0, 672 * 8, 0)
-    assert count_passes(alone, alone.allocation) == expected
+    assert count_passes(alone) == expected
 
 
 def test_a_sliding_window_moves_what_is_shared():
     """Window [0, 2] of 4 steps over 4 epochs starts at 0, 1, 0, 1; so far a group is one."""
     slid = changed(PARAMS, rollout={"steps": 4, "slide_every": 1}, train={"epochs": 4})
-    assert count_passes(slid, slid.allocation).rollout == 2 * (8 + 3 * 128) + 2 * (2 * 8 + 2 * 128)
+    assert count_passes(slid).rollout == 2 * (8 + 3 * 128) + 2 * (2 * 8 + 2 * 128)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "steps", "forward", "expected"),
+    [
+        ("flow_grpo", 10, {}, (20, 18, 18)),
+        ("awm", 14, {"draws": 6}, (14, 6, 6)),
+        ("nft", 10, {"draws": 9}, (10 + 9, 9, 9)),
+    ],
+)
+def test_passes_of_an_image_that_docs_algorithms_says(algorithm, steps, forward, expected):
+    """With maps; only Flow-GRPO has guidance and a KL."""
+    changes = {"algorithm": algorithm, "updates_per_epoch": 1}
+    if algorithm != "flow_grpo":
+        changes["kl_beta"] = 0.0
+    params = changed(
+        PUBLISHED,
+        model={"guidance_scale": 4.5 if algorithm == "flow_grpo" else 1.0},
+        rollout={"steps": steps},
+        train=changes,
+        forward={**forward, "anchor_to": "base"},
+    )
+    found = count_passes(params)
+    assert [n // 115_200 for n in (found.rollout, found.update, found.reference)] == [*expected]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "train", "forward", "allocation"),
+    [
+        ("flow_grpo", {"kl_beta": 0.1}, {}, {}),
+        ("awm", {"updates_per_epoch": 1}, {}, {}),
+        ("awm", {"updates_per_epoch": 1}, {}, {"source": "shuffled"}),
+        ("awm", {"updates_per_epoch": 1}, {}, {"temporal": "joint"}),
+        ("awm", {"updates_per_epoch": 1}, {"anchor_to": "base"}, {"source": "guidance"}),
+        ("awm", {}, {"anchor_to": "base"}, {"lam": 0.0}),
+        ("awm", {}, {}, {"lam": 0.0}),
+        ("nft", {}, {}, {}),
+        ("nft", {}, {"anchor": 0.0}, {"source": "guidance"}),
+    ],
+)
+def test_an_epoch_takes_the_passes_that_are_planned(algorithm, train, forward, allocation):
+    """Sequences that go through the transformer of a training, with and without a graph."""
+    params = small(algorithm, train={"epochs": 1, **train}, forward=forward, allocation=allocation)
+    run = trainer(params, **allocation)
+    passed = dict.fromkeys(("rollout", "update", "reference"), 0)
+
+    def counted(module, arguments, given):
+        own = module.transformer_blocks[0].attn.to_q.disable_adapters
+        kind = "reference" if own else "update" if torch.is_grad_enabled() else "rollout"
+        passed[kind] += len(given["hidden_states"])
+
+    run.policy.transformer.register_forward_pre_hook(counted, with_kwargs=True)
+    run.train_epoch()
+    planned = count_passes(dataclasses.replace(params, allocation=run.allocation))
+    assert passed == {kind: getattr(planned, kind) for kind in passed}
 
 
 @pytest.mark.parametrize(

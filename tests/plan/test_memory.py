@@ -62,6 +62,30 @@ def test_memory_follows_the_parameters():
     assert lighter.phases["sample grid"] == denoised * 16, "all its images are denoised at once"
 
 
+def test_what_noised_images_keep_by_hand():
+    """48 x 24 images; a latent of 16 x 64 x 64 values, 1,024 locations, 9 levels."""
+    nothing = {"kl_beta": 0.0, "updates_per_epoch": 1}
+    awm, nft, flow = (
+        memory(
+            changed(
+                PUBLISHED,
+                model={"guidance_scale": 1.0},
+                train={**nothing, "algorithm": algorithm},
+                forward={"draws": 9},
+                runs={"ocr": []},
+            )
+        )
+        for algorithm in ("awm", "nft", "flow_grpo")
+    )
+    latent, maps = 4 * 16 * 64 * 64, 4 * 2 * 9 * 1024
+    assert nft.trajectories - awm.trajectories == 1152 * 9 * latent, "velocities of the old policy"
+    assert flow.trajectories == nft.trajectories, "latents and means"
+    prompt = awm.trajectories // 1152 - (1 + 9) * latent - maps
+    assert 0 < prompt < 2e6
+    assert nft.resident["old policy"] == nft.resident["LoRA"] and "old policy" not in awm.resident
+    assert awm.phases["update"] < flow.phases["update"], "no pass of a KL beside the graph"
+
+
 def test_an_evaluation_has_the_judge_the_detector_and_the_encoders_on_its_device():
     """Reward models of bytes by hand; the preference task's is a second copy of the judge."""
     scorers = {"geneval": Scorer(300, 70), "ocr": Scorer(0, 0), "preference": Scorer(200, 10)}
