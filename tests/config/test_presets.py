@@ -114,8 +114,11 @@ def test_preset_has_the_hyper_parameters_of_its_algorithm(file):
     own = read_values(Path("tests/data/presets_noised.yaml"))[algorithm]
     prompts, group = SIZES[scale]
     own |= {"train.prompts_per_epoch": prompts, "train.group_size": group}
-    alone = ("methods.", "train.clip_range", "train.kl", "rollout.sampler", "rollout.noise_level")
-    common = {key: value for key, value in PUBLISHED.items() if not key.startswith(alone)}
+    of_ratios = ("methods.", "train.clip_range", "train.kl", "train.zero_advantage")
+    of_noise = ("rollout.sampler", "rollout.noise_level", "rollout.last_step")
+    common = {
+        key: value for key, value in PUBLISHED.items() if not key.startswith(of_ratios + of_noise)
+    }
     published, values = common | own, read_values(file)
     assert {key: value_at(values, key) for key in published} == published
     named = {name for key in published for name in key.split(".")}
