@@ -116,6 +116,8 @@ def _forward(params: Params) -> Iterator[str]:
             f"model.guidance_scale {params.model.guidance_scale:g}: {algorithm} would teach the "
             "guided velocity what the conditional one should be; set it to 1"
         )
+    if params.allocation.objective == "weighted":
+        yield f"objective weighted averages ratios, of which {algorithm} has none; use local"
     if forward.levels == "steps" and forward.draws > steps:
         yield (
             f"forward.draws {forward.draws} is more than the {steps} different levels of "

@@ -205,6 +205,10 @@ def test_every_key_and_section_is_described() -> None:
             *("methods.odd: model.guidance_scale 4.5: awm", "set it to 1"),
         ),
         (
+            {"methods.odd": {"algorithm": "nft", "objective": "weighted"}},
+            *("methods.odd: objective weighted", "of which nft has none; use local"),
+        ),
+        (
             {"methods.odd": {"algorithm": "awm", "levels": "steps", "draws": 6}},
             *("methods.odd: forward.draws 6", "5 different levels of rollout.steps"),
         ),
