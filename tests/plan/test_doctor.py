@@ -42,6 +42,7 @@ def machine(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # as `main` does for a mirror
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(doctor, "visible_gpus", lambda: 0)
     wandb.teardown()
@@ -61,6 +62,7 @@ def test_a_machine_that_can_run_the_default_is_green_in_one_screen(
     parts = "torch 2.|(model.precision: auto)|kernel |memory free|results, |off (Slurm accounting"
     assert all(part in text for part in parts.split("|"))
     assert "models/miniature, models/miniature-preference: can be had" in text
+    assert "http://127.0.0.1:1, not logged in" in text and "(HF_HUB_DISABLE_XET=1)" in text
     assert "wandb, WANDB_MODE=offline, no key" in text and "default remote store" in text
     assert not (machine / "results").exists() and not (machine / ".star").exists()
 
