@@ -201,8 +201,8 @@ def test_every_key_and_section_is_described() -> None:
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "train.kl_form"),
         ({"train.algorithm": "nft", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "forward.anchor"),
         (
-            {"methods.odd": {"algorithm": "awm"}, "model.guidance_scale": 4.5},
-            *("methods.odd: model.guidance_scale 4.5: awm", "set it to 1"),
+            {"methods.star": {"algorithm": "awm"}, "model.guidance_scale": 4.5},
+            *("methods.star: model.guidance_scale 4.5: awm", "set it to 1"),
         ),
         (
             {"methods.odd": {"algorithm": "nft", "objective": "weighted"}},
@@ -217,8 +217,8 @@ def test_every_key_and_section_is_described() -> None:
             *("methods.odd: train.step_weight noise", "set it to none with awm"),
         ),
         (
-            {"train.trust": "kl_mask", "methods.odd": {"algorithm": "awm"}},
-            *("methods.odd: train.trust kl_mask", "set it to clip with awm"),
+            {"train.trust": "kl_mask", "methods.star": {"algorithm": "awm"}},
+            *("methods.star: train.trust kl_mask", "set it to clip with awm"),
         ),
         (
             {"train.algorithm": "awm", "train.zero_advantage": "drop"},
@@ -347,8 +347,8 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
         "methods.star.",
     ):
         yield text(f"{section}surprise", 1), section.rstrip("."), "'surprise'", "known: "
-    renamed = json.dumps(DEFAULT).replace("learning_rate", "learning_rat", 1)
-    yield renamed, "train", "'learning_rat'", "did you mean 'learning_rate'?"
+    renamed = json.dumps(DEFAULT).replace("weight_decay", "weight_deca", 1)
+    yield renamed, "train", "'weight_deca'", "did you mean 'weight_decay'?"
     for key in ("seed", "model.path", "train", "rollout.window", "study.aim", "core.weights"):
         yield text(key), key, "is missing", "give "
     half = {"url": SOURCE["url"]}

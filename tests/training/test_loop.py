@@ -102,7 +102,8 @@ def test_held_out_scores_change_no_other_number_and_resume_exactly(tmp_path):
     assert list(points) == [0, 2, 3] and len(set(points.values())) == 3
     seeds = [seed_of(BASE.seed, "evaluate", record.id, 0) for record in records]
     prompts = [record.prompt for record in records]
-    base = sample_images(long().policy, prompts, seeds, BASE.rollout.steps)
+    first = long()
+    base = sample_images(first.policy, prompts, seeds, first.params.rollout.steps)
     assert points[0] == pytest.approx(redness(base).mean())
 
 
