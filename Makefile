@@ -26,7 +26,9 @@ $(INSTALLED):
 	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	  "Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --no-compile --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	@# pip would compile on one core. Templates among the packages' files are no Python: that fails.
+	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || :
 	@rm -f .venv/.installed-*
 	@touch $@
 
