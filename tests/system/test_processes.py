@@ -154,7 +154,8 @@ def test_two_processes_train_as_one_does(
     for one, two in zip(alone[1:], both[1:], strict=True):
         assert two["first_ratio_error"] == one["first_ratio_error"] == first
         for key in (*close, "clip_fraction", "kl", "drift", "map_entropy"):
-            assert two[key] == pytest.approx(one[key], rel=1e-6, abs=1e-6), key
+            known = one[key]  # None where it is another algorithm's
+            assert two[key] == known or two[key] == pytest.approx(known, rel=1e-6, abs=1e-6), key
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
     trained = []
     for output in outputs:
