@@ -15,11 +15,13 @@ import pytest
 import yaml
 
 from star.config.yaml_file import read_values
+from star.system.runtime import stay_offline
 from tests.helpers import programs
 from tests.helpers.runs import run_snakemake
 
 ROOT = Path(__file__).resolve().parents[1]
 
+stay_offline()  # as every stage begins; a test may run without the others
 
 # Fixtures that start what takes seconds: Snakemake, DVC, several processes, a scheduler, a browser.
 STARTS = {"snakemake", "project", "launched", "cluster", "disk", "chromium"}
