@@ -59,10 +59,10 @@ GENERATORS = {  # by world
     "crowded": GeneratorConfig(
         world="crowded",
         start="models/miniature",
-        vae_steps=400,
+        vae_steps=1500,
         vae_learning_rate=1e-3,
-        steps=5000,
-        stop=4250,
+        steps=3000,
+        stop=2600,
         save_every=100,
     ),
 }
