@@ -1,6 +1,6 @@
 """Measure the exact detector on rendered ground truth: strict accuracy by tag, time of an image.
 
-    python benchmarks/detector.py [--scenes 300] [--seed 0]
+    python benchmarks/detector.py [--world crowded] [--scenes 300] [--seed 0]
 
 Prints one JSON object. Images come from `sample_metadata`, `sample_scene` and `render`. Times are
 of one thread.
@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from star.config.params import GenevalParams
-from star.miniature.world import CLASSES, render, sample_scene
+from star.miniature.world import CLASSES, WORLDS, render, sample_scene
 from star.prompts.geneval import TAGS, sample_metadata
 from star.rewards.factory import build_detector
 from star.rewards.geneval import judge
@@ -32,11 +32,11 @@ PARAMS = GenevalParams(
 )
 
 
-def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
+def measure(tag: str, world: str, scenes: int, seed: int) -> dict[str, float]:
     """Return strict and soft means, milliseconds an image, and the lowest kept score."""
     rng = np.random.default_rng([seed, TAGS.index(tag)])
     lines = [sample_metadata(tag, CLASSES, rng) for _ in range(scenes)]
-    images = np.stack([render(sample_scene(line, rng)) for line in lines])
+    images = np.stack([render(sample_scene(line, rng, world)) for line in lines])
     detector = build_detector(PARAMS)
     detector.detect(images[:20])  # templates are drawn once
     wall, cpu = time.perf_counter(), time.process_time()
@@ -58,10 +58,11 @@ def measure(tag: str, scenes: int, seed: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--world", choices=WORLDS, default="plain")
     parser.add_argument("--scenes", type=int, default=300, help="scenes a tag")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    tags = {tag: measure(tag, options.scenes, options.seed) for tag in TAGS}
+    tags = {tag: measure(tag, options.world, options.scenes, options.seed) for tag in TAGS}
     means = {
         key: float(np.mean([tag[key] for tag in tags.values()]))
         for key in ("strict", "ms_wall", "ms_cpu")

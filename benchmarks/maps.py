@@ -34,7 +34,7 @@ from star.config.reading import load_params
 from star.method.attention import CoreKeys
 from star.method.seeds import seed_of
 from star.miniature.templates import coverage
-from star.miniature.world import LETTER_SLOTS, PALETTE
+from star.miniature.world import BOARD, LETTER_SLOTS, PALETTE
 from star.policy.rollout import trace_relevance
 from star.policy.sd3 import SD3Policy, load_policy
 from star.prompts.core_content import with_core
@@ -59,7 +59,10 @@ def pooled(covered: np.ndarray, side: int) -> np.ndarray:
 
 
 def ink(image: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(image.astype(float) - PALETTE["black"], axis=-1) < REACH
+    """Return which pixels of the board are a letter's, bool (height, width)."""
+    black = np.linalg.norm(image.astype(float) - PALETTE["black"], axis=-1) < REACH
+    black[: BOARD[1]] = black[BOARD[3] :] = False
+    return black
 
 
 def owned(record: PromptRecord, image: np.ndarray, detector: ExactDetector) -> list[np.ndarray]:

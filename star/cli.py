@@ -268,13 +268,14 @@ def _study_report(options: argparse.Namespace) -> None:
 
 def _pretrain(options: argparse.Namespace) -> None:
     with quick_imports():
-        from star.pretraining.config import GeneratorConfig
+        from star.pretraining.config import GENERATORS
         from star.pretraining.generator import pretrain
         from star.pretraining.generator_card import write_card
 
     params = load_params(options.params)
-    pretrain(options.output, options.work, GeneratorConfig())
-    write_card(options.output, options.work, GeneratorConfig(), params)
+    config = GENERATORS[options.world]
+    pretrain(options.output, options.work, config)
+    write_card(options.output, options.work, config, params)
 
 
 def _pretrain_preference(options: argparse.Namespace) -> None:
@@ -282,7 +283,7 @@ def _pretrain_preference(options: argparse.Namespace) -> None:
         from star.pretraining.config import PreferenceConfig
         from star.pretraining.preference import pretrain_preference
 
-    pretrain_preference(options.output, options.work, PreferenceConfig())
+    pretrain_preference(options.output, options.work, PreferenceConfig(world=options.world))
 
 
 # ------------------------------------------------------------- the table of stages and options
@@ -323,6 +324,7 @@ TASK = _option("--task", "whose prompts and reward", required=True, choices=TASK
 TRAINING = _path("--prompts", "training records with core spans")
 HELD_OUT = _path("--held-out", "test records")
 WORK = _path("--work", "folder of the resume state and the log")
+WORLD = _option("--world", "default: plain", choices=("plain", "crowded"), default="plain")
 PAGE = _path("--output", "HTML file to write")
 
 COMPUTING = ("train", "evaluate", "maps", "score", "study-run")  # on a GPU where there is one
@@ -442,14 +444,14 @@ STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its op
     ),
     "pretrain": (
         _pretrain,
-        "make the miniature base model from nothing (hours)",
-        *(PARAMS, WORK),
+        "make the miniature base model (hours)",
+        *(PARAMS, WORK, WORLD),
         _path("--output", "pipeline directory to write"),
     ),
     "pretrain-preference": (
         _pretrain_preference,
         "make the miniature preference stand-in from nothing",
-        *(PARAMS, WORK),
+        *(PARAMS, WORK, WORLD),
         _path("--output", "model directory to write"),
     ),
 }

@@ -1,4 +1,4 @@
-"""Shapes to match images of the miniature's world against, and the coverage maps that they are
+"""Shapes to match images of the miniature's worlds against, and the coverage maps that they are
 matched with.
 
 Coverage is how much of a pixel is foreground, in [0, 1], whatever its colour. Templates are
@@ -11,10 +11,11 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from star.miniature.world import CLASSES, PALETTE, framed, silhouette
+from star.miniature.world import CLASSES, PALETTE, SIZE, UNNAMED, framed, silhouette
 from star.prompts.geneval import COLORS
 
-SHAPES = len(CLASSES) + 9  # templates of a size at full resolution: classes, then blobs
+NAMES = (*CLASSES, *UNNAMED)
+SHAPES = len(NAMES) + 9  # templates of a size at full resolution: glyphs, then blobs
 MARGIN = 4  # pixels from a full template's longest side to its frame
 RING = 2  # pixels around a template in which foreground counts against it
 COLOR_VALUES = np.array([PALETTE[name] for name in COLORS], np.float32)  # (10, 3)
@@ -25,7 +26,7 @@ _DETAIL_BLUR = 2.5  # pixels
 
 @dataclass(frozen=True)
 class Templates:
-    """Templates of one size: classes first, then (full resolution only) blobs.
+    """Templates of one size: `NAMES` first, then (full resolution only) blobs.
 
     Pixels are flattened frames. ``details`` are the shapes' details inside their windows, less
     their mean there, of unit norm."""
@@ -40,24 +41,45 @@ class Templates:
 def coverage(image: np.ndarray) -> np.ndarray:
     """Return an image's foreground coverage, sharpened and slightly blurred: float32 (height,
     width) in [0, 1]."""
-    pixels = image.astype(np.float32)
-    rim = [edge.reshape(-1, 3) for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:])]
-    background = np.median(np.concatenate(rim), axis=0)
-    rays = COLOR_VALUES - background  # (colours, 3)
-    rays = rays[np.linalg.norm(rays, axis=1) > _MIN_CONTRAST]
-    lengths = np.square(rays).sum(1, keepdims=True)
-    dots = rays @ (pixels - background).reshape(-1, 3).T  # (colours, pixels)
-    share = np.clip(dots / lengths, 0, 1)
+    under = ground(image).reshape(-1, 3)
+    away = image.reshape(-1, 3) - under  # (pixels, 3)
+    dots = COLOR_VALUES @ away.T - (under * away).sum(1)  # (colours, pixels), with the rays
+    lengths = np.square(under).sum(1) - 2 * COLOR_VALUES @ under.T
+    lengths += np.square(COLOR_VALUES).sum(1, keepdims=True)  # squared, of the rays
+    shows = lengths > _MIN_CONTRAST**2
+    share = np.clip(dots / np.where(shows, lengths, np.inf), 0, 1)
     residual = share * (share * lengths - 2 * dots)  # squared distance to the ray, less a constant
     nearest = residual == residual.min(0)
     return _soften((share * nearest).max(0).reshape(image.shape[:2]))
 
 
+def ground(image: np.ndarray) -> np.ndarray:
+    """Return the soft gradient on which an image's objects stand: float32 (64, 64, 3).
+
+    It is the plane through the medians of 16 parts of the image's rim."""
+    planes, fit = _planes()
+    return planes @ (fit @ np.median(_rim(image.astype(np.float32)), axis=1))
+
+
+def _rim(field: np.ndarray) -> np.ndarray:
+    """Cut the 2 pixels wide rim of (64, 64, channels) into 16 parts: (16, pixels, channels)."""
+    sides = [field[:2], field[-2:], field[:, :2].swapaxes(0, 1), field[:, -2:].swapaxes(0, 1)]
+    return np.stack(sides).reshape(4, 2, 4, SIZE // 4, -1).swapaxes(1, 2).reshape(16, 32, -1)
+
+
+@cache
+def _planes() -> tuple[np.ndarray, np.ndarray]:
+    """Return 1, x and y of each pixel, (64, 64, 3), and what fits them to the rim's parts."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE
+    planes = np.stack([np.ones_like(x), x, y], axis=2)
+    return planes, np.linalg.pinv(_rim(planes).mean(1))  # (3, 16)
+
+
 @cache
 def full_templates(size: int) -> Templates:
-    """Return classes and blobs whose longest side is ``size`` pixels, at full resolution."""
+    """Return glyphs and blobs whose longest side is ``size`` pixels, at full resolution."""
     side = 2 * (size // 2 + MARGIN)
-    masks = [framed(silhouette(name, size), side) for name in CLASSES] + _blobs(side, size)
+    masks = [framed(silhouette(name, size), side) for name in NAMES] + _blobs(side, size)
     shapes = np.stack([_soften(mask) for mask in masks])
     around = [ndimage.binary_dilation(mask > 0.5, np.ones((3, 3)), RING) for mask in masks]
     return _packed(side, shapes, (np.stack(around) | (shapes > 0.02)).astype(np.float32))
@@ -65,7 +87,7 @@ def full_templates(size: int) -> Templates:
 
 @cache
 def coarse_templates(size: int) -> Templates:
-    """Return classes whose longest side is ``size`` pixels, at a quarter of the resolution.
+    """Return glyphs whose longest side is ``size`` pixels, at a quarter of the resolution.
 
     Their windows are for coarse places."""
     side = 4 * round((size + 6) / 4)
@@ -73,7 +95,7 @@ def coarse_templates(size: int) -> Templates:
     def reduced(mask: np.ndarray) -> np.ndarray:
         return mask.reshape(side // 4, 4, side // 4, 4).mean((1, 3))
 
-    masks = [_soften(framed(silhouette(name, size), side)) for name in CLASSES]
+    masks = [_soften(framed(silhouette(name, size), side)) for name in NAMES]
     shapes = np.stack([reduced(mask) for mask in masks])
     windows = [reduced(ndimage.binary_dilation(mask > 0.5, iterations=3)) for mask in masks]
     return _packed(side // 4, shapes, np.stack(windows).astype(np.float32))

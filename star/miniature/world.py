@@ -1,15 +1,19 @@
-"""The miniature's world: 64x64 images of flat silhouettes and of signs with words.
+"""The miniature's two worlds: 64x64 images of flat silhouettes and of signs with words.
 
-An image is a `Scene` (objects with class, colour, box centre and size, or a word on a sign)
-rendered on one fixed background. Places are structured (see `PLACES`): a model of a few million
-parameters learns them in hours, where objects of any size anywhere stay blobs. Silhouettes are
-single glyphs of Font Awesome 6 Free Solid, which the PyPI package ``qtawesome`` carries; letters
-are Pillow's built-in font.
+An image is a `Scene`: objects with class, colour, box centre and size, or a word on a sign. In the
+``plain`` world there is nothing else, on one flat ground. In the ``crowded`` world things that no
+prompt names stand in most of the other places, as large and as colourful, and the ground is a soft
+gradient of two muted tones: most of an image does not matter.
+
+Places are structured (`PLACES`, `GRID`): a model of a few million parameters learns them in hours,
+where objects of any size anywhere stay blobs. Silhouettes are single glyphs of Font Awesome 6 Free
+Solid, which the PyPI package ``qtawesome`` carries; letters are Pillow's built-in font.
 
 Coordinates are pixels, x to the right, y down; an image is uint8 of shape (64, 64, 3)."""
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +23,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from star.prompts.geneval import COLORS, MINIATURE_CLASSES, RELATIONS
 
+Rng = np.random.Generator
+Centres = Sequence[tuple[int, int]]  # (x, y)
+
 SIZE = 64
 BACKGROUND = (160, 170, 180)
 CLASSES = MINIATURE_CLASSES
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 PALETTE: dict[str, tuple[int, int, int]] = {k: tuple(v) for k, v in _TABLES["palette"].items()}
 GLYPHS: dict[str, int] = _TABLES["glyphs"]  # code points, in the order of `CLASSES`
+UNNAMED: dict[str, int] = _TABLES["unnamed"]  # code points of what no prompt names
+WORLDS = ("plain", "crowded")
 
 # Number of objects -> (centres, longest side, jitter), all in pixels.
 PLACES = {
@@ -35,6 +44,13 @@ PLACES = {
 }
 VERTICAL_PAIR = ((32, 17), (32, 47))
 
+# The crowded world's places, in reading order; those around a sign; longest sides, in pixels.
+GRID = ((17, 17), (47, 17), (17, 47), (47, 47))
+AROUND_SIGN = ((17, 10), (47, 10), (17, 54), (47, 54))
+GRID_SIZE, AROUND_SIZE, GRID_JITTER = 24, 17, 1
+CROWD = 0.8  # probability that a place without an object of the prompt has an unnamed thing
+GREYS, TINT = (125, 165), 12  # of a tone of the ground: its grey level, and a channel's distance
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORD_LENGTHS = (2, 5)
 BOARD = (1, 20, 63, 44)  # x0, y0, x1, y1 of the sign's white board
@@ -44,7 +60,7 @@ LETTER_HEIGHT = 15  # font size in pixels of the finished image
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One silhouette: GenEval class name, colour name, box centre and longest side in pixels."""
+    """One silhouette: glyph name, colour name, box centre and longest side in pixels."""
 
     name: str
     color: str
@@ -54,18 +70,32 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
+class Ground:
+    """A gradient from one RGB tone to another, and its direction in radians."""
+
+    tones: tuple[tuple[int, ...], tuple[int, ...]] = (BACKGROUND, BACKGROUND)
+    direction: float = 0.0
+
+
+@dataclass(frozen=True)
 class Scene:
-    """What an image shows: objects, or a word on a sign."""
+    """What an image shows: objects, or a word on a sign; in the crowded world more."""
 
     objects: tuple[SceneObject, ...] = ()
     text: str | None = None
+    unnamed: tuple[SceneObject, ...] = ()
+    ground: Ground = Ground()
 
 
-def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
+def sample_scene(metadata: dict, rng: np.random.Generator, world: str = "plain") -> Scene:
     """Draw a scene that satisfies a GenEval metadata line, or ``{"text": WORD}`` for a sign.
 
     What the line leaves open is drawn: colours of the ten uniformly (objects of one clause share
-    it), the side on which either of two objects stands, the jitter.
+    it), the side on which either of two objects stands, the jitter. In the crowded world also the
+    places, what stands in the others, and the ground.
+
+    Args:
+        world: one of `WORLDS`.
 
     Raises:
         ValueError: a class outside `CLASSES`, more than four objects, or a word that does not fit
@@ -73,49 +103,97 @@ def sample_scene(metadata: dict, rng: np.random.Generator) -> Scene:
     """
     if "text" in metadata:
         _check_word(metadata["text"])
-        return Scene(text=metadata["text"])
+        scene = Scene(text=metadata["text"])
+        return _crowded(scene, AROUND_SIGN, AROUND_SIZE, rng) if world == "crowded" else scene
     include = metadata["include"]
-    objects = []
-    for clause in include:
-        color = clause.get("color") or str(rng.choice(COLORS))
-        objects += [(clause["class"], color)] * clause["count"]
-    if len(objects) not in PLACES:
-        raise ValueError(f"the miniature draws 1 to {max(PLACES)} objects, not {len(objects)}")
-    centres, size, jitter = PLACES[len(objects)]
+    objects = _things(include, rng)
+    centres: Centres
+    if world == "plain":
+        centres, size, jitter = PLACES[len(objects)]
+        if len(include) == 2:
+            centres = _related(VERTICAL_PAIR, centres, include[1], RELATIONS[:2], rng)
+        return Scene(objects=_placed(objects, centres, size, jitter, rng))
+    centres = [GRID[place] for place in rng.permutation(len(GRID))[: len(objects)]]
     if len(include) == 2:
-        # The relation of the *second* clause's object to the first's, as in GenEval's lines.
-        relation = include[1].get("position", [RELATIONS[rng.integers(2)]])[0]
-        if relation in ("above", "below"):
-            centres = VERTICAL_PAIR
-        if relation in ("left of", "above"):
-            centres = centres[::-1]
+        line = int(rng.integers(2))  # a row or a column
+        centres = _related(GRID[line::2], GRID[2 * line :][:2], include[1], RELATIONS, rng)
+    scene = Scene(objects=_placed(objects, centres, GRID_SIZE, GRID_JITTER, rng))
+    return _crowded(scene, [place for place in GRID if place not in centres], GRID_SIZE, rng)
+
+
+def _things(include: list[dict], rng: Rng) -> list[tuple[str, str]]:
+    """Return class and colour of each object of the clauses; `ValueError` for what is not drawn."""
+    things = []
+    for clause in include:
+        if clause["class"] not in GLYPHS:
+            known = ", ".join(CLASSES)
+            raise ValueError(f"the miniature has no class {clause['class']!r}; it draws: {known}")
+        color = clause.get("color") or str(rng.choice(COLORS))
+        things += [(clause["class"], color)] * clause["count"]
+    if len(things) not in PLACES:
+        raise ValueError(f"the miniature draws 1 to {max(PLACES)} objects, not {len(things)}")
+    return things
+
+
+def _related(
+    column: Centres, row: Centres, second: dict, relations: tuple[str, ...], rng: Rng
+) -> Centres:
+    """Return the places of the first and second clause's object, which stand in a row or column.
+
+    The relation is that of the *second* clause's object to the first's, as in GenEval's lines; it
+    is drawn from ``relations`` if the line leaves it open."""
+    drawn = relations[rng.integers(len(relations))]
+    relation = second.get("position", [drawn])[0]
+    pair = column if relation in ("above", "below") else row
+    return pair[::-1] if relation in ("left of", "above") else pair
+
+
+def _placed(
+    things: list[tuple[str, str]], centres: Centres, size: int, jitter: int, rng: Rng
+) -> tuple[SceneObject, ...]:
     placed = []
-    for (name, color), (x, y) in zip(objects, centres, strict=True):
-        if name not in GLYPHS:
-            raise ValueError(f"the miniature has no class {name!r}; it draws: {', '.join(CLASSES)}")
+    for (name, color), (x, y) in zip(things, centres, strict=True):
         dx, dy = rng.integers(-jitter, jitter + 1, size=2)
         placed.append(SceneObject(name, color, int(x + dx), int(y + dy), size))
-    return Scene(objects=tuple(placed))
+    return tuple(placed)
+
+
+def _crowded(scene: Scene, free: Centres, size: int, rng: Rng) -> Scene:
+    """Fill most of the free places with unnamed things, and draw the ground."""
+    places = [place for place in free if rng.random() < CROWD]
+    names = [(str(rng.choice(list(UNNAMED))), str(rng.choice(COLORS))) for _ in places]
+    first, second = rng.integers(*GREYS, (2, 1)) + rng.integers(-TINT, TINT + 1, (2, 3))
+    ground = Ground((tuple(first.tolist()), tuple(second.tolist())), rng.uniform(0, 2 * np.pi))
+    unnamed = _placed(names, places, size, GRID_JITTER, rng)
+    return replace(scene, unnamed=unnamed, ground=ground)
 
 
 def render(scene: Scene) -> np.ndarray:
     """Render the image of a scene: uint8 (64, 64, 3)."""
-    canvas = np.empty((SIZE, SIZE, 3), np.float32)
-    canvas[:] = BACKGROUND
-    for item in scene.objects:
+    canvas = painted(scene.ground)
+    for item in (*scene.objects, *scene.unnamed):
         _paste(canvas, silhouette(item.name, item.size), PALETTE[item.color], item.x, item.y)
     if scene.text is not None:
         _paint_sign(canvas, scene.text)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
+def painted(ground: Ground) -> np.ndarray:
+    """Return the image of a ground alone: float32 (64, 64, 3)."""
+    first, second = np.asarray(ground.tones, np.float32)
+    dx, dy = np.cos(ground.direction), np.sin(ground.direction)
+    across = np.linspace(-0.5, 0.5, SIZE)
+    share = 0.5 + (across * dx + across[:, None] * dy) / (abs(dx) + abs(dy))  # in [0, 1]
+    return first + (second - first) * share[..., None].astype(np.float32)
+
+
 @cache
 def silhouette(name: str, size: int) -> np.ndarray:
-    """Return the coverage in [0, 1] of a class's glyph: float32 (height, width).
+    """Return the coverage in [0, 1] of a class's or unnamed thing's glyph: float32 (height, width).
 
     Its longest side is ``size`` pixels."""
     font = ImageFont.truetype(str(_icon_font()), 8 * size)
-    return _shrink(_glyph_image(chr(GLYPHS[name]), font), size)
+    return _shrink(_glyph_image(chr((GLYPHS | UNNAMED)[name]), font), size)
 
 
 @cache

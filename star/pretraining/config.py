@@ -8,6 +8,9 @@ class GeneratorConfig:
     """How the base model is made."""
 
     seed: int = 0
+    world: str = "plain"  # one of `star.miniature.world.WORLDS`
+    # Pipeline from whose weights it goes on, its VAE's encoder kept; None: from nothing.
+    start: str | None = None
     vae_steps: int = 2000
     vae_batch: int = 24
     vae_learning_rate: float = 2e-3
@@ -30,6 +33,7 @@ class PreferenceConfig:
     """How the preference stand-in is made."""
 
     seed: int = 0
+    world: str = "plain"  # one of `star.miniature.world.WORLDS`
     steps: int = 1600
     batch: int = 96  # images; half of them with a worse version next to them
     wrong: int = 3  # wrong captions an image
@@ -48,3 +52,17 @@ class PreferenceConfig:
     def stop(self) -> int:
         """Return the steps that are run, which are all."""
         return self.steps
+
+
+GENERATORS = {  # by world
+    "plain": GeneratorConfig(),
+    "crowded": GeneratorConfig(
+        world="crowded",
+        start="models/miniature",
+        vae_steps=1500,
+        vae_learning_rate=1e-3,
+        steps=3000,
+        stop=2600,
+        save_every=100,
+    ),
+}

@@ -1,4 +1,4 @@
-"""What both pretrainings draw: images of the world with their facts; nothing is stored."""
+"""What both pretrainings draw: images of a world with their facts; nothing is stored."""
 
 from dataclasses import dataclass
 
@@ -26,17 +26,17 @@ class Sample:
         return self.metadata["prompt"]
 
 
-def sample(tag: str, rng: np.random.Generator) -> Sample:
-    """Draw one image of a tag of `TAG_WEIGHTS`."""
+def sample(tag: str, rng: np.random.Generator, of: str = "plain") -> Sample:
+    """Draw one image of a tag of `TAG_WEIGHTS`, of one of `world.WORLDS`."""
     metadata = _sample_sign(rng) if tag == "sign" else sample_metadata(tag, world.CLASSES, rng)
-    scene = world.sample_scene(metadata, rng)
+    scene = world.sample_scene(metadata, rng, of)
     return Sample(tag, metadata, scene, world.render(scene))
 
 
-def sample_mixture(size: int, rng: np.random.Generator) -> list[Sample]:
+def sample_mixture(size: int, rng: np.random.Generator, of: str = "plain") -> list[Sample]:
     """Draw ``size`` images of the mixture of `TAG_WEIGHTS`."""
     names, weights = list(TAG_WEIGHTS), np.array(list(TAG_WEIGHTS.values()))
-    return [sample(tag, rng) for tag in rng.choice(names, size=size, p=weights / weights.sum())]
+    return [sample(tag, rng, of) for tag in rng.choice(names, size=size, p=weights / weights.sum())]
 
 
 def _sample_sign(rng: np.random.Generator) -> dict:

@@ -1,4 +1,5 @@
-"""Pretraining of the miniature from nothing: VAE, then text encoders and transformer together.
+"""Pretraining of the miniature: VAE, then text encoders and transformer together, from nothing or
+from another world's weights.
 
 The result is a plain `StableDiffusion3Pipeline` directory. Every batch is drawn from a generator
 seeded by (seed, step), so a resumed run continues exactly; state is written every ``save_every``
@@ -41,9 +42,9 @@ from star.system.progress import Progress
 _SIZES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def sample_batch(size: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[str]]:
+def sample_batch(size: int, rng: np.random.Generator, world: str) -> tuple[torch.Tensor, list[str]]:
     """Draw images in [-1, 1], float32 (size, 3, 64, 64), and their prompts."""
-    samples = sample_mixture(size, rng)
+    samples = sample_mixture(size, rng, world)
     images = torch.from_numpy(np.stack([item.image for item in samples]))
     images = images.permute(0, 3, 1, 2).float() / 127.5 - 1  # (size, 3, 64, 64)
     return images, [item.prompt for item in samples]
@@ -70,17 +71,23 @@ def _train_vae(work: Path, config: GeneratorConfig) -> AutoencoderKL:
         vae.register_to_config(_name_or_path="")
         return vae
     vae = AutoencoderKL(**_SIZES["vae"]).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate, weight_decay=1e-4)
+    if config.start:
+        begun = AutoencoderKL.from_pretrained(config.start, subfolder="vae", dtype=torch.float32)
+        vae.load_state_dict(begun.state_dict())
+        vae.encoder.requires_grad_(False)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.vae_learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.vae_learning_rate, total_steps=config.vae_steps, pct_start=0.05
     )
     bar = Progress(range(config.vae_steps), desc="vae", unit="batch", mininterval=5)
     for step in bar:
-        images, _ = sample_batch(config.vae_batch, np.random.default_rng([config.seed, 1, step]))
+        rng = np.random.default_rng([config.seed, 1, step])
+        images, _ = sample_batch(config.vae_batch, rng, config.world)
         loss, error = _vae_loss(vae, images, config.seed * 1_000_003 + step)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         if step % config.log_every == 0 or step + 1 == config.vae_steps:
@@ -89,10 +96,13 @@ def _train_vae(work: Path, config: GeneratorConfig) -> AutoencoderKL:
             append_log(work, line)
             bar.set_postfix(psnr_db=f"{decibels:.1f}")
     vae.eval()
-    images, _ = sample_batch(512, np.random.default_rng([config.seed, 2]))
-    with torch.no_grad():
-        latents = vae.encode(images).latent_dist.mode()
-    scaling, shift = 1 / latents.std().item(), latents.mean().item()
+    if config.start:
+        scaling, shift = begun.config.scaling_factor, begun.config.shift_factor
+    else:
+        images, _ = sample_batch(512, np.random.default_rng([config.seed, 2]), config.world)
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mode()
+        scaling, shift = 1 / latents.std().item(), latents.mean().item()
     vae.register_to_config(scaling_factor=scaling, shift_factor=shift)
     vae.save_pretrained(done)
     return vae
@@ -158,6 +168,10 @@ def _zero_the_gates(transformer: SD3Transformer2DModel) -> None:
 def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: GeneratorConfig) -> None:
     use_joint_processor(pipe.transformer, plain_attention)
     names = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    if config.start:
+        begun = StableDiffusion3Pipeline.from_pretrained(config.start, dtype=torch.float32)
+        for name in names:
+            getattr(pipe, name).load_state_dict(getattr(begun, name).state_dict())
     modules = torch.nn.ModuleDict({name: getattr(pipe, name) for name in names}).train()
     average = Average(modules.parameters(), config.ema, every=1)
 
@@ -173,7 +187,7 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: GeneratorCon
 
 def _flow_loss(pipe: StableDiffusion3Pipeline, config: GeneratorConfig, step: int) -> torch.Tensor:
     rng = np.random.default_rng([config.seed, 3, step])
-    images, prompts = sample_batch(config.batch, rng)
+    images, prompts = sample_batch(config.batch, rng, config.world)
     prompts = ["" if rng.random() < config.text_dropout else prompt for prompt in prompts]
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     with autocast("auto", torch.device("cpu")):

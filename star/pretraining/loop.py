@@ -11,6 +11,7 @@ from torch import Tensor
 
 from star.method.ema import Average
 from star.pretraining.config import GeneratorConfig, PreferenceConfig
+from star.pretraining.muon import Muon
 from star.system.files import write_text_atomic
 from star.system.progress import Progress
 from star.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
@@ -93,14 +94,14 @@ def _split_optimizers(
     modules: torch.nn.Module,
     is_matrix: Callable[[str, torch.nn.Parameter], bool],
     rate: float,
-) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+) -> tuple[Muon, torch.optim.AdamW]:
     matrices: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, parameter in modules.named_parameters():
         if parameter.requires_grad:
             (matrices if is_matrix(name, parameter) else rest).append(parameter)
     return (
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=rate, weight_decay=0.01),
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
     )
 

@@ -42,7 +42,7 @@ def pretrain_preference(output: Path, work: Path, config: PreferenceConfig) -> N
 
     def losses_of(step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([config.seed, 4, step])
-        batch = sample_pairs(config.batch, config.wrong, config.mild_share, rng)
+        batch = sample_pairs(config.batch, config.wrong, config.mild_share, rng, config.world)
         return pair_losses(model, head, processor, batch)
 
     modules = torch.nn.ModuleDict({"clip": model, "head": head}).train()
@@ -50,7 +50,8 @@ def pretrain_preference(output: Path, work: Path, config: PreferenceConfig) -> N
     model.eval().half().save_pretrained(output)
     processor.save_pretrained(output)
     shutil.copyfile(work / "log.jsonl", output / "log.jsonl")
-    write_card(output, pair_accuracy(output, config.held_out, config.seed), asdict(config))
+    accuracy = pair_accuracy(output, config.held_out, config.seed, config.world)
+    write_card(output, accuracy, asdict(config))
 
 
 def new_processor(work: Path) -> CLIPProcessor:

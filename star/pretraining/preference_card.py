@@ -36,9 +36,9 @@ class Accuracy:
     clean_score: dict[str, float]
 
 
-def pair_accuracy(folder: Path, pairs: int, seed: int) -> Accuracy:
-    """Measure a saved model on ``pairs`` fresh pairs a kind, drawn from generators that training
-    never uses."""
+def pair_accuracy(folder: Path, pairs: int, seed: int, of: str = "plain") -> Accuracy:
+    """Measure a saved model on ``pairs`` fresh pairs a kind of a world, drawn from generators that
+    training never uses."""
     clip = Clip(str(folder))
 
     def score(images: list[np.ndarray], texts: list[str]) -> np.ndarray:
@@ -47,7 +47,8 @@ def pair_accuracy(folder: Path, pairs: int, seed: int) -> Accuracy:
     captions: dict[str, float] = {}
     for number, kind in enumerate(sorted(set().union(*WRONG_KINDS.values()))):
         rng = np.random.default_rng([seed, 5, number])
-        items = _samples([tag for tag, kinds in WRONG_KINDS.items() if kind in kinds], pairs, rng)
+        tags = [tag for tag, kinds in WRONG_KINDS.items() if kind in kinds]
+        items = _samples(tags, pairs, rng, of)
         clean = [item.image for item in items]
         wrong = score(clean, [wrong_caption(item, kind, rng) for item in items])
         captions[kind] = _share(score(clean, [item.prompt for item in items]), wrong)
@@ -55,7 +56,7 @@ def pair_accuracy(folder: Path, pairs: int, seed: int) -> Accuracy:
     degrees: dict[str, float] = {}
     for number, kind in enumerate(CORRUPTIONS):
         rng = np.random.default_rng([seed, 6, number])
-        items = _samples(list(WRONG_KINDS), pairs, rng)
+        items = _samples(list(WRONG_KINDS), pairs, rng, of)
         texts = [item.prompt for item in items]
         clean_scores = score([item.image for item in items], texts)
         any_severity = rng.uniform(0, 1, pairs)
@@ -67,8 +68,8 @@ def pair_accuracy(folder: Path, pairs: int, seed: int) -> Accuracy:
     return Accuracy(pairs, captions, images, degrees, {"mean": mean, "std": std})
 
 
-def _samples(tags: list[str], count: int, rng: np.random.Generator) -> list[Sample]:
-    return [sample(str(rng.choice(tags)), rng) for _ in range(count)]
+def _samples(tags: list[str], count: int, rng: np.random.Generator, of: str) -> list[Sample]:
+    return [sample(str(rng.choice(tags)), rng, of) for _ in range(count)]
 
 
 def _worse(

@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import map_coordinates
 
 from star.miniature import world
+from star.miniature.templates import ground
 from star.pretraining.data import Sample, sample_mixture
 from star.prompts.geneval import COLORS, COUNT_WORDS, RELATIONS, caption
 from star.prompts.ocr import MINIATURE_TEMPLATES
@@ -59,11 +60,13 @@ class PairBatch:
     attributes: np.ndarray
 
 
-def sample_pairs(size: int, wrong: int, mild_share: float, rng: np.random.Generator) -> PairBatch:
-    """Draw a training batch.
+def sample_pairs(
+    size: int, wrong: int, mild_share: float, rng: np.random.Generator, of: str = "plain"
+) -> PairBatch:
+    """Draw a training batch of one of `world.WORLDS`.
 
     A share of the better images is itself mildly corrupted, so that degrees count."""
-    samples = sample_mixture(size, rng)
+    samples = sample_mixture(size, rng, of)
     better: list[np.ndarray] = []
     worse: list[np.ndarray] = []
     for item, other in zip(samples, samples[1:] + samples[:1], strict=True):
@@ -168,7 +171,7 @@ def corrupt(
         rng: source of randomness, advanced.
         other: a second image, which ``ghost`` lays over the first.
     """
-    background = np.asarray(world.BACKGROUND, np.float32)
+    background = ground(image)
     match kind:
         case "noise":
             worse = image + rng.normal(0, 8 + 40 * severity, image.shape)
@@ -179,7 +182,7 @@ def corrupt(
         case "faded":
             worse = image + (0.15 + 0.55 * severity) * (background - image)
         case "erased":
-            worse = _erased(image, severity, rng)
+            worse = _erased(image, background, severity, rng)
         case "jpeg":
             worse = _jpeg(image, round(35 - 30 * severity))
         case "ghost":
@@ -197,15 +200,18 @@ def _blurred(image: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)), np.float32)
 
 
-def _erased(image: np.ndarray, severity: float, rng: np.random.Generator) -> np.ndarray:
-    """Lay one to three rectangles of background on the objects."""
-    worse = image.copy()
-    rows, columns = np.nonzero(np.abs(image.astype(np.int16) - world.BACKGROUND).sum(axis=2) > 60)
+def _erased(
+    image: np.ndarray, background: np.ndarray, severity: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Lay one to three rectangles of background on what stands on it."""
+    worse = image.astype(np.float32)
+    rows, columns = np.nonzero(np.abs(image - background).sum(axis=2) > 60)
     for _ in range(int(rng.integers(1, 4)) if len(rows) else 0):
         place = rng.integers(len(rows))
         height, width = rng.integers(2, 4 + round(4 * severity), size=2)  # half sides
         y, x = max(rows[place] - height, 0), max(columns[place] - width, 0)
-        worse[y : y + 2 * height, x : x + 2 * width] = world.BACKGROUND
+        square = np.s_[y : y + 2 * height, x : x + 2 * width]
+        worse[square] = background[square]
     return worse
 
 

@@ -11,8 +11,9 @@
 
 A wobbly, noisy or slightly blurred silhouette keeps a score over 0.9; more distortion lowers it
 smoothly. Blobs, halves and mush score under 0.3 in 98, 92 and 85 % of trials. An object under
-another, or cut by the edge by more than a few pixels, is usually missed. A background that is not
-flat counts as foreground and hides what stands on it."""
+another, or cut by the edge by more than a few pixels, is usually missed. Things that no prompt
+names are matched like classes, and not reported. A background that is no plane in RGB counts as
+foreground and hides what stands on it."""
 
 from dataclasses import dataclass
 from math import exp
@@ -25,6 +26,7 @@ from scipy import ndimage
 from star.miniature.templates import (
     COLOR_VALUES,
     MARGIN,
+    NAMES,
     SHAPES,
     coarse_templates,
     coverage,
@@ -66,10 +68,10 @@ class _Pose(NamedTuple):
 
 @dataclass(frozen=True)
 class _Match:
-    """A refined proposal: its best class and the pose of its template."""
+    """A refined proposal: its best glyph and the pose of its template."""
 
     score: float
-    label: int
+    label: int  # of `NAMES`
     pose: _Pose
 
     def explains(self, proposal: _Pose) -> bool:
@@ -79,7 +81,7 @@ class _Match:
 
 
 class ExactDetector:
-    """Detector of the miniature's sixteen glyphs; implements `star.rewards.detection.Detector`."""
+    """Detector of both worlds' sixteen classes; implements `star.rewards.detection.Detector`."""
 
     classes: tuple[str, ...] = CLASSES
 
@@ -162,10 +164,10 @@ def _coarse_peaks(smooth: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray
 
 def _refine(padded: np.ndarray, details: np.ndarray, poses: np.ndarray) -> list[_Match]:
     """Refine in steps of 2 and then 1 pixel, then score; drop what does not fit."""
-    iou, poses = _best_poses(padded, poses, 2, len(CLASSES))
+    iou, poses = _best_poses(padded, poses, 2, len(NAMES))
     hopeful = iou.max(1) >= _HOPELESS_IOU
     iou, poses = _best_poses(padded, poses[hopeful, iou[hopeful].argmax(1)], 1, SHAPES)
-    rows, labels = np.arange(len(iou)), iou[:, : len(CLASSES)].argmax(1)
+    rows, labels = np.arange(len(iou)), iou[:, : len(NAMES)].argmax(1)
     posteriors = 1 / np.exp((iou - iou[rows, labels, None]) / POSTERIOR_SCALE).sum(1)
     matches = []
     found = (poses[rows, labels].tolist(), labels.tolist(), posteriors.tolist())
@@ -219,9 +221,9 @@ def _detections(image: np.ndarray, padded: np.ndarray, matches: list[_Match]) ->
             continue
         taken |= whole
         mask = whole[_PAD:-_PAD, _PAD:-_PAD]
-        if mask.any():
+        if mask.any() and match.label < len(CLASSES):
             color = color_name(image[mask & _interior(cover, mask)])
-            name = CLASSES[match.label]
+            name = NAMES[match.label]
             detections.append(Detection(name, match.score, mask_box(mask), mask, color))
     return detections
 

@@ -55,6 +55,12 @@ def test_letters_off_their_places_are_read(shift):
     assert accuracy(images, words) >= 0.95
 
 
+def test_signs_in_a_crowd_are_read():
+    words, rng = random_words(100, seed=6), np.random.default_rng(6)
+    scenes = [world.sample_scene({"text": word}, rng, "crowded") for word in words]
+    assert read_letters(np.stack([render(scene) for scene in scenes])) == words
+
+
 def test_what_is_no_sign_reads_as_nothing():
     board = render(Scene(text="II"))
     board[FACE] = 250
@@ -63,7 +69,11 @@ def test_what_is_no_sign_reads_as_nothing():
     noise = rng.integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     flat = [np.full((64, 64, 3), value, np.uint8) for value in (0, 60, 128, 170, 255)]
     tags = [tag for tag in TAGS for _ in range(20)]
-    scenes = [world.sample_scene(sample_metadata(t, world.CLASSES, rng), rng) for t in tags]
+    scenes = [
+        world.sample_scene(sample_metadata(tag, world.CLASSES, rng), rng, name)
+        for tag in tags
+        for name in world.WORLDS
+    ]
     pairs = [(name, color) for name in world.CLASSES for color in COLORS]
     scenes += [Scene(objects=(SceneObject(*pair, 32, 32, 36),)) for pair in pairs]
     images = np.stack([board, *noise, *flat, *map(render, scenes)])

@@ -56,6 +56,14 @@ def test_pretraining_resumes_exactly_and_gives_a_pipeline(tmp_path):
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     log = (tmp_path / "b" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [0, 1, 1, 2, 3, 4]
+    # Another world, from these weights.
+    straight = tmp_path / "straight"
+    other = dataclasses.replace(config, world="crowded", start=str(straight))
+    pretrain(tmp_path / "crowded", tmp_path / "c", other)
+    file = Path("vae", "diffusion_pytorch_model.safetensors")
+    before, after = (load_file(folder / file) for folder in (straight, tmp_path / "crowded"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}  # not the encoder
     pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "straight", dtype=torch.float32)
     shape = pipe.transformer.config
     assert shape.dual_attention_layers and shape.qk_norm == "rms_norm"

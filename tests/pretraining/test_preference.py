@@ -58,12 +58,13 @@ def test_caption_writes_the_prompt_and_a_wrong_one_differs(tag):
             assert json.dumps(item.metadata) == before
 
 
+@pytest.mark.parametrize("of", world.WORLDS)
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_corruption_grows_with_severity_and_leaves_its_input(kind):
+def test_corruption_grows_with_severity_and_leaves_its_input(kind, of):
     rng = np.random.default_rng(7)
     distances = {0.0: 0.0, 1.0: 0.0}
     for index in range(20):
-        item, other = sample("color_attr", rng), sample("counting", rng)
+        item, other = sample("color_attr", rng, of), sample("counting", rng, of)
         before = item.image.copy()
         for severity in distances:
             worse = corrupt(item.image, kind, severity, np.random.default_rng(index), other.image)

@@ -10,6 +10,8 @@ from star.miniature.world import (
     LETTERS,
     PALETTE,
     PLACES,
+    UNNAMED,
+    WORLDS,
     Scene,
     SceneObject,
     render,
@@ -47,10 +49,10 @@ def blurred(images, sigma):
     return np.clip(ndimage.gaussian_filter(images.astype(float), axes), 0, 255).astype(np.uint8)
 
 
-def scenes(tag, count, seed):
+def scenes(tag, count, seed, world="plain"):
     rng = np.random.default_rng(seed)
     lines = [sample_metadata(tag, CLASSES, rng) for _ in range(count)]
-    return lines, np.stack([render(sample_scene(metadata, rng)) for metadata in lines])
+    return lines, np.stack([render(sample_scene(metadata, rng, world)) for metadata in lines])
 
 
 def strict_share(lines, images):
@@ -71,9 +73,10 @@ def test_every_class_at_every_size(name, size):
     assert detection.mask.sum() == pytest.approx(silhouette(name, size).sum(), rel=0.12)
 
 
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("tag", TAGS)
-def test_ground_truth_passes_the_strict_rule_also_with_noise(tag):
-    lines, images = scenes(tag, 40, 11)
+def test_ground_truth_passes_the_strict_rule_also_with_noise(tag, world):
+    lines, images = scenes(tag, 40, 11, world)
     assert strict_share(lines, images) >= 0.99
     assert strict_share(lines, noisy(blurred(images, 0.7), 10.0)) >= 0.95
 
@@ -97,6 +100,15 @@ def test_touching_objects_of_different_colors_keep_their_colors():
     assert seen == {("apple", "red"), ("truck", "yellow")}
 
 
+def test_things_that_nobody_named_are_never_counted():
+    pairs = [(name, color) for name in UNNAMED for color in COLORS]
+    alone = np.stack([one(*pair, size) for pair in pairs for size in (17, 24)])
+    assert not any(d.score > 0.3 for found in DETECTOR.detect(alone) for d in found)
+    rng = np.random.default_rng(9)
+    crowds = [sample_scene({"text": "AB"}, rng, "crowded").unnamed for _ in range(40)]
+    assert not any(d.score > 0.3 for c in crowds for d in detect(render(Scene(unnamed=c))))
+
+
 def test_empty_images_and_no_images_have_nothing():
     assert detect(np.full((64, 64, 3), BACKGROUND, np.uint8)) == []
     assert detect(np.zeros((64, 64, 3), np.uint8)) == []
@@ -106,7 +118,8 @@ def test_empty_images_and_no_images_have_nothing():
 def test_signs_have_nothing_that_counts():
     rng = np.random.default_rng(6)
     words = ["".join(rng.choice(list(LETTERS), size=rng.integers(2, 6))) for _ in range(25)]
-    assert max(best_score(render(Scene(text=word))) for word in words) < 0.3
+    signs = [sample_scene({"text": word}, rng, world) for word in words for world in WORLDS]
+    assert max(best_score(render(sign)) for sign in signs) < 0.3
 
 
 def test_other_image_sizes_are_refused():

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.config.params import OcrParams
-from star.miniature.world import BACKGROUND, LETTERS, SIZE
+from star.miniature.world import BACKGROUND, LETTERS, SIZE, render, sample_scene
+from star.prompts.words import WORDS as WORDS_OF_PROMPTS
 from star.rewards.base import RewardError
 from star.rewards.ocr import (
     OcrReward,
@@ -163,6 +164,15 @@ def test_random_words_on_noisy_signs_each_read_on_its_own(pooled: OcrReward) -> 
     for index in (0, 17, 59):
         alone = pooled.submit(batch[index : index + 1], records[index : index + 1]).result()
         assert alone.details == result.details[index : index + 1]
+
+
+def test_signs_in_a_crowd_are_read_alone(pooled: OcrReward) -> None:
+    rng = np.random.default_rng(7)
+    records = [ocr_record(str(word), i) for i, word in enumerate(rng.choice(WORDS_OF_PROMPTS, 80))]
+    scenes = [sample_scene(record.metadata, rng, "crowded") for record in records]
+    images = np.stack([render(scene) for scene in scenes])
+    result = pooled.submit(images, records).result()
+    assert np.mean([detail["exact"] for detail in result.details]) >= 0.98
 
 
 def test_wrong_words_and_blank_images(pooled: OcrReward) -> None:
