@@ -148,50 +148,53 @@ TRAIN = "two/results/train/geneval-star"
 RUN = "runs/geneval-star-1-0.0015.json"
 
 
-@pytest.mark.parametrize(
-    ("made", "file", "told"),
-    [
-        ("report", "results/evaluate/base/scores.json", "base/scores.json: missing; `snakemake "),
-        ("report", f"{OCR_STAR}/images.jsonl", "ocr-star/images.jsonl: missing; `snakemake "),
-        ("compare", f"{TWO}/scores.json", f"{TWO}: "),
-        ("study", RUN, "geneval-star-1-0.0015.json: missing, as are 0 more of 40 runs"),
-    ],
-    indirect=["made"],
-)
-def test_missing_files_are_named(made, file, told, capsys):
-    name, folder = made
-    (folder / file).unlink()
-    assert told in refusal(name, folder, capsys)
-
-
-DAMAGED = [
-    ("report", "results/evaluate/base/scores.json", "{", "base/scores.json: "),
-    ("report", "results/evaluate/base/scores.json", '{"seconds": {}}', "scores.json: benchmarks"),
-    ("report", f"{OCR_STAR}/images.jsonl", '{"id": "a"}', "images.jsonl:1: task: "),
-    ("report", "results/train/ocr-star/log.jsonl", '{"epoch": 1}', "log.jsonl:1: images: "),
-    ("report", "results/train/ocr-star/maps/maps.json", "[{}]", "maps.json: [0].epoch: "),
-    ("report", "results/train/ocr-star/maps/maps.json", "{", "maps.json: not valid JSON"),
-    ("report", "results/train/ocr-star/maps/final.png", "no image", "final.png: not a readable"),
-    ("compare", f"{TWO}/scores.json", b"\xff", "scores.json: cannot be read"),
-    ("compare", f"{TWO}/scores.json", '{"checkpoint": "a", "task": "ocr"}', f"{TWO}/scores.json: "),
-    ("compare", f"{TWO}/images.jsonl", b"\xff", "images.jsonl:1: not UTF-8"),
-    ("compare", f"{TWO}/images/ocr-3.png", "no image", "ocr-3.png: not a readable image"),
-    ("compare", f"{TRAIN}/parameters.json", "[]", "parameters.json: "),
-    ("compare", f"{TRAIN}/log.jsonl", f'{{"epoch": {BIG}}}', "log.jsonl:1: epoch: "),
-    ("study", RUN, "{", f"{RUN}: not valid JSON"),
-    ("study", RUN, "[]", f"{RUN}: "),
-]
-
-
-@pytest.mark.parametrize(("made", "file", "text", "told"), DAMAGED, indirect=["made"])
-def test_damaged_files_are_named(made, file, text, told, capsys):
-    name, folder = made
-    (folder / file).write_bytes(text.encode() if isinstance(text, str) else text)
-    assert told in refusal(name, folder, capsys)
-
-
 IMAGES_FILE, SCORES_FILE = f"{OCR_STAR}/images.jsonl", f"{OCR_STAR}/scores.json"
-EDITED = [
+WHOLE = ""
+# Page, file, what is replaced there, by what (None: the file is gone), and what is told.
+DAMAGED = [
+    (
+        "report",
+        "results/evaluate/base/scores.json",
+        WHOLE,
+        None,
+        "base/scores.json: missing; `snak",
+    ),
+    ("report", IMAGES_FILE, WHOLE, None, "ocr-star/images.jsonl: missing; `snakemake "),
+    ("compare", f"{TWO}/scores.json", WHOLE, None, f"{TWO}: "),
+    ("study", RUN, WHOLE, None, "geneval-star-1-0.0015.json: missing, as are 0 more of 40 runs"),
+    ("report", "results/evaluate/base/scores.json", WHOLE, "{", "base/scores.json: "),
+    (
+        "report",
+        "results/evaluate/base/scores.json",
+        WHOLE,
+        '{"seconds": {}}',
+        "scores.json: benchmarks",
+    ),
+    ("report", f"{OCR_STAR}/images.jsonl", WHOLE, '{"id": "a"}', "images.jsonl:1: task: "),
+    ("report", "results/train/ocr-star/log.jsonl", WHOLE, '{"epoch": 1}', "log.jsonl:1: images: "),
+    ("report", "results/train/ocr-star/maps/maps.json", WHOLE, "[{}]", "maps.json: [0].epoch: "),
+    ("report", "results/train/ocr-star/maps/maps.json", WHOLE, "{", "maps.json: not valid JSON"),
+    (
+        "report",
+        "results/train/ocr-star/maps/final.png",
+        WHOLE,
+        "no image",
+        "final.png: not a readable",
+    ),
+    ("compare", f"{TWO}/scores.json", WHOLE, b"\xff", "scores.json: cannot be read"),
+    (
+        "compare",
+        f"{TWO}/scores.json",
+        WHOLE,
+        '{"checkpoint": "a", "task": "ocr"}',
+        f"{TWO}/scores.json: ",
+    ),
+    ("compare", f"{TWO}/images.jsonl", WHOLE, b"\xff", "images.jsonl:1: not UTF-8"),
+    ("compare", f"{TWO}/images/ocr-3.png", WHOLE, "no image", "ocr-3.png: not a readable image"),
+    ("compare", f"{TRAIN}/parameters.json", WHOLE, "[]", "parameters.json: "),
+    ("compare", f"{TRAIN}/log.jsonl", WHOLE, f'{{"epoch": {BIG}}}', "log.jsonl:1: epoch: "),
+    ("study", RUN, WHOLE, "{", f"{RUN}: not valid JSON"),
+    ("study", RUN, WHOLE, "[]", f"{RUN}: "),
     ("report", SCORES_FILE, '"soft": {', '"other": {', "scores.json: benchmarks.geneval.soft: "),
     ("report", SCORES_FILE, '"mean": 18.0', '"mean": 17.0', "benchmarks.preference.score is 17, "),
     ("report", SCORES_FILE, '"edges": {', '"other": {', "scores.json: quality.ocr.edges: missing"),
@@ -216,12 +219,15 @@ EDITED = [
 ]
 
 
-@pytest.mark.parametrize(("made", "file", "old", "new", "told"), EDITED, indirect=["made"])
-def test_damaged_values_are_named_with_their_key(made, file, old, new, told, capsys):
+@pytest.mark.parametrize(("made", "file", "old", "new", "told"), DAMAGED, indirect=["made"])
+def test_missing_and_damaged_files_are_named_with_their_key(made, file, old, new, told, capsys):
     name, folder = made
-    text = (folder / file).read_text()
-    assert old in text
-    (folder / file).write_text(text.replace(old, new))
+    text = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if new is not None:
+        old, new = (part if isinstance(part, bytes) else part.encode() for part in (old, new))
+        assert old in text
+        (folder / file).write_bytes(text.replace(old, new) if old else new)
     assert told in refusal(name, folder, capsys)
 
 
