@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -144,14 +143,6 @@ def test_a_test_set_larger_than_the_grammar_leaves_prompts_for_training():
     assert set(prompts(train)).isdisjoint(prompts(test))
 
 
-@pytest.mark.slow
-def test_fifty_thousand_prompts_take_seconds():
-    start = time.process_time()
-    train, _ = prepared("geneval", "coco", train=50_000, test=553)
-    assert len(train) == 50_000
-    assert time.process_time() - start < 20  # 1.4 s on an idle core
-
-
 def test_ocr_uses_every_template_outside_the_miniature():
     train, test = prepared("ocr", "coco", train=1200, test=600)
     assert len(set(prompts(train + test))) == 1800
@@ -269,27 +260,6 @@ def test_a_test_file_that_repeats_its_prompts_gives_each_once_first(tmp_path, co
     assert max(times.values()) - min(times.values()) <= 1
 
 
-def test_lines_of_the_published_sets_are_taken_as_they_are(tmp_path):
-    # Their class names, plurals ("benchs", "toothbrushs"), apostrophes and marks.
-    names = ("computer mouse", "tv remote", "computer keyboard", "bench", "toothbrush")
-    lines = [counting_line(name, 2, f"a photo of two {name}s") for name in names]
-    remote = {"class": "tv remote", "count": 1, "position": ["left of", 0]}
-    beside = "a photo of a tv remote left of a tv"
-    lines.append(geneval_line(include=[{"class": "tv", "count": 1}, remote], prompt=beside))
-    path = write_lines(tmp_path / "evaluation_metadata.jsonl", lines)
-    _, test = prepared("geneval", "coco", train=1, test=6, test_file=path)
-    assert [record.metadata for record in test] == lines
-    signs = {
-        "Human: Mostly Harmless": 'A zoo\'s exhibit, a sign that reads "Human: Mostly Harmless".',
-        "Queen Anne's Revenge": "A pirate's sail with \"Queen Anne's Revenge\". The deck's wet.",
-        "Contains 0 Responsibility": 'A plate that reads, "Contains 0 Responsibility". Gulls.',
-        "TRUSTNO1": 'A lock set to "TRUSTNO1". The spy’s face is hidden.',
-    }
-    path = write_lines(tmp_path / "test.txt", signs.values())
-    _, test = prepared("ocr", "coco", test=4, test_file=path)
-    assert {record.metadata["text"]: record.prompt for record in test} == signs
-
-
 def test_a_test_file_that_uses_up_a_form_is_an_error_not_an_endless_loop(tmp_path):
     numbers = {2: "two", 3: "three", 4: "four"}.items()
     pairs = [(name, *number) for name in world.CLASSES for number in numbers]
@@ -375,6 +345,9 @@ def test_preference_files_are_one_prompt_a_line(tmp_path, capsys):
         ("«Bonjour», a sign", "Bonjour"),
         ("a mug, &quot;Best Dad&quot;", "Best Dad"),
         ("a mug with R&B; 'rock' and dogs' bowls", "rock"),
+        ('A zoo\'s exhibit, a sign that reads "Human: Mostly Harmless".', "Human: Mostly Harmless"),
+        ("A sail with \"Queen Anne's Revenge\". The deck's wet.", "Queen Anne's Revenge"),
+        ('A lock set to "TRUSTNO1". The spy’s face is hidden.', "TRUSTNO1"),
         ('"SALE" at the top and "50% OFF" below', ["SALE", "50% OFF"]),
         ('“A” and „B“, then "!" and the "a" again', ["A", "B"]),
         ('the "12" single" cover', "12"),
