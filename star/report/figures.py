@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from star.report.comparison import metrics_of, tag_scores
 from star.report.run import Run
-from star.report.svg import Bar, Line, Segment, bar_chart, line_chart, stacked_bars
+from star.report.svg import Bar, Line, bar_chart, line_chart, stacked_bars
 
 SMOOTHING = 5  # epochs of the running mean in learning curves
 # Log key -> what is drawn; the ratio also gets a band from its least to its greatest value.
@@ -115,10 +115,8 @@ def training_statistics(logs: Sequence[TrainingLog], names: Mapping[str, str]) -
     return panels
 
 
-def tag_panel(run: Run, resamples: int, seed: int) -> Panel | None:
+def tag_panel(run: Run, resamples: int, seed: int) -> Panel:
     """Draw GenEval scores by tag of base and what was trained on GenEval, else of everything."""
-    if "geneval" not in run.base.benchmarks:
-        return None
     colors, own = method_colors(run), [c for c in run.trained if c.task == "geneval"]
     shown = [(c.name, k, c) for k, c in enumerate(run.checkpoints)]
     if own:
@@ -163,14 +161,9 @@ def _phases(log: Sequence[dict]) -> dict[str, float]:
 
 def _seconds(title: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> Panel | None:
     names = dict.fromkeys(phase for _, seconds in rows for phase in seconds)
-    phases = tuple((phase, color) for color, phase in enumerate(names, 3))  # no method's colours
+    colors = {phase: color for color, phase in enumerate(names, 3)}  # no method's colours
     longest = max((sum(seconds.values()) for _, seconds in rows), default=0.0)
     unit, divisor = ("min", 60.0) if longest > 300 else ("s", 1.0)
-
-    def parts(seconds: Mapping[str, float]) -> list[Segment]:
-        shown = [(phase, color) for phase, color in phases if phase in seconds]
-        return [Segment(phase, color, seconds[phase] / divisor) for phase, color in shown]
-
-    bars = [(name, parts(seconds)) for name, seconds in rows]
-    chart = stacked_bars(bars, f"{title}: time per phase", unit)
-    return Panel(title, phases, (chart,)) if chart else None
+    bars = [(name, {phase: s / divisor for phase, s in seconds.items()}) for name, seconds in rows]
+    chart = stacked_bars(bars, colors, f"{title}: time per phase", unit)
+    return Panel(title, tuple(colors.items()), (chart,)) if chart else None

@@ -110,12 +110,9 @@ def _check_quality(run: Run, tasks: list[str], labels: dict[str, tuple[str, str]
     for checkpoint in run.checkpoints:
         for task in tasks if checkpoint.task is None else [checkpoint.task]:
             wanted = [name for name in labels if name != "second_reader" or task == "ocr"]
-            for name in wanted:
-                if name not in checkpoint.quality.get(task, {}):
-                    raise StarError(
-                        f"{checkpoint.name}/scores.json: quality.{task}.{name}: missing; "
-                        f"{EVALUATE_AGAIN}"
-                    )
+            if lacking := [name for name in wanted if name not in checkpoint.quality.get(task, {})]:
+                where = f"{checkpoint.name}/scores.json: quality.{task}.{lacking[0]}"
+                raise StarError(f"{where}: missing; {EVALUATE_AGAIN}")
 
 
 def _counts(run: Run) -> dict[str, tuple[int, int]]:

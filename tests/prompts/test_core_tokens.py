@@ -8,16 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from star.config.params import SPANS
 from star.miniature.world import CLASSES
 from star.pretraining.tokenizers import save_clip_tokenizer, save_t5_tokenizer
 from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
 from star.prompts.geneval import TAGS, sample_metadata
-from star.prompts.records import KINDS, CoreSpan
+from star.prompts.records import CoreSpan
 from star.prompts.words import WORDS
 from star.system.errors import StarError
 from tests.helpers.records import cored, record_of, sign_of, text_of
 
-ALL_KINDS = dict.fromkeys(KINDS, 1.0)
+ALL_KINDS = dict.fromkeys(SPANS, 1.0)
 LENGTHS = (16, 16)
 DOG = {"class": "dog", "count": 1}
 CAT = {"class": "cat", "count": 1}

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from star.config.params import TASKS
+from star.config.params import SPANS, TASKS
 from star.prompts.records import (
     ID,
-    KINDS,
     CoreSpan,
     PromptRecord,
     read_benchmarks,
@@ -32,7 +31,7 @@ def records(draw) -> PromptRecord:
     prompt = draw(texts)
     start = draw(st.integers(0, len(prompt) - 1))
     end = draw(st.integers(start + 1, len(prompt)))
-    span = CoreSpan(start, end, draw(st.sampled_from(KINDS)), draw(st.none() | st.integers(0, 5)))
+    span = CoreSpan(start, end, draw(st.sampled_from(SPANS)), draw(st.none() | st.integers(0, 5)))
     task = draw(st.sampled_from(TASKS))
     values = texts | st.integers() | st.lists(texts)
     metadata = draw(st.dictionaries(texts, values, max_size=3)) | NEEDED.get(task, {})
