@@ -213,7 +213,7 @@ TWO_TEXTS = {"text": ["BIG", "TOE"]}
         ('a sign, "BIG" above "TOE"', TWO_TEXTS, "ocr", [[x, "sign"] for x in "BIGTOE"]),
         ('"BIG TOE"', {"text": "BIG TOE"}, "ocr", [[x] for x in "BIGTOE"]),
         ("a small house", {}, "preference", [["small house"]]),
-        ("a photo of a dog", {"include": [DOG]}, "preference", [["dog"]]),
+        ("a photo of a dog and a cat", {"include": [DOG, CAT]}, "preference", [["dog", "cat"]]),
     ],
 )
 def test_each_clause_that_a_reward_scores_has_its_own_core(prompt, metadata, task, clauses):

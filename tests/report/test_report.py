@@ -106,8 +106,10 @@ def test_best_method_comes_first_and_its_lead_is_paired(results):
     assert verdict.lead == Interval(0.25, 0.25, 0.25)
 
 
-def test_metric_files(results):
-    words(results)
+def test_metric_files_and_gains(results):
+    file = write_params(results.parent)
+    gains = write_report(load_params(file), file, results, results.parent / "page.html")
+    assert gains[2] == "ocr-star: reward 0.500 -> 1.000, gain +0.500 (+0.500 to +0.500)"
     text = (results / "metrics" / "summary.json").read_text()
     summary = json.loads(text)
     assert text == json.dumps(summary, indent=2, sort_keys=True) + "\n"
