@@ -14,6 +14,7 @@ from star.config.reading import load_params
 from star.evaluation.statistics import Interval
 from star.prompts.geneval import TAGS
 from star.report.comparison import compare, metrics_of, tag_scores
+from star.report.figures import TrainingLog, training_statistics
 from star.report.images import MAP_STEPS, choose_maps, choose_pairs, data_uri
 from star.report.page import write_report
 from star.report.provenance import git_commit, package_versions
@@ -139,6 +140,14 @@ def test_pairs_are_the_first_prompts_and_tags_take_turns(results):
     assert [label for label, _ in pairs[0].images] == ["base", "star", "flow_grpo"]
     assert len({image.seed for _, image in pairs[0].images}) == 1
     assert [pair.images[0][1].id for pair in choose_pairs(run, "ocr", 2)] == ["ocr-0", "ocr-1"]
+
+
+def test_what_a_training_never_logged_is_not_drawn():
+    rows = {1: {"images": 1, "kl": 0.5}, 2: {"images": 2, "kl": None}}
+    logs = [TrainingLog("ocr", f"method {color}", color, (row,)) for color, row in rows.items()]
+    (panel,) = training_statistics(logs, {"ocr": "OCR"})
+    (chart,) = panel.charts
+    assert "line c1" in chart and "line c2" not in chart
 
 
 def test_maps_of_the_last_epoch_are_thinned_evenly():
