@@ -18,7 +18,7 @@ from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.summary import image_lines, write_scores
 from star.method.precision import computing, resolve_precision
 from star.policy.adapter import adapter_file
-from star.policy.sd3 import SD3Policy, load_policy
+from star.policy.sd3 import load_policy
 from star.preflight import check_folders, find_all_models
 from star.prompts.records import PromptRecord, read_benchmarks
 from star.rewards.factory import build_reward
@@ -76,14 +76,19 @@ def evaluate(
         # Opened last: the text encoders may have left the device by now.
         judge = Judge(params.rewards, params.evaluate.second_reader, params.evaluate.batch)
         watch = Stopwatch("sampling", "scoring")
+        settings = params.evaluate
+        drawer, others = (
+            ImageDrawer(policy, settings.steps, settings.batch, params.seed, folder, processes)
+            for folder in (work / "images", work / "others")
+        )
         for task, tested in records.items():
-            lines = _run_benchmark(policy, params, task, tested, judge, work, processes, watch)
+            lines = _run_benchmark(drawer, others, params, task, tested, judge, watch)
             text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
             write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
         processes.barrier()
         if processes.main:
             merged = {
-                task: _merge(policy, params, work, task, tested, judge, processes.count)
+                task: _merge(drawer, others, work, task, tested, judge)
                 for task, tested in records.items()
             }
             task, _, method = checkpoint.partition("-")
@@ -122,24 +127,19 @@ def work_folder(
 
 
 def _run_benchmark(
-    policy: SD3Policy,
+    drawer: ImageDrawer,
+    others: ImageDrawer,
     params: Params,
     task: str,
     records: Sequence[PromptRecord],
     judge: Judge,
-    work: Path,
-    processes: Processes,
     watch: Stopwatch,
 ) -> list[dict]:
     """Draw and score this process's shard of one benchmark; return its lines of images.jsonl."""
-    settings, timeout = params.evaluate, params.rewards.timeout
-    how = policy, settings.steps, settings.batch, params.seed
-    drawer = ImageDrawer(*how, work / "images", processes)
-    others = ImageDrawer(*how, work / "others", processes)
     reward = build_reward(task, params.rewards)
     try:
-        planned = drawer.plan(records, settings.images_per_prompt[task])
-        samples = drawer.score(planned, reward, timeout, watch)
+        planned = drawer.plan(records, params.evaluate.images_per_prompt[task])
+        samples = drawer.score(planned, reward, params.rewards.timeout, watch)
     finally:
         reward.close()
     with watch("sampling"):
@@ -149,28 +149,23 @@ def _run_benchmark(
 
 
 def _merge(
-    policy: SD3Policy,
-    params: Params,
+    drawer: ImageDrawer,
+    others: ImageDrawer,
     work: Path,
     task: str,
     records: Sequence[PromptRecord],
     judge: Judge,
-    count: int,
 ) -> list[dict]:
     """Return the lines of all processes in the order of the images, with the diversities."""
-    files = [work / f"{task}-{rank}.jsonl" for rank in range(count)]
+    files = [work / f"{task}-{rank}.jsonl" for rank in range(drawer.processes.count)]
     parts = [file.read_text(encoding="utf-8").splitlines() for file in files]
     lines = sorted(
         (json.loads(line) for part in parts for line in part), key=lambda line: line["number"]
     )
-    how = policy, params.evaluate.steps, params.evaluate.batch, params.seed
-    planned = ImageDrawer(*how).plan(records, 1)
-    images, others = (
-        ImageDrawer(*how, work / folder).read(planned[:DIVERSITY_PROMPTS])
-        for folder in ("images", "others")
-    )
-    assert images is not None and others is not None  # this evaluation drew them
-    figures = judge.diversities(images, others, records[0].id)
+    planned = drawer.plan(records[:DIVERSITY_PROMPTS], 1)
+    images, again = drawer.read(planned), others.read(planned)
+    assert images is not None and again is not None  # this evaluation drew them
+    figures = judge.diversities(images, again, records[0].id)
     first = [line for line in lines if line["index"] == 0][:DIVERSITY_PROMPTS]
     for i, line in enumerate(first):
         line["quality"] |= {name: round(float(values[i]), 6) for name, values in figures.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
-Labels = np.ndarray | None  # of each image's prompt, shape (n,); None: every image is its own group
+Labels = np.ndarray | None  # of each image, shape (n,); without groups every image is its own
 _CHUNK_ELEMENTS = 2**20  # resampled indices in memory: 8 MiB
 
 
@@ -30,37 +30,25 @@ class Interval:
 
 
 def bootstrap_mean(
-    values: np.ndarray, resamples: int, seed: int, groups: Labels = None
+    values: np.ndarray, resamples: int, seed: int, groups: Labels = None, tags: Labels = None
 ) -> Interval:
     """Return the mean over images and its interval.
 
     Args:
-        values: one finite score per image, shape (n,); booleans count as 0 and 1.
+        values: one finite score per image, shape (n,), or the difference of two checkpoints there:
+            pairing takes the prompts' difficulty out of the interval.
         resamples: number of bootstrap resamples, at least 1.
         seed: of the resampling; the same seed gives the same interval to the bit.
+        tags: of each image, shape (n,): the mean is that of the means per tag (GenEval's headline,
+            arXiv 2310.11513), and resamples are drawn within each tag.
 
     Raises:
-        ValueError: no values, a value that is not finite, shapes that differ, or no resamples."""
-    return bootstrap_tag_mean(values, np.zeros(np.shape(values)), resamples, seed, groups)
-
-
-def bootstrap_tag_mean(
-    values: np.ndarray, tags: np.ndarray, resamples: int, seed: int, groups: Labels = None
-) -> Interval:
-    """Return the mean of the means per tag (GenEval's headline, arXiv 2310.11513), resampled there.
-
-    ``tags`` is one label per image, shape (n,). The rest is as in `bootstrap_mean`; a group with
-    images of two tags is a `ValueError` too."""
-    values, tags = np.asarray(values, np.float64), np.asarray(tags)
-    labels = np.arange(len(values)) if groups is None else np.asarray(groups)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError("values must be a non-empty one-dimensional array of finite numbers")
-    if not values.shape == labels.shape == tags.shape:
-        raise ValueError(
-            f"values {values.shape}, groups {labels.shape}, tags {tags.shape}: shapes must be equal"
-        )
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
+        ValueError: no values, one that is not finite, or a group with images of two tags."""
+    values = np.asarray(values, np.float64)
+    labels = np.arange(len(values)) if groups is None else groups
+    tags = np.zeros(len(values)) if tags is None else tags
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError("values must be finite numbers, at least one")
     members = [tags == tag for tag in np.unique(tags)]
     if sum(len(np.unique(labels[member])) for member in members) != len(np.unique(labels)):
         raise ValueError("a group has images of two tags")
@@ -69,31 +57,6 @@ def bootstrap_tag_mean(
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(np.mean(means, axis=0), [tail, 100 - tail])
     return Interval(float(np.mean([values[m].mean() for m in members])), float(low), float(high))
-
-
-def paired_difference(
-    values: np.ndarray, base_values: np.ndarray, resamples: int, seed: int, groups: Labels = None
-) -> Interval:
-    """Return `bootstrap_mean` of ``values - base_values``, which are of the same images in order.
-
-    Pairing takes the prompts' difficulty out of the interval."""
-    tags = np.zeros(np.shape(values))
-    return paired_tag_difference(values, base_values, tags, resamples, seed, groups)
-
-
-def paired_tag_difference(
-    values: np.ndarray,
-    base_values: np.ndarray,
-    tags: np.ndarray,
-    resamples: int,
-    seed: int,
-    groups: Labels = None,
-) -> Interval:
-    """Return `bootstrap_tag_mean` of ``values - base_values``; see `paired_difference`."""
-    values, base_values = np.asarray(values, np.float64), np.asarray(base_values, np.float64)
-    if values.shape != base_values.shape:
-        raise ValueError(f"pairs need equal shapes, not {values.shape} and {base_values.shape}")
-    return bootstrap_tag_mean(values - base_values, tags, resamples, seed, groups)
 
 
 def _resampled_means(

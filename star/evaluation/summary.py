@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,16 @@ import numpy as np
 
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import Sample
-from star.evaluation.statistics import Interval, bootstrap_mean, bootstrap_tag_mean
+from star.evaluation.statistics import bootstrap_mean
 from star.system.files import write_text_atomic
 from star.system.stopwatch import Stopwatch
+
+# Score of a benchmark -> its key of an image's detail.
+SCORES = {
+    "geneval": {"strict": "strict", "soft": "soft"},
+    "ocr": {"reward": "score", "exact": "exact"},
+    "preference": {"score": "score"},
+}
 
 
 def image_lines(samples: Sequence[Sample], task: str, judge: Judge, watch: Stopwatch) -> list[dict]:
@@ -61,8 +69,7 @@ def write_scores(
     ]
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept)
     write_text_atomic(output / "images.jsonl", text)
-    summaries = {task: _Summary(part, resamples, seed) for task, part in lines.items()}
-    benchmarks = {task: _BENCHMARKS[task](summary) for task, summary in summaries.items()}
+    benchmarks = {task: _benchmark(task, part, resamples, seed) for task, part in lines.items()}
     means = {
         f"{task}_{key}": value["mean"]
         for task, benchmark in benchmarks.items()
@@ -70,7 +77,7 @@ def write_scores(
         if key != "tags"
     }
     _write_json(output / "metrics.json", means)
-    quality = {task: summary.quality() for task, summary in summaries.items()}
+    quality = {task: _quality(part, resamples, seed) for task, part in lines.items()}
     _write_json(output / "scores.json", {**facts, "benchmarks": benchmarks, "quality": quality})
 
 
@@ -78,58 +85,30 @@ def _write_json(path: Path, value: dict) -> None:
     write_text_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-class _Summary:
-    """Means and intervals over the images of one benchmark, resampled by prompt."""
-
-    def __init__(self, lines: Sequence[dict], resamples: int, seed: int) -> None:
-        self.lines, self.resamples, self.seed = lines, resamples, seed
-        self.ids = np.array([line["id"] for line in lines])
-
-    def values(self, key: str) -> np.ndarray:
-        return np.array([float(line["detail"][key]) for line in self.lines])
-
-    def mean(self, key: str) -> dict[str, float]:
-        return _ends(bootstrap_mean(self.values(key), self.resamples, self.seed, self.ids))
-
-    def tag_mean(self, key: str) -> dict[str, float]:
-        """Summarise the mean of the tags' means (GenEval, arXiv 2310.11513)."""
-        options = self.resamples, self.seed, self.ids
-        return _ends(bootstrap_tag_mean(self.values(key), self.tags(), *options))
-
-    def tags(self) -> np.ndarray:
-        return np.array([line["detail"]["tag"] for line in self.lines])
-
-    def quality(self) -> dict[str, dict[str, float]]:
-        """Summarise each figure of the judge over the images that have it."""
-        found = {}
-        for name in sorted({name for line in self.lines for name in line["quality"]}):
-            having = [line for line in self.lines if name in line["quality"]]
-            values = np.array([line["quality"][name] for line in having])
-            ids = np.array([line["id"] for line in having])
-            found[name] = _ends(bootstrap_mean(values, self.resamples, self.seed, ids))
-        return found
-
-
-def _ends(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def _geneval(summary: _Summary) -> dict:
-    tags, strict, soft = summary.tags(), summary.values("strict"), summary.values("soft")
-    by_tag = {
-        str(tag): {
-            "strict": float(strict[tags == tag].mean()),
-            "soft": float(soft[tags == tag].mean()),
-            "n": int((tags == tag).sum()),
-        }
-        for tag in np.unique(tags)
+def _benchmark(task: str, lines: Sequence[dict], resamples: int, seed: int) -> dict[str, dict]:
+    """Return mean and interval of each score; GenEval's are means of its tags' means."""
+    details, ids = [line["detail"] for line in lines], np.array([line["id"] for line in lines])
+    tags = np.array([detail["tag"] for detail in details]) if task == "geneval" else None
+    values = {
+        name: np.array([float(detail[key]) for detail in details])
+        for name, key in SCORES[task].items()
     }
-    strict_mean, soft_mean = summary.tag_mean("strict"), summary.tag_mean("soft")
-    return {"strict": strict_mean, "soft": soft_mean, "tags": by_tag}
+    found = {k: asdict(bootstrap_mean(v, resamples, seed, ids, tags)) for k, v in values.items()}
+    if tags is not None:
+        found["tags"] = {
+            str(tag): {name: float(each[tags == tag].mean()) for name, each in values.items()}
+            | {"n": int((tags == tag).sum())}
+            for tag in np.unique(tags)
+        }
+    return found
 
 
-_BENCHMARKS = {
-    "geneval": _geneval,
-    "ocr": lambda summary: {"reward": summary.mean("score"), "exact": summary.mean("exact")},
-    "preference": lambda summary: {"score": summary.mean("score")},
-}
+def _quality(lines: Sequence[dict], resamples: int, seed: int) -> dict[str, dict[str, float]]:
+    """Return mean and interval of each figure of the judge over the images that have it."""
+    found = {}
+    for name in sorted({name for line in lines for name in line["quality"]}):
+        having = [line for line in lines if name in line["quality"]]
+        values = np.array([line["quality"][name] for line in having])
+        ids = np.array([line["id"] for line in having])
+        found[name] = asdict(bootstrap_mean(values, resamples, seed, ids))
+    return found

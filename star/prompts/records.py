@@ -10,18 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from star.config.params import TASKS
+from star.config.params import SPANS, TASKS
 from star.prompts.geneval import TAGS, check_clauses, check_keys, is_index
 from star.system.errors import StarError
 from star.system.files import write_text_atomic
 
 ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
-KINDS = ("object", "count", "color", "relation", "text", "carrier", "subject", "content")
 
 
 @dataclass(frozen=True)
 class CoreSpan:
-    """Core content: characters ``start`` to ``end`` (exclusive) of a prompt, one of `KINDS`.
+    """Core content: characters ``start`` to ``end`` (exclusive) of a prompt, one of `SPANS`.
 
     ``clause`` is the index of the GenEval ``include`` clause that the span belongs to, None where
     there is none."""
@@ -189,8 +188,8 @@ def _parse_core(values: object, prompt: str, where: str) -> tuple[CoreSpan, ...]
         if not (is_index(start) and is_index(end) and start < end <= length):
             outside = f"core span {start!r} to {end!r} does not lie in the prompt (0 to {length})"
             raise StarError(f"{where}: {outside}")
-        if span.kind not in KINDS:
-            raise StarError(f"{where}: core kind {span.kind!r} is not one of {', '.join(KINDS)}")
+        if span.kind not in SPANS:
+            raise StarError(f"{where}: core kind {span.kind!r} is not one of {', '.join(SPANS)}")
         if span.clause is not None and not is_index(span.clause):
             raise StarError(f"{where}: core clause {span.clause!r} must be an index or null")
         spans.append(span)

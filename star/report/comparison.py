@@ -4,12 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star.evaluation.statistics import (
-    Interval,
-    bootstrap_mean,
-    paired_difference,
-    paired_tag_difference,
-)
+from star.evaluation.statistics import Interval, bootstrap_mean
 from star.prompts.geneval import TAGS
 from star.report.files import checked
 from star.report.judges import preference_judge
@@ -33,11 +28,6 @@ class Metric:
     def headline(self) -> bool:
         return self.key == HEADLINES[self.task]
 
-    @property
-    def by_tag(self) -> bool:
-        """Return whether the mean is that of the tags' means, as GenEval's headline is."""
-        return self.task == "geneval"
-
     def value(self, image: ImageScore) -> float:
         return float(image.detail["score" if self.key == "reward" else self.key])
 
@@ -53,20 +43,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One method on the benchmark it was trained for."""
-
-    method: str
-    cell: Cell
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The methods trained on one task, best first; `lead`: the best's difference to the second."""
 
     metric: Metric
     base: Interval
-    contenders: tuple[Contender, ...]
+    contenders: dict[str, Cell]  # method -> its cell of the metric
     lead: Interval | None
 
 
@@ -120,17 +102,10 @@ def compare(run: Run, resamples: int, seed: int, preference: str | None = None) 
         own = [checkpoint for checkpoint in run.trained if checkpoint.task == metric.task]
         own.sort(key=lambda checkpoint: -cells[checkpoint.name][k].score.mean)
         if metric.headline and own:
-            contenders = tuple(Contender(c.method or c.name, cells[c.name][k]) for c in own)
+            contenders = {c.method or c.name: cells[c.name][k] for c in own}
             lead = difference(own[0], own[1], metric, resamples, seed) if own[1:] else None
             verdicts.append(Verdict(metric, scores[run.base.name][k], contenders, lead))
     return Comparison(metrics, cells, tuple(verdicts))
-
-
-def score_of(checkpoint: Checkpoint, metric: Metric) -> Interval:
-    """Return the mean and interval that evaluation wrote; `StarError` if they are not there."""
-    value = checkpoint.benchmarks.get(metric.task, {}).get(metric.key)
-    where = f"{checkpoint.name}/scores.json: benchmarks.{metric.task}.{metric.key}"
-    return checked(Interval, value, where, EVALUATE_AGAIN)
 
 
 def difference(
@@ -142,12 +117,9 @@ def difference(
         StarError: values that are not finite, or images of one prompt with two tags.
     """
     ours, theirs = (image_values(c, metric) for c in (checkpoint, reference))
-    groups = _prompts(reference, metric.task)
+    groups, tags = _prompts(reference, metric.task), _tags(reference, metric)
     try:
-        if metric.by_tag:
-            tags = image_tags(reference)
-            return paired_tag_difference(ours, theirs, tags, resamples, seed, groups)
-        return paired_difference(ours, theirs, resamples, seed, groups)
+        return bootstrap_mean(ours - theirs, resamples, seed, groups, tags)
     except ValueError as error:
         raise StarError(
             f"{checkpoint.name}/images.jsonl, {reference.name}/images.jsonl: {metric.task} "
@@ -170,17 +142,12 @@ def image_values(checkpoint: Checkpoint, metric: Metric) -> np.ndarray:
         ) from error
 
 
-def image_tags(checkpoint: Checkpoint) -> np.ndarray:
-    """Return the tag of each GenEval image: strings (n,)."""
-    return np.array([str(i.detail.get("tag")) for i in checkpoint.images if i.task == "geneval"])
-
-
 def tag_scores(
     checkpoint: Checkpoint, metric: Metric, resamples: int, seed: int
 ) -> dict[str, Interval]:
     """Return a GenEval metric's interval by tag, in GenEval's order, for tags that have images."""
-    tags, values = image_tags(checkpoint), image_values(checkpoint, metric)
-    groups = _prompts(checkpoint, "geneval")
+    tags, values = _tags(checkpoint, metric), image_values(checkpoint, metric)
+    groups = _prompts(checkpoint, metric.task)
     return {
         tag: bootstrap_mean(values[tags == tag], resamples, seed, groups[tags == tag])
         for tag in TAGS
@@ -192,14 +159,25 @@ def _prompts(checkpoint: Checkpoint, task: str) -> np.ndarray:
     return np.array([image.id for image in checkpoint.images if image.task == task])
 
 
+def _tags(checkpoint: Checkpoint, metric: Metric) -> np.ndarray:
+    """Return what the mean is taken by, first within and then over: a label per image, (n,).
+
+    GenEval's are its tags, as its headline is the mean of its tags' means."""
+    images = [image for image in checkpoint.images if image.task == metric.task]
+    return np.array([str(i.detail.get("tag")) if i.task == "geneval" else "" for i in images])
+
+
 def _checked_score(checkpoint: Checkpoint, metric: Metric) -> Interval:
-    """Return `score_of`, whose mean must be that of the images: differences come from these."""
-    score, values = score_of(checkpoint, metric), image_values(checkpoint, metric)
-    tags = image_tags(checkpoint) if metric.by_tag else np.zeros(len(values))
+    """Return the mean and interval that evaluation wrote.
+
+    Its mean must be that of the images: differences come from these."""
+    value = checkpoint.benchmarks.get(metric.task, {}).get(metric.key)
+    where = f"{checkpoint.name}/scores.json: benchmarks.{metric.task}.{metric.key}"
+    score = checked(Interval, value, where, EVALUATE_AGAIN)
+    values, tags = image_values(checkpoint, metric), _tags(checkpoint, metric)
     mean = float(np.mean([values[tags == tag].mean() for tag in np.unique(tags)]))
     if not abs(mean - score.mean) <= 1e-4 * max(1.0, abs(mean)):  # so that NaN is refused too
         raise StarError(
-            f"{checkpoint.name}/scores.json: benchmarks.{metric.task}.{metric.key} is "
-            f"{score.mean:.6g}, but its images have {mean:.6g}; {EVALUATE_AGAIN}"
+            f"{where} is {score.mean:.6g}, but its images have {mean:.6g}; {EVALUATE_AGAIN}"
         )
     return score

@@ -2,13 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 from star.report.comparison import metrics_of, tag_scores
 from star.report.run import Run
-from star.report.svg import Bar, Line, Segment, bar_chart, line_chart, stacked_bars
+from star.report.svg import Bar, Line, bar_chart, line_chart, stacked_bars
 
 SMOOTHING = 5  # epochs of the running mean in learning curves
 # Log key -> what is drawn; the ratio also gets a band from its least to its greatest value.
@@ -87,35 +86,37 @@ def learning_curves(
     Args:
         prompts: held-out prompts by task, for the legend.
     """
-
-    def draw(own: Sequence[TrainingLog], name: str) -> list[str]:
-        lines = [log.reward() for log in own] + [line for log in own if (line := log.held_out()).x]
-        return [line_chart(lines, f"{name}: reward", IMAGES_AXIS, "mean reward")]
-
-    marks = {}
-    for task in {log.task for log in logs if log.held_out().x}:
-        count = f"{prompts[task]} prompts, " if prompts else ""
-        marks[task] = (("━ training reward", None), (f"┄●┄ held-out ({count}EMA)", None))
-    return _panels(logs, names, draw, marks)
+    panels = []
+    for task, name in names.items():
+        own = [log for log in logs if log.task == task]
+        tested = [line for log in own if (line := log.held_out()).x]
+        lines = [log.reward() for log in own] + tested
+        legend = _legend(own)
+        if tested:
+            count = f"{prompts[task]} prompts, " if prompts else ""
+            marks = "━ training reward", f"┄●┄ held-out ({count}EMA)"
+            legend += tuple((mark, None) for mark in marks)
+        if chart := line_chart(lines, f"{name}: reward", IMAGES_AXIS, "mean reward"):
+            panels.append(Panel(name, legend, (chart,)))
+    return panels
 
 
 def training_statistics(logs: Sequence[TrainingLog], names: Mapping[str, str]) -> list[Panel]:
     """Draw what the optimiser did, one panel a task; what was never logged has no chart."""
-
-    def draw(own: Sequence[TrainingLog], name: str) -> list[str]:
+    panels = []
+    for task, name in names.items():
+        own = [log for log in logs if log.task == task]
         charts = []
         for key, label in STATISTICS.items():
             lines = [line for log in own if any(map(math.isfinite, (line := log.line(key)).y))]
             charts.append(line_chart(lines, f"{name}: {label}", IMAGES_AXIS, label, height=200))
-        return charts
+        if any(charts):
+            panels.append(Panel(name, _legend(own), tuple(filter(None, charts))))
+    return panels
 
-    return _panels(logs, names, draw)
 
-
-def tag_panel(run: Run, resamples: int, seed: int) -> Panel | None:
+def tag_panel(run: Run, resamples: int, seed: int) -> Panel:
     """Draw GenEval scores by tag of base and what was trained on GenEval, else of everything."""
-    if "geneval" not in run.base.benchmarks:
-        return None
     colors, own = method_colors(run), [c for c in run.trained if c.task == "geneval"]
     shown = [(c.name, k, c) for k, c in enumerate(run.checkpoints)]
     if own:
@@ -146,22 +147,8 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     ]
 
 
-def _panels(
-    logs: Sequence[TrainingLog],
-    names: Mapping[str, str],
-    draw: Callable[[Sequence[TrainingLog], str], list[str]],
-    marks: Mapping[str, tuple[tuple[str, None], ...]] = MappingProxyType({}),
-) -> list[Panel]:
-    """Return one panel a task that has charts; an empty chart is none.
-
-    ``marks`` go into the legend behind the methods."""
-    panels = []
-    for task, name in names.items():
-        own = [log for log in logs if log.task == task]
-        if charts := tuple(chart for chart in draw(own, name) if chart):
-            methods = ((log.label, log.color) for log in own)
-            panels.append(Panel(name, (*methods, *marks.get(task, ())), charts))
-    return panels
+def _legend(logs: Sequence[TrainingLog]) -> tuple[tuple[str, int | None], ...]:
+    return tuple((log.label, log.color) for log in logs)
 
 
 def _phases(log: Sequence[dict]) -> dict[str, float]:
@@ -174,14 +161,9 @@ def _phases(log: Sequence[dict]) -> dict[str, float]:
 
 def _seconds(title: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> Panel | None:
     names = dict.fromkeys(phase for _, seconds in rows for phase in seconds)
-    phases = tuple((phase, color) for color, phase in enumerate(names, 3))  # no method's colours
+    colors = {phase: color for color, phase in enumerate(names, 3)}  # no method's colours
     longest = max((sum(seconds.values()) for _, seconds in rows), default=0.0)
     unit, divisor = ("min", 60.0) if longest > 300 else ("s", 1.0)
-
-    def parts(seconds: Mapping[str, float]) -> list[Segment]:
-        shown = [(phase, color) for phase, color in phases if phase in seconds]
-        return [Segment(phase, color, seconds[phase] / divisor) for phase, color in shown]
-
-    bars = [(name, parts(seconds)) for name, seconds in rows]
-    chart = stacked_bars(bars, f"{title}: time per phase", unit)
-    return Panel(title, phases, (chart,)) if chart else None
+    bars = [(name, {phase: s / divisor for phase, s in seconds.items()}) for name, seconds in rows]
+    chart = stacked_bars(bars, colors, f"{title}: time per phase", unit)
+    return Panel(title, tuple(colors.items()), (chart,)) if chart else None

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 
-from star.report.comparison import difference, metrics_of, score_of
+from star.report.comparison import Comparison
 from star.report.run import Run
 
 CURVE_KEYS = (
@@ -13,32 +13,28 @@ CURVE_KEYS = (
 )
 
 
-def summary_json(run: Run) -> str:
+def summary_json(comparison: Comparison) -> str:
     """Return checkpoint -> benchmark -> metric -> mean, low, high: six digits, sorted keys."""
     summary: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    metrics = [metric for metric in metrics_of(None) if metric.task in run.base.benchmarks]
-    for checkpoint in run.checkpoints:
-        for metric in metrics:
-            benchmark = summary.setdefault(checkpoint.name, {}).setdefault(metric.task, {})
-            ends = vars(score_of(checkpoint, metric))  # mean, low, high
+    for checkpoint, cells in comparison.cells.items():
+        for metric, cell in zip(comparison.metrics, cells, strict=True):
+            benchmark = summary.setdefault(checkpoint, {}).setdefault(metric.task, {})
+            ends = vars(cell.score)  # mean, low, high
             benchmark[metric.key] = {name: round(value, 6) for name, value in ends.items()}
     return json.dumps(summary, indent=2, sort_keys=True) + "\n"
 
 
-def gains(run: Run, resamples: int, seed: int) -> list[str]:
+def gains(run: Run, comparison: Comparison) -> list[str]:
     """Return a line for each training: its own benchmark before and after, the paired gain."""
     lines = []
-    for metric in (metric for metric in metrics_of(None) if metric.headline):
-        before = score_of(run.base, metric).mean
-        for trained in (each for each in run.trained if each.task == metric.task):
-            after, gain = (
-                score_of(trained, metric).mean,
-                difference(trained, run.base, metric, resamples, seed),
-            )
-            ends = f"{gain.low:+.3f} to {gain.high:+.3f}"
+    for k, metric in enumerate(comparison.metrics):
+        for trained in (c for c in run.trained if metric.headline and c.task == metric.task):
+            before, after = (comparison.cells[c.name][k] for c in (run.base, trained))
+            gain = after.difference
+            assert gain is not None  # base alone has none
             lines.append(
-                f"{trained.name}: {metric.key} {before:.3f} -> {after:.3f}, "
-                f"gain {gain.mean:+.3f} ({ends})"
+                f"{trained.name}: {metric.key} {before.score.mean:.3f} -> {after.score.mean:.3f}, "
+                f"gain {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
             )
     return lines
 

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from star.config.params import Params
-from star.report.comparison import compare
+from star.report.comparison import Comparison, compare
 from star.report.figures import (
     SMOOTHING,
     learning_curves,
@@ -50,15 +50,16 @@ def write_report(params: Params, params_path: Path, results: Path, output: Path)
         StarError: a missing or malformed file of the run; nothing has been written then.
     """
     run, metrics = load_run(params.runs, results), results / "metrics"
-    files = {metrics / "summary.json": summary_json(run), metrics / "curves.csv": curves_csv(run)}
-    files[output] = render_page(params, params_path, run)
-    reached = gains(run, params.evaluate.bootstrap, params.seed)
-    for path, text in files.items():
-        write_text_atomic(path, text)
-    return reached
+    resamples, judge = params.evaluate.bootstrap, params.rewards.preference.path
+    comparison = compare(run, resamples, params.seed, judge)
+    page = _render(params, params_path, run, comparison)
+    write_text_atomic(metrics / "summary.json", summary_json(comparison))
+    write_text_atomic(metrics / "curves.csv", curves_csv(run))
+    write_text_atomic(output, page)
+    return gains(run, comparison)
 
 
-def render_page(params: Params, params_path: Path, run: Run) -> str:
+def _render(params: Params, params_path: Path, run: Run, comparison: Comparison) -> str:
     """Return the page as text; the same run gives the same text on one machine and commit."""
     resamples, seed, judge = params.evaluate.bootstrap, params.seed, params.rewards.preference.path
     labels = quality_labels(params.evaluate.second_reader)
@@ -76,7 +77,7 @@ def render_page(params: Params, params_path: Path, run: Run) -> str:
         count_shown(pairs, rows),
         params=params,
         run=run,
-        comparison=compare(run, resamples, seed, judge),
+        comparison=comparison,
         miniature=is_miniature(params.model.path, params.rewards),
         stand_in=is_stand_in(judge),
         pickscore=PICKSCORE,
@@ -109,12 +110,9 @@ def _check_quality(run: Run, tasks: list[str], labels: dict[str, tuple[str, str]
     for checkpoint in run.checkpoints:
         for task in tasks if checkpoint.task is None else [checkpoint.task]:
             wanted = [name for name in labels if name != "second_reader" or task == "ocr"]
-            for name in wanted:
-                if name not in checkpoint.quality.get(task, {}):
-                    raise StarError(
-                        f"{checkpoint.name}/scores.json: quality.{task}.{name}: missing; "
-                        f"{EVALUATE_AGAIN}"
-                    )
+            if lacking := [name for name in wanted if name not in checkpoint.quality.get(task, {})]:
+                where = f"{checkpoint.name}/scores.json: quality.{task}.{lacking[0]}"
+                raise StarError(f"{where}: missing; {EVALUATE_AGAIN}")
 
 
 def _counts(run: Run) -> dict[str, tuple[int, int]]:

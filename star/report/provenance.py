@@ -8,6 +8,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from star.config.params import Params, fingerprint
 
 PACKAGES = (
@@ -28,7 +30,7 @@ def provenance(params: Params, params_path: Path) -> list[tuple[str, str]]:
         ("Packages", package_versions()),
         ("System", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         ("Processor", f"{cpu_model()}, {os.cpu_count()} cores"),
-        ("Memory", memory()),
+        ("Memory", f"{psutil.virtual_memory().total / 2**30:.1f} GiB"),
     ]
 
 
@@ -58,14 +60,6 @@ def cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def memory() -> str:
-    """Return the physical memory in GiB."""
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (OSError, ValueError):
-        return "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -5,7 +5,7 @@ width of a phone, so that their text stays readable there, and scale with their 
 is escaped here. Coordinates are pixels of the view box, y down."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import chain
@@ -42,15 +42,6 @@ class Bar:
     label: str
     color: int
     value: Interval
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One part of a stacked bar; `value` is not negative."""
-
-    label: str
-    color: int
-    value: float
 
 
 def color_class(color: int) -> str:
@@ -159,22 +150,33 @@ def bar_chart(rows: Sequence[tuple[str, Sequence[Bar]]], title: str, axis_label:
     return _svg(title, BAR_WIDTH, y + 28, axis + parts)
 
 
-def stacked_bars(rows: Sequence[tuple[str, Sequence[Segment]]], title: str, unit: str) -> str:
-    """Draw horizontal bars whose segments add up, with the total behind each."""
-    totals = [sum(segment.value for segment in group) for _, group in rows]
+def stacked_bars(
+    rows: Sequence[tuple[str, Mapping[str, float]]],
+    colors: Mapping[str, int],
+    title: str,
+    unit: str,
+) -> str:
+    """Draw horizontal bars whose segments add up, with the total behind each.
+
+    Args:
+        rows: label of a bar, and its segments: name -> value, not negative.
+        colors: of the segments by name, in the order in which they stand.
+    """
+    ordered = [{name: group[name] for name in colors if name in group} for _, group in rows]
+    totals = [sum(group.values()) for group in ordered]
     longest = max(totals, default=0)
     if longest <= 0:
         return ""
     left, right = min(200, 16 + 6 * max(len(label) for label, _ in rows)), BAR_WIDTH - 62
     parts, y, scale = [], TOP, (right - left) / longest
-    for (label, group), total in zip(rows, totals, strict=True):
+    for (label, _), group, total in zip(rows, ordered, totals, strict=True):
         parts.append(_text("row", left - 8, y + 12, label, "end"))
         x = float(left)
-        for segment in group:
-            width = segment.value * scale
+        for name, value in group.items():
+            width = value * scale
             place = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{STACK}"'
-            words = escape(f"{label}, {segment.label}: {segment.value:.1f} {unit}")
-            fill = f"fill {color_class(segment.color)}"
+            words = escape(f"{label}, {name}: {value:.1f} {unit}")
+            fill = f"fill {color_class(colors[name])}"
             parts.append(f'<rect class="{fill}" {place}><title>{words}</title></rect>')
             x += width
         parts.append(_text("value", f"{x + 6:.1f}", y + 12, f"{total:,.1f} {unit}"))

@@ -1,7 +1,6 @@
 """The study's numbers: every method against the two references by task; the answer for the aim."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from star.config.consistency import STUDY_REFERENCES
 from star.config.params import StudyParams, StudyRun
 from star.evaluation.statistics import Interval
-from star.study.curves import LOGGED, Curve, load_curves, watched
+from star.study.curves import LOGGED, Curve, load_curves, mean_of_known, watched
 from star.study.intervals import crossing_ratio, t_interval
 
 FLOW_GRPO, SHUFFLED = STUDY_REFERENCES
@@ -163,7 +162,7 @@ def _compare_task(
             best=best[name],
             watch={key: t_interval(values) for key, values in last.items()},
             watch_change={key: t_interval(last[key] - first[key]) for key in last},
-            log={key: _mean([run.log[key] for run in runs]) for key in LOGGED},
+            log={key: mean_of_known([run.log[key] for run in runs]) for key in LOGGED},
             minutes=float(np.mean([run.seconds for run in runs])) / 60,
             curves=ours,
         )
@@ -227,8 +226,3 @@ def control_of(methods: Mapping[str, Mapping[str, Any]], name: str) -> str:
 def _difference(scores: Mapping[str, np.ndarray], name: str, other: str) -> Interval | None:
     """Return the difference of scores (seeds,) paired by seed; a method has none to itself."""
     return None if name == other else t_interval(scores[name] - scores[other])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None

@@ -128,11 +128,12 @@ def _curve(file: _File) -> Curve:
         exact=np.array([np.mean(look.exact) for look in looks]),
         held_out=len(looks[0].graded),
         watch=(first, last),
-        log={key: _mean(file.log[key]) for key in LOGGED},
+        log={key: mean_of_known(file.log[key]) for key in LOGGED},
         seconds=file.seconds,
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are there, None where there is none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None

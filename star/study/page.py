@@ -6,7 +6,7 @@ from pathlib import Path
 from star.config.params import Params, fingerprint
 from star.report.html import render
 from star.report.judges import task_names
-from star.report.page import QUALITY_LABELS, SECOND_READERS
+from star.report.page import quality_labels
 from star.report.provenance import git_commit, package_versions
 from star.study.comparison import AIM_RATIO, FLOW_GRPO, SHUFFLED, control_of, load_study
 from star.study.figures import learning_curves
@@ -40,7 +40,6 @@ def write_study(params: Params, runs_folder: Path, output: Path) -> None:
     results = [method for task in study.tasks for method in task.methods]
     differences = [gap for method in results for gap in (method.to_flow_grpo, method.to_control)]
     twice = len(study.tasks)  # flow_grpo with its control, and that with flow_grpo
-    reader = f"OCR reward by {SECOND_READERS[settings.second_reader]}"
     page = render(
         "study/page.html.j2",
         names,
@@ -52,9 +51,8 @@ def write_study(params: Params, runs_folder: Path, output: Path) -> None:
         control=control_of(settings.methods, settings.aim),
         aim_ratio=AIM_RATIO,
         curves={task.task: learning_curves(task, names) for task in study.tasks},
-        watch_labels=QUALITY_LABELS
-        | {"preference": (names["preference"], "logit; not trained against")}
-        | {"second_reader": ("second reader", reader)},
+        watch_labels=quality_labels(settings.second_reader)
+        | {"preference": (names["preference"], "logit; not trained against")},
         log_labels=LOG_LABELS,
         quantile=t_quantile(settings.seeds),
         half_width=t_quantile(settings.seeds) / math.sqrt(settings.seeds),

@@ -8,16 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from star.config.params import SPANS
 from star.miniature.world import CLASSES
 from star.pretraining.tokenizers import save_clip_tokenizer, save_t5_tokenizer
 from star.prompts.core_tokens import clause_records, require_core_tokens, scattered
 from star.prompts.geneval import TAGS, sample_metadata
-from star.prompts.records import KINDS, CoreSpan, PromptRecord
+from star.prompts.records import CoreSpan
 from star.prompts.words import WORDS
 from star.system.errors import StarError
 from tests.helpers.records import cored, record_of, sign_of, text_of
 
-ALL_KINDS = dict.fromkeys(KINDS, 1.0)
+ALL_KINDS = dict.fromkeys(SPANS, 1.0)
 LENGTHS = (16, 16)
 DOG = {"class": "dog", "count": 1}
 CAT = {"class": "cat", "count": 1}
@@ -187,44 +188,37 @@ def test_a_prompt_with_nothing_left_is_named(tokenizers, record, lengths, kinds,
 # ---------------------------------------------------------------- clauses, and the control
 
 
-def parts(record: PromptRecord) -> list[list[str]]:
-    return [[text_of(record, span) for span in part.core] for part in clause_records(record)]
-
-
-def test_clauses_of_geneval_have_their_own_spans():
-    include = [DOG, CAT | {"position": ["left of", 0]}]
-    record = cored(record_of("a photo of a cat left of a dog", {"include": include}, "geneval"))
-    assert parts(record) == [["dog"], ["cat", "left of"]]
-
-
-def test_a_prompt_in_other_words_gives_every_clause_the_whole_core():
-    record = cored(record_of("my cat beside that dog", {"include": [DOG, CAT]}, "geneval"))
-    assert parts(record) == [["cat", "dog"]] * 2
-
-
-def test_letters_are_the_clauses_of_a_text():
-    record = sign_of("BIG TOE")
-    assert parts(record) == [[letter, "sign"] for letter in "BIGTOE"]
-    alone = tuple(span for span in record.core if span.kind == "text")
-    assert parts(dataclasses.replace(record, core=alone)) == [[letter] for letter in "BIGTOE"]
-
-
-def test_letters_of_several_texts_come_with_their_own_carrier():
-    prompt = 'a sign that says "BIG" and a cup that says "TOE"'
-    record = cored(record_of(prompt, {"text": ["BIG", "TOE"]}, "ocr"))
-    expected = {"sign": "BIG", "cup": "TOE"}.items()
-    assert parts(record) == [[letter, carrier] for carrier, text in expected for letter in text]
-    record = cored(record_of('a sign, "BIG" above "TOE"', {"text": ["BIG", "TOE"]}, "ocr"))
-    assert parts(record) == [[letter, "sign"] for letter in "BIGTOE"]
+TWO_TEXTS = {"text": ["BIG", "TOE"]}
 
 
 @pytest.mark.parametrize(
-    ("prompt", "metadata"),
-    [("a small house", {}), ("a photo of a dog and a cat", {"include": [DOG, CAT]})],
+    ("prompt", "metadata", "task", "clauses"),
+    [
+        (
+            "a photo of a cat left of a dog",
+            {"include": [DOG, CAT | {"position": ["left of", 0]}]},
+            "geneval",
+            [["dog"], ["cat", "left of"]],
+        ),
+        # In other words than the form's every clause has the whole core.
+        ("my cat beside that dog", {"include": [DOG, CAT]}, "geneval", [["cat", "dog"]] * 2),
+        # Letters are the clauses of a text, with what carries it.
+        ('a "BIG TOE" sign', {"text": "BIG TOE"}, "ocr", [[x, "sign"] for x in "BIGTOE"]),
+        (
+            'a sign that says "BIG" and a cup that says "TOE"',
+            TWO_TEXTS,
+            "ocr",
+            [[x, "sign"] for x in "BIG"] + [[x, "cup"] for x in "TOE"],
+        ),
+        ('a sign, "BIG" above "TOE"', TWO_TEXTS, "ocr", [[x, "sign"] for x in "BIGTOE"]),
+        ('"BIG TOE"', {"text": "BIG TOE"}, "ocr", [[x] for x in "BIGTOE"]),
+        ("a small house", {}, "preference", [["small house"]]),
+        ("a photo of a dog and a cat", {"include": [DOG, CAT]}, "preference", [["dog", "cat"]]),
+    ],
 )
-def test_prompts_of_preference_are_one_clause(prompt, metadata):
-    record = cored(record_of(prompt, metadata))
-    assert clause_records(record) == [record]
+def test_each_clause_that_a_reward_scores_has_its_own_core(prompt, metadata, task, clauses):
+    records = clause_records(cored(record_of(prompt, metadata, task)))
+    assert [[text_of(record, span) for span in record.core] for record in records] == clauses
 
 
 def test_scattered_weights_lie_on_other_words_and_keep_their_number():

@@ -5,14 +5,11 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from star.config.params import TASKS, PromptSetParams, PromptsParams
 from star.miniature import world
@@ -20,7 +17,6 @@ from star.prompts.geneval import (
     COCO_CLASSES,
     TAGS,
     TRAIN_TAG_WEIGHTS,
-    check_metadata,
     grammar_size,
     plural,
     sample_metadata,
@@ -35,10 +31,20 @@ from star.system.errors import StarError
 Sets = tuple[list[PromptRecord], list[PromptRecord]]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def prepared(task: str, world_name: str = "miniature", seed: int = 0, **values) -> Sets:
     """Return train and test prompts of a task; ``values`` are those of its set.
 
-    The other tasks have one prompt each."""
+    Lines are written to a file of the key's name. The other tasks have one prompt each."""
+    for key, lines in values.items():
+        if isinstance(lines, list):
+            texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+            Path(key).write_text("".join(text + "\n" for text in texts))
+            values[key] = key
     values = {"train": 100, "test": 20, "train_file": None, "test_file": None} | values
     sets = dict.fromkeys(TASKS, PromptSetParams(1, 1, None, None)) | {
         task: PromptSetParams(**values)
@@ -68,13 +74,6 @@ def test_grammar_size_counts_the_different_prompts(tag):
     rng, classes = np.random.default_rng(0), ("cat", "horse", "apple")
     drawn = {sample_metadata(tag, classes, rng)["prompt"] for _ in range(6000)}
     assert len(drawn) == grammar_size(tag, 3)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.sampled_from(TAGS), st.integers(0, 2**32))
-def test_sampled_lines_pass_the_check_of_files(tag, seed):
-    line = sample_metadata(tag, COCO_CLASSES, np.random.default_rng(seed))
-    check_metadata(json.loads(json.dumps(line)), COCO_CLASSES, "line")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -144,14 +143,6 @@ def test_a_test_set_larger_than_the_grammar_leaves_prompts_for_training():
     assert set(prompts(train)).isdisjoint(prompts(test))
 
 
-@pytest.mark.slow
-def test_fifty_thousand_prompts_take_seconds():
-    start = time.process_time()
-    train, _ = prepared("geneval", "coco", train=50_000, test=553)
-    assert len(train) == 50_000
-    assert time.process_time() - start < 20  # 1.4 s on an idle core
-
-
 def test_ocr_uses_every_template_outside_the_miniature():
     train, test = prepared("ocr", "coco", train=1200, test=600)
     assert len(set(prompts(train + test))) == 1800
@@ -203,20 +194,14 @@ def counting_line(name: str, count: int, prompt: str) -> dict:
     return {"tag": "counting", "include": include, "exclude": exclude, "prompt": prompt}
 
 
-def write_lines(path: Path, lines) -> str:
-    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-    path.write_text("".join(text + "\n" for text in texts))
-    return str(path)
-
-
-def test_keys_of_geneval_lines_that_no_rule_uses_are_left_out_and_told(tmp_path, capsys):
-    path = write_lines(tmp_path / "a.jsonl", [geneval_line(index=3, detailed_caption="a cat")])
-    _, test = prepared("geneval", train=1, test=1, test_file=path)
+def test_keys_of_geneval_lines_that_no_rule_uses_are_left_out_and_told(capsys):
+    line = geneval_line(index=3, detailed_caption="a cat")
+    _, test = prepared("geneval", train=1, test=1, test_file=[line])
     assert test[0].metadata == geneval_line()
     assert capsys.readouterr().out.count("left out: detailed_caption, index\n") == 1
 
 
-def test_geneval_files_are_taken_in_their_order_without_test_prompts(tmp_path):
+def test_geneval_files_are_taken_in_their_order_without_test_prompts():
     held_out = [geneval_line(), counting_line("couch", 2, "a photo of two couchs")]
     rngs = (np.random.default_rng(seed) for seed in range(40))
     drawn = {
@@ -227,10 +212,7 @@ def test_geneval_files_are_taken_in_their_order_without_test_prompts(tmp_path):
         counting_line("couch", 2, f"a photo of two {plural('couch')}"),  # the same by its clauses
         geneval_line(prompt="A photo of a cat  above a cup."),
     ]
-    files = {
-        "test_file": write_lines(tmp_path / "test.jsonl", held_out),
-        "train_file": write_lines(tmp_path / "train.jsonl", held_back + others),
-    }
+    files = {"test_file": held_out, "train_file": held_back + others}
     train, test = prepared("geneval", train=len(others), test=2, **files)
     assert [record.metadata for record in test] == held_out
     assert [record.metadata for record in train] == others
@@ -245,58 +227,34 @@ def test_geneval_files_are_taken_in_their_order_without_test_prompts(tmp_path):
             prepared("geneval", **sizes, **files)
 
 
-def test_the_whole_test_file_is_kept_out_of_training(tmp_path):
+def test_the_whole_test_file_is_kept_out_of_training():
     rng = np.random.default_rng(0)
     held_out = [sample_metadata("counting", world.CLASSES, rng) for _ in range(60)]
-    path = write_lines(tmp_path / "test.jsonl", held_out)
-    train, test = prepared("geneval", train=2000, test=5, test_file=path)
+    train, test = prepared("geneval", train=2000, test=5, test_file=held_out)
     assert len(test) == 5
     assert set(prompts(train)).isdisjoint(line["prompt"] for line in held_out)
-    signs = write_lines(tmp_path / "a.txt", [f'a sign that says "{word}"' for word in WORDS[:60]])
+    signs = [f'a sign that says "{word}"' for word in WORDS[:60]]
     train, test = prepared("ocr", train=100, test=5, test_file=signs)
     assert len(test) == 5
     assert set(words(train)).isdisjoint(WORDS[:60])
 
 
 @pytest.mark.parametrize(("count", "distinct"), [(5, 5), (20, 20), (30, 20), (80, 20)])
-def test_a_test_file_that_repeats_its_prompts_gives_each_once_first(tmp_path, count, distinct):
+def test_a_test_file_that_repeats_its_prompts_gives_each_once_first(count, distinct):
     # Copies of Flow-GRPO's do.
     lines = [geneval_line(prompt=f"a photo of cat {number}") for number in range(20)] * 4
-    path = write_lines(tmp_path / "test.jsonl", lines)
-    _, test = prepared("geneval", train=1, test=count, test_file=path)
+    _, test = prepared("geneval", train=1, test=count, test_file=lines)
     times = Counter(prompts(test))
     assert (len(times), sum(times.values())) == (distinct, count)
     assert max(times.values()) - min(times.values()) <= 1
 
 
-def test_lines_of_the_published_sets_are_taken_as_they_are(tmp_path):
-    # Their class names, plurals ("benchs", "toothbrushs"), apostrophes and marks.
-    names = ("computer mouse", "tv remote", "computer keyboard", "bench", "toothbrush")
-    lines = [counting_line(name, 2, f"a photo of two {name}s") for name in names]
-    remote = {"class": "tv remote", "count": 1, "position": ["left of", 0]}
-    beside = "a photo of a tv remote left of a tv"
-    lines.append(geneval_line(include=[{"class": "tv", "count": 1}, remote], prompt=beside))
-    path = write_lines(tmp_path / "evaluation_metadata.jsonl", lines)
-    _, test = prepared("geneval", "coco", train=1, test=6, test_file=path)
-    assert [record.metadata for record in test] == lines
-    signs = {
-        "Human: Mostly Harmless": 'A zoo\'s exhibit, a sign that reads "Human: Mostly Harmless".',
-        "Queen Anne's Revenge": "A pirate's sail with \"Queen Anne's Revenge\". The deck's wet.",
-        "Contains 0 Responsibility": 'A plate that reads, "Contains 0 Responsibility". Gulls.',
-        "TRUSTNO1": 'A lock set to "TRUSTNO1". The spy’s face is hidden.',
-    }
-    path = write_lines(tmp_path / "test.txt", signs.values())
-    _, test = prepared("ocr", "coco", test=4, test_file=path)
-    assert {record.metadata["text"]: record.prompt for record in test} == signs
-
-
-def test_a_test_file_that_uses_up_a_form_is_an_error_not_an_endless_loop(tmp_path):
+def test_a_test_file_that_uses_up_a_form_is_an_error_not_an_endless_loop():
     numbers = {2: "two", 3: "three", 4: "four"}.items()
     pairs = [(name, *number) for name in world.CLASSES for number in numbers]
     lines = [counting_line(name, n, f"a photo of {word} {plural(name)}") for name, n, word in pairs]
-    path = write_lines(tmp_path / "test.jsonl", lines)
     with pytest.raises(StarError, match=r"prompts\.geneval: .*counting"):
-        prepared("geneval", train=100, test=48, test_file=path)
+        prepared("geneval", train=100, test=48, test_file=lines)
 
 
 def one(**clause) -> dict:
@@ -320,42 +278,34 @@ def one(**clause) -> dict:
         (one(position=["above", 0]), "position refers to clause 0"),
     ],
 )
-def test_a_malformed_geneval_line_is_named(tmp_path, line, told):
-    path = write_lines(tmp_path / "train.jsonl", [geneval_line(), line])
+def test_a_malformed_geneval_line_is_named(line, told):
     with pytest.raises(StarError) as error:
-        prepared("geneval", train=1, train_file=path)
-    assert str(error.value).startswith(f"{path}:2: ") and told in str(error.value)
+        prepared("geneval", train=1, train_file=[geneval_line(), line])
+    assert str(error.value).startswith("train_file:2: ") and told in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_ocr_files_need_a_quoted_span_in_each_line(tmp_path):
+def test_ocr_files_need_a_quoted_span_in_each_line():
     good = ['Skyline with "Hello World".', "a “stop” sign", 'a door, "EXIT"']
-    path = write_lines(tmp_path / "test.txt", good)
-    train, test = prepared("ocr", train=len(WORDS) - 2, test=3, test_file=path)
+    train, test = prepared("ocr", train=len(WORDS) - 2, test=3, test_file=good)
     assert words(test) == ["Hello World", "stop", "EXIT"]
     assert set(words(train)) == set(WORDS) - {"STOP", "EXIT"}
     for bad in ("a sign that says OPEN", 'a sign that says ""', 'one quote " only', 'a "..." sign'):
-        path = write_lines(tmp_path / "bad.txt", [*good, "", bad])
-        with pytest.raises(StarError, match=r"bad\.txt:5: .*quote"):
-            prepared("ocr", train=1, test=1, train_file=path)
+        with pytest.raises(StarError, match="train_file:5: .*quote"):
+            prepared("ocr", train=1, test=1, train_file=[*good, "", bad])
 
 
-def test_preference_files_are_one_prompt_a_line(tmp_path, capsys):
+def test_preference_files_are_one_prompt_a_line(capsys):
     lines = ["a cat, 8k", "a dog", "猫"]
-    train_path = write_lines(tmp_path / "a.txt", [*lines, "A  Fox"])
-    test_path = write_lines(tmp_path / "b.txt", ["a fox"])
-    train, test = prepared(
-        "preference", train=3, test=1, train_file=train_path, test_file=test_path
-    )
+    files = {"train_file": [*lines, "A  Fox"], "test_file": ["a fox"]}
+    train, test = prepared("preference", train=3, test=1, **files)
     assert (prompts(train), prompts(test)) == (lines, ["a fox"])
     assert all(record.metadata == {} for record in train + test)
-    path = write_lines(tmp_path / "some.txt", ["a cat", "?!", "❤", "a dog"])
-    some, _ = prepared("preference", train=2, train_file=path)
+    some, _ = prepared("preference", train=2, train_file=["a cat", "?!", "❤", "a dog"])
     assert prompts(some) == ["a cat", "a dog"]
-    assert "some.txt: 2 lines" in capsys.readouterr().out
-    write_lines(tmp_path / "none.txt", ["?!", "❤"])
-    with pytest.raises(StarError, match=r"none\.txt: no line"):
-        prepared("preference", test=1, test_file=str(tmp_path / "none.txt"))
+    assert "train_file: 2 lines" in capsys.readouterr().out
+    with pytest.raises(StarError, match="test_file: no line"):
+        prepared("preference", test=1, test_file=["?!", "❤"])
     looked = r"^prompts\.preference\.test_file: .+ /\S+/absent\.txt; .+ data/prompts/absent\.txt$"
     with pytest.raises(StarError, match=looked):
         prepared("preference", test=1, test_file="absent.txt")
@@ -375,14 +325,16 @@ def test_preference_files_are_one_prompt_a_line(tmp_path, capsys):
         ("«Bonjour», a sign", "Bonjour"),
         ("a mug, &quot;Best Dad&quot;", "Best Dad"),
         ("a mug with R&B; 'rock' and dogs' bowls", "rock"),
+        ('A zoo\'s exhibit, a sign that reads "Human: Mostly Harmless".', "Human: Mostly Harmless"),
+        ("A sail with \"Queen Anne's Revenge\". The deck's wet.", "Queen Anne's Revenge"),
+        ('A lock set to "TRUSTNO1". The spy’s face is hidden.', "TRUSTNO1"),
         ('"SALE" at the top and "50% OFF" below', ["SALE", "50% OFF"]),
         ('“A” and „B“, then "!" and the "a" again', ["A", "B"]),
         ('the "12" single" cover', "12"),
     ],
 )
-def test_the_texts_to_be_drawn_are_taken_and_doubts_are_told(tmp_path, capsys, line, texts):
-    path = write_lines(tmp_path / "signs.txt", ['a sign, "OK"', line])
-    _, test = prepared("ocr", "coco", test=2, test_file=path)
+def test_the_texts_to_be_drawn_are_taken_and_doubts_are_told(capsys, line, texts):
+    _, test = prepared("ocr", "coco", test=2, test_file=['a sign, "OK"', line])
     assert [record.metadata["text"] for record in test] == ["OK", texts]
     told = capsys.readouterr().out
     assert ("1 lines with doubtful quotations; to be drawn by line 2: " in told) == (
@@ -390,14 +342,12 @@ def test_the_texts_to_be_drawn_are_taken_and_doubts_are_told(tmp_path, capsys, l
     )
 
 
-def test_captions_that_differ_in_case_blanks_stop_or_flags_are_one(tmp_path):
+def test_captions_that_differ_in_case_blanks_stop_or_flags_are_one():
     lines = ["A cat", "a  Cat .", "a cat --ar 16:9 --v 5", "a dog --no cats", "A fox —ar 2:3"]
     mirrored = "a photo of a cup  right of a cat."
     lines += ["--ar 3:2", mirrored, "a big dog -- asleep"]
-    train_path = write_lines(tmp_path / "a.txt", lines)
-    test_path = write_lines(tmp_path / "b.txt", ["a fox.", "a photo of a cat left of a cup"])
-    files = {"train_file": train_path, "test_file": test_path}
-    train, _ = prepared("preference", train=3, test=1, **files)
+    held_out = ["a fox.", "a photo of a cat left of a cup"]
+    train, _ = prepared("preference", train=3, test=1, train_file=lines, test_file=held_out)
     assert prompts(train) == ["A cat", "a dog --no cats", "a big dog -- asleep"]
 
 

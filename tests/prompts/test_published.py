@@ -84,25 +84,21 @@ def test_a_file_is_fetched_once_with_a_progress_bar(
 ) -> None:
     named = source(f"{server.url}/dataset/ocr/test.txt?raw=1")
     path = fetched_file(named, KEY)
-    assert path == FETCHED / SHA
-    assert path.read_bytes() == BODY
-    assert kept() == [SHA]
+    assert path == FETCHED / SHA and path.read_bytes() == BODY and kept() == [SHA]
     bar = capsys.readouterr().err
-    assert "test.txt: " in bar
-    assert "198k/198k" in bar
+    assert "test.txt: " in bar and "198k/198k" in bar
     assert fetched_file(named, KEY) == path
     assert server.requests == 1
 
 
-def test_a_body_of_unknown_length_is_fetched(server: Server) -> None:
-    server.answers = [(200, {"Content-Length": ""}, BODY)]
-    assert fetched_file(source(server.url), KEY).read_bytes() == BODY
-
-
-def test_a_file_placed_by_hand_needs_no_server(server: Server) -> None:
+def test_a_file_placed_by_hand_needs_no_server_and_must_have_its_checksum(server: Server) -> None:
     FETCHED.mkdir(parents=True)
     (FETCHED / SHA).write_bytes(BODY)
     assert fetched_file(source(server.url), KEY) == FETCHED / SHA
+    (FETCHED / SHA).write_bytes(BODY + b"!")
+    message = refused(server.url)
+    assert message.startswith(f"{FETCHED / SHA}: ")
+    assert hashlib.sha256(BODY + b"!").hexdigest() in message
     assert server.requests == 0
 
 
@@ -124,28 +120,26 @@ def test_the_prompt_stage_reads_fetched_files_and_names_the_key_of_others(server
         prepared(source(server.url, "0" * 64), test_file)
 
 
-def test_a_kept_file_with_another_checksum_is_named_and_not_replaced(server: Server) -> None:
-    FETCHED.mkdir(parents=True)
-    (FETCHED / SHA).write_bytes(BODY + b"!")
-    message = refused(server.url)
-    assert message.startswith(f"{FETCHED / SHA}: ")
-    assert hashlib.sha256(BODY + b"!").hexdigest() in message
-    assert server.requests == 0
-
-
+GOOD = (200, {}, BODY)
+LENGTH_UNSAID = (200, {"Content-Length": ""}, BODY)
 TROUBLE = {
     "unavailable": (503, {}, b""),
     "broken gateway": (502, {}, b"<html>"),
     "ends too early": (200, {"Content-Length": str(len(BODY))}, BODY[:-1]),
     "no HTTP": (200, {"Transfer-Encoding": "chunked", "Content-Length": ""}, b"not a chunk"),
+    "leads nowhere": (302, {"Location": "https://"}, b""),
 }
+
+
+def redirect(target: str) -> tuple[int, dict[str, str], bytes]:
+    return 302, {"Location": target}, b""
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
 def test_passing_trouble_is_tried_again(trouble: str, server: Server) -> None:
-    server.answers = [TROUBLE[trouble], TROUBLE[trouble], (200, {}, BODY)]
+    server.answers = [TROUBLE[trouble], TROUBLE[trouble], redirect("/there"), LENGTH_UNSAID]
     assert fetched_file(source(server.url), KEY).read_bytes() == BODY
-    assert server.requests == 3
+    assert server.requests == 4
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
@@ -154,15 +148,45 @@ def test_lasting_trouble_says_what_to_place_where(trouble: str, server: Server) 
     message = refused(server.url)
     assert message.startswith(f"{KEY}: {server.url} cannot be fetched (")
     assert str(Path.cwd() / FETCHED / SHA) in message
-    assert server.requests == 4
-    assert not kept()
+    assert server.requests == 4 and not kept()
 
 
-@pytest.mark.parametrize("status", [403, 404, 410])
-def test_what_is_not_there_is_not_asked_for_again(status: int, server: Server) -> None:
-    server.answers = [(status, {}, b"")]
-    assert f"cannot be fetched (HTTP {status} " in refused(server.url)
-    assert server.requests == 1
+ANOTHER = b"something else"
+ELSEWHERE = ("http://127.0.0.1:1/x", "http://example.org/x", "//127.0.0.1:1/x", "ftp://127.0.0.1/x")
+NOT_ASKED_AGAIN = [
+    *(((status, {}, b""), f"cannot be fetched (HTTP {status} ") for status in (403, 404, 410)),
+    ((200, {}, ANOTHER), f"has the SHA-256 {hashlib.sha256(ANOTHER).hexdigest()}, "),
+    *((redirect(target), "which is not https") for target in ELSEWHERE),
+    (redirect("file:///etc/hostname"), "not allowed"),
+    *((redirect(target), "cannot be fetched (") for target in ("https://a..b/x", "https://[::1/x")),
+]
+
+
+@pytest.mark.parametrize(("answer", "told"), NOT_ASKED_AGAIN)
+def test_what_is_not_there_or_wrong_is_not_asked_for_again(
+    answer: tuple[int, dict[str, str], bytes], told: str, server: Server
+) -> None:
+    server.answers = [answer]
+    assert told in refused(server.url)
+    assert server.requests == 1 and not kept()
+
+
+@pytest.mark.parametrize(
+    "answer", [GOOD, LENGTH_UNSAID, (200, {"Content-Length": "99999999999"}, BODY)]
+)
+def test_a_file_too_large_is_refused_at_once(
+    answer: tuple[int, dict[str, str], bytes], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "MOST_BYTES", len(BODY) - 1)
+    server.answers = [answer]
+    assert "more than 197,999 bytes" in refused(server.url)
+    assert server.requests == 1 and not kept()
+
+
+def test_redirects_are_not_followed_for_ever(server: Server) -> None:
+    server.answers = [redirect("/here")]
+    assert "cannot be fetched (HTTP 302 " in refused(server.url)
+    assert server.requests < 20
 
 
 def test_a_server_that_is_silent_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,15 +206,6 @@ def test_without_a_network_the_message_names_url_place_and_checksum(server: Serv
     assert f"{Path.cwd() / FETCHED}/" in message and f"{KEY}.sha256" in message
 
 
-def test_another_file_is_refused_and_not_kept(server: Server) -> None:
-    server.answers = [(200, {}, b"something else")]
-    message = refused(server.url)
-    assert hashlib.sha256(b"something else").hexdigest() in message
-    assert SHA in message
-    assert server.requests == 1
-    assert not kept()
-
-
 def test_without_a_checksum_the_line_for_the_parameters_is_given_and_nothing_trusted(
     server: Server,
 ) -> None:
@@ -199,43 +214,6 @@ def test_without_a_checksum_the_line_for_the_parameters_is_given_and_nothing_tru
     assert server.requests == 2
     assert fetched_file(source(server.url), KEY).read_bytes() == BODY, "what was kept, now pinned"
     assert server.requests == 2
-
-
-@pytest.mark.parametrize("length", [{}, {"Content-Length": ""}, {"Content-Length": "99999999999"}])
-def test_a_file_too_large_is_refused_at_once(
-    length: dict[str, str], server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(published, "MOST_BYTES", len(BODY) - 1)
-    server.answers = [(200, length, BODY)]
-    assert "more than 197,999 bytes" in refused(server.url)
-    assert server.requests == 1
-    assert not kept()
-
-
-ELSEWHERE = ("http://127.0.0.1:1/x", "http://example.org/x", "//127.0.0.1:1/x")
-OTHER_SCHEMES = ("ftp://127.0.0.1/x", "file:///etc/hostname")
-
-
-@pytest.mark.parametrize("target", [*ELSEWHERE, *OTHER_SCHEMES])
-def test_a_redirect_away_from_https_is_refused(target: str, server: Server) -> None:
-    server.answers = [(302, {"Location": target}, b"")]
-    message = refused(server.url)
-    assert "which is not https" in message or "not allowed" in message
-    assert server.requests == 1
-
-
-def test_redirects_on_the_same_server_are_followed_but_not_for_ever(server: Server) -> None:
-    server.answers = [(302, {"Location": "/there"}, b""), (200, {}, BODY)]
-    assert fetched_file(source(server.url), KEY).read_bytes() == BODY
-    server.answers = [(302, {"Location": "/here"}, b"")]
-    assert "cannot be fetched (HTTP 302 " in refused(server.url, "0" * 64)
-    assert server.requests < 20
-
-
-@pytest.mark.parametrize("target", ["https://a..b/x", "https://[::1/x", "https://"])
-def test_a_redirect_to_nonsense_is_a_message(target: str, server: Server) -> None:
-    server.answers = [(302, {"Location": target}, b"")]
-    assert "cannot be fetched (" in refused(server.url)
 
 
 def test_a_folder_that_cannot_be_written_is_named(server: Server) -> None:

@@ -77,46 +77,41 @@ def test_plain_diffusers_loads_the_folder(trained):
     assert config.lora_alpha == config.r == PARAMS.model.lora_rank
 
 
-def test_missing_files_and_an_evaluation_of_base_are_named(trained, capsys):
-    scores = trained / "evaluation" / "scores.json"
-    scores.write_text(json.dumps({"task": None, "method": None, "benchmarks": {}}))
-    assert export(trained) == 1 and "scores.json: an evaluation of base" in capsys.readouterr().err
-    scores.unlink()
-    assert export(trained) == 1 and "scores.json: no such file" in capsys.readouterr().err
-    assert not (trained / "out").exists()
-
-
 def edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_parameters_of_another_training_are_refused_with_what_differs(trained, capsys):
-    file = trained / "training" / "parameters.json"
-    edit(file, train=json.loads(file.read_text())["train"] | {"learning_rate": 1.0})
-    assert export(trained) == 1
-    assert (
-        f"train.learning_rate 1.0 -> {PARAMS.train.learning_rate}; give" in capsys.readouterr().err
-    )
-    assert not (trained / "out").exists()
+SCORES, RECORD = "evaluation/scores.json", "training/parameters.json"
+FASTER = dataclasses.asdict(PARAMS.with_method("star").train) | {"learning_rate": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("files", "changes", "message"),
     [
+        ([SCORES], None, "scores.json: no such file"),
+        ([SCORES], {"method": None}, "scores.json: an evaluation of base"),
         (
+            [SCORES],
             {"task": "geneval", "checkpoint": "geneval-star"},
             "scores of geneval-star (task geneval, method star), but",
         ),
         (
+            [SCORES],
             {"method": "flow_grpo", "checkpoint": "ocr-flow_grpo"},
             "of ocr-flow_grpo (task ocr, method flow_grpo)",
         ),
-        ({"checkpoint": "images"}, "scores of images"),
-        ({"params_fingerprint": "0"}, "evaluated with another model, rewards, evaluate or seed"),
+        ([SCORES], {"checkpoint": "images"}, "scores of images"),
+        ([SCORES], {"params_fingerprint": "0"}, "another model, rewards, evaluate or seed"),
+        ([SCORES, RECORD], {"method": "ppo", "checkpoint": "ocr-ppo"}, "no method 'ppo' under"),
+        ([RECORD], {"train": FASTER}, f"learning_rate 1.0 -> {PARAMS.train.learning_rate}; give"),
     ],
 )
-def test_scores_of_another_checkpoint_or_evaluation_are_refused(trained, capsys, changes, message):
-    edit(trained / "evaluation" / "scores.json", **changes)
+def test_what_does_not_belong_together_is_refused(trained, capsys, files, changes, message):
+    for file in files:
+        if changes is None:
+            (trained / file).unlink()
+        else:
+            edit(trained / file, **changes)
     assert export(trained) == 1 and message in capsys.readouterr().err
     assert not (trained / "out").exists()
 

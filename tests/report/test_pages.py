@@ -142,86 +142,77 @@ def refusal(name: str, folder: Path, capsys) -> str:
     return text
 
 
-OCR_STAR = "results/evaluate/ocr-star"
-TWO = "two/results/evaluate/geneval-star"
-TRAIN = "two/results/train/geneval-star"
+BASE, OCR_STAR = "results/evaluate/base", "results/evaluate/ocr-star"
+OCR_TRAIN = "results/train/ocr-star"
+SCORES, IMAGES = f"{OCR_STAR}/scores.json", f"{OCR_STAR}/images.jsonl"
+TWO, TRAIN = "two/results/evaluate/geneval-star", "two/results/train/geneval-star"
+TWO_SCORES, TWO_IMAGES = f"{TWO}/scores.json", f"{TWO}/images.jsonl"
 RUN = "runs/geneval-star-1-0.0015.json"
+WHOLE = ""
+# Of each page: a file, what is replaced there, by what (None: the file is gone), what is told.
+DAMAGED = {
+    "report": [
+        (f"{BASE}/scores.json", WHOLE, None, "base/scores.json: missing; `snakemake "),
+        (IMAGES, WHOLE, None, "ocr-star/images.jsonl: missing; `snakemake "),
+        (f"{BASE}/scores.json", WHOLE, "{", "base/scores.json: "),
+        (f"{BASE}/scores.json", WHOLE, '{"seconds": {}}', "scores.json: benchmarks"),
+        (IMAGES, WHOLE, '{"id": "a"}', "images.jsonl:1: task: "),
+        (f"{OCR_TRAIN}/log.jsonl", WHOLE, '{"epoch": 1}', "log.jsonl:1: images: "),
+        (f"{OCR_TRAIN}/maps/maps.json", WHOLE, "[{}]", "maps.json: [0].epoch: "),
+        (f"{OCR_TRAIN}/maps/maps.json", WHOLE, "{", "maps.json: not valid JSON"),
+        (f"{OCR_TRAIN}/maps/final.png", WHOLE, "no image", "final.png: not a readable"),
+        (SCORES, '"soft": {', '"other": {', "scores.json: benchmarks.geneval.soft: "),
+        (SCORES, '"mean": 18.0', '"mean": 17.0', "benchmarks.preference.score is 17, "),
+        (SCORES, '"edges": {', '"other": {', "scores.json: quality.ocr.edges: missing"),
+        (SCORES, '"mean": 0.375', '"mean": []', "scores.json: quality.geneval."),
+        (IMAGES, '"soft": 0.25', '"soft": NaN', "geneval.soft is 0.25, but "),
+        (IMAGES, '"soft": 0.25', '"other": 0.25', "ocr-star/images.jsonl: "),
+        (IMAGES, "images/ocr-1.png", "x" * 300, "images.jsonl:14: image: "),
+    ],
+    "compare": [
+        (TWO_SCORES, WHOLE, None, f"{TWO}: "),
+        (TWO_SCORES, WHOLE, b"\xff", "scores.json: cannot be read"),
+        (TWO_SCORES, WHOLE, '{"checkpoint": "a", "task": "ocr"}', f"{TWO}/scores.json: "),
+        (TWO_IMAGES, WHOLE, b"\xff", "images.jsonl:1: not UTF-8"),
+        (f"{TWO}/images/ocr-3.png", WHOLE, "no image", "ocr-3.png: not a readable image"),
+        (f"{TRAIN}/parameters.json", WHOLE, "[]", "parameters.json: "),
+        (f"{TRAIN}/log.jsonl", WHOLE, f'{{"epoch": {BIG}}}', "log.jsonl:1: epoch: "),
+        (TWO_IMAGES, '"score": 0.25}', f'"score": {BIG}}}', "jsonl:1: score: "),
+        (TWO_IMAGES, " ocr 3", " ocr \\ud800", '.jsonl:16: "\\ud800" is half'),
+        (TWO_SCORES, '"ocr": {"reward"', '"sign": {"reward"', "benchmarks: "),
+        (TWO_SCORES, '"checkpoint"', '"images"', "scores.json: not the scores"),
+    ],
+    "study": [
+        (RUN, WHOLE, None, "geneval-star-1-0.0015.json: missing, as are 0 more of 40 runs"),
+        (RUN, WHOLE, "{", f"{RUN}: not valid JSON"),
+        (RUN, WHOLE, "[]", f"{RUN}: "),
+        (RUN, '"seed": 1', '"seed": 2', f"{RUN}: seed is 2, not 1"),
+        (RUN, '"epoch": 4', '"epoch": 3', "curve: epoch is [0, 2, 3], not [0, 2, 4]"),
+        (RUN, '"images": 256', '"images": 7', "curve: images is [0, 7, 512]"),
+        (RUN, '"images": 256, "graded"', '"images": 256, "x"', "curve[1].graded: "),
+        (RUN, '"exact": [0.0, 1.0]', '"exact": []', "curve[0].exact: "),
+        (RUN, '"exact": [0.0, 1.0]', '"exact": [0.0, NaN]', "curve[0].exact[1]: "),
+        (RUN, '"exact": [0.0, 1.0]', '"exact": [1.0]', "curve: looks at different numbers"),
+        (RUN, '"watch"', '"other"', f"{RUN}: curve[0].watch.preference: missing"),
+        (RUN, '"edges": 0.1', '"edges": "many"', "curve[0].watch.edges: "),
+        (RUN, '"grad_norm"', '"other"', f"{RUN}: log.grad_norm: missing"),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("made", "file", "told"),
-    [
-        ("report", "results/evaluate/base/scores.json", "base/scores.json: missing; `snakemake "),
-        ("report", f"{OCR_STAR}/images.jsonl", "ocr-star/images.jsonl: missing; `snakemake "),
-        ("compare", f"{TWO}/scores.json", f"{TWO}: "),
-        ("study", RUN, "geneval-star-1-0.0015.json: missing, as are 0 more of 40 runs"),
-    ],
+    ("made", "file", "old", "new", "told"),
+    [(page, *case) for page, cases in DAMAGED.items() for case in cases],
     indirect=["made"],
 )
-def test_missing_files_are_named(made, file, told, capsys):
+def test_missing_and_damaged_files_are_named_with_their_key(made, file, old, new, told, capsys):
     name, folder = made
+    text = (folder / file).read_bytes()
     (folder / file).unlink()
-    assert told in refusal(name, folder, capsys)
-
-
-DAMAGED = [
-    ("report", "results/evaluate/base/scores.json", "{", "base/scores.json: "),
-    ("report", "results/evaluate/base/scores.json", '{"seconds": {}}', "scores.json: benchmarks"),
-    ("report", f"{OCR_STAR}/images.jsonl", '{"id": "a"}', "images.jsonl:1: task: "),
-    ("report", "results/train/ocr-star/log.jsonl", '{"epoch": 1}', "log.jsonl:1: images: "),
-    ("report", "results/train/ocr-star/maps/maps.json", "[{}]", "maps.json: [0].epoch: "),
-    ("report", "results/train/ocr-star/maps/maps.json", "{", "maps.json: not valid JSON"),
-    ("report", "results/train/ocr-star/maps/final.png", "no image", "final.png: not a readable"),
-    ("compare", f"{TWO}/scores.json", b"\xff", "scores.json: cannot be read"),
-    ("compare", f"{TWO}/scores.json", '{"checkpoint": "a", "task": "ocr"}', f"{TWO}/scores.json: "),
-    ("compare", f"{TWO}/images.jsonl", b"\xff", "images.jsonl:1: not UTF-8"),
-    ("compare", f"{TWO}/images/ocr-3.png", "no image", "ocr-3.png: not a readable image"),
-    ("compare", f"{TRAIN}/parameters.json", "[]", "parameters.json: "),
-    ("compare", f"{TRAIN}/log.jsonl", f'{{"epoch": {BIG}}}', "log.jsonl:1: epoch: "),
-    ("study", RUN, "{", f"{RUN}: not valid JSON"),
-    ("study", RUN, "[]", f"{RUN}: "),
-]
-
-
-@pytest.mark.parametrize(("made", "file", "text", "told"), DAMAGED, indirect=["made"])
-def test_damaged_files_are_named(made, file, text, told, capsys):
-    name, folder = made
-    (folder / file).write_bytes(text.encode() if isinstance(text, str) else text)
-    assert told in refusal(name, folder, capsys)
-
-
-IMAGES_FILE, SCORES_FILE = f"{OCR_STAR}/images.jsonl", f"{OCR_STAR}/scores.json"
-EDITED = [
-    ("report", SCORES_FILE, '"soft": {', '"other": {', "scores.json: benchmarks.geneval.soft: "),
-    ("report", SCORES_FILE, '"mean": 18.0', '"mean": 17.0', "benchmarks.preference.score is 17, "),
-    ("report", SCORES_FILE, '"edges": {', '"other": {', "scores.json: quality.ocr.edges: missing"),
-    ("report", SCORES_FILE, '"mean": 0.375', '"mean": []', "scores.json: quality.geneval."),
-    ("report", IMAGES_FILE, '"soft": 0.25', '"soft": NaN', "geneval.soft is 0.25, but "),
-    ("report", IMAGES_FILE, '"soft": 0.25', '"other": 0.25', "ocr-star/images.jsonl: "),
-    ("report", IMAGES_FILE, "images/ocr-1.png", "x" * 300, "images.jsonl:14: image: "),
-    ("compare", f"{TWO}/images.jsonl", '"score": 0.25}', f'"score": {BIG}}}', "jsonl:1: score: "),
-    ("compare", f"{TWO}/images.jsonl", " ocr 3", " ocr \\ud800", '.jsonl:16: "\\ud800" is half'),
-    ("compare", f"{TWO}/scores.json", '"ocr": {"reward"', '"sign": {"reward"', "benchmarks: "),
-    ("compare", f"{TWO}/scores.json", '"checkpoint"', '"images"', "scores.json: not the scores"),
-    ("study", RUN, '"seed": 1', '"seed": 2', f"{RUN}: seed is 2, not 1"),
-    ("study", RUN, '"epoch": 4', '"epoch": 3', "curve: epoch is [0, 2, 3], not [0, 2, 4]"),
-    ("study", RUN, '"images": 256', '"images": 7', "curve: images is [0, 7, 512]"),
-    ("study", RUN, '"images": 256, "graded"', '"images": 256, "x"', "curve[1].graded: "),
-    ("study", RUN, '"exact": [0.0, 1.0]', '"exact": []', "curve[0].exact: "),
-    ("study", RUN, '"exact": [0.0, 1.0]', '"exact": [0.0, NaN]', "curve[0].exact[1]: "),
-    ("study", RUN, '"exact": [0.0, 1.0]', '"exact": [1.0]', "curve: looks at different numbers"),
-    ("study", RUN, '"watch"', '"other"', f"{RUN}: curve[0].watch.preference: missing"),
-    ("study", RUN, '"edges": 0.1', '"edges": "many"', "curve[0].watch.edges: "),
-    ("study", RUN, '"grad_norm"', '"other"', f"{RUN}: log.grad_norm: missing"),
-]
-
-
-@pytest.mark.parametrize(("made", "file", "old", "new", "told"), EDITED, indirect=["made"])
-def test_damaged_values_are_named_with_their_key(made, file, old, new, told, capsys):
-    name, folder = made
-    text = (folder / file).read_text()
-    assert old in text
-    (folder / file).write_text(text.replace(old, new))
+    if new is not None:
+        old, new = (part if isinstance(part, bytes) else part.encode() for part in (old, new))
+        assert old in text
+        (folder / file).write_bytes(text.replace(old, new) if old else new)
     assert told in refusal(name, folder, capsys)
 
 

@@ -14,6 +14,7 @@ from star.config.reading import load_params
 from star.evaluation.statistics import Interval
 from star.prompts.geneval import TAGS
 from star.report.comparison import compare, metrics_of, tag_scores
+from star.report.figures import TrainingLog, training_statistics
 from star.report.images import MAP_STEPS, choose_maps, choose_pairs, data_uri
 from star.report.page import write_report
 from star.report.provenance import git_commit, package_versions
@@ -93,7 +94,7 @@ def test_comparison_in_closed_form(results):
     assert not comparison.cells["ocr-star"][0].trained_on
     assert all(cell.difference is None for cell in comparison.cells["base"])
     ocr = next(verdict for verdict in comparison.verdicts if verdict.metric.task == "ocr")
-    assert [c.method for c in ocr.contenders] == ["star"] and ocr.lead is None
+    assert list(ocr.contenders) == ["star"] and ocr.lead is None
     assert list(tag_scores(run.base, metrics_of(None)[1], 10, 0)) == list(TAGS)
 
 
@@ -102,12 +103,14 @@ def test_best_method_comes_first_and_its_lead_is_paired(results):
     write_evaluation(results / "evaluate" / "preference-flow_grpo", gained)
     run = load_run({"preference": ["flow_grpo", "star"]}, results)
     (verdict,) = compare(run, 50, 0).verdicts
-    assert [c.method for c in verdict.contenders] == ["star", "flow_grpo"]
+    assert list(verdict.contenders) == ["star", "flow_grpo"]
     assert verdict.lead == Interval(0.25, 0.25, 0.25)
 
 
-def test_metric_files(results):
-    words(results)
+def test_metric_files_and_gains(results):
+    file = write_params(results.parent)
+    gains = write_report(load_params(file), file, results, results.parent / "page.html")
+    assert gains[2] == "ocr-star: reward 0.500 -> 1.000, gain +0.500 (+0.500 to +0.500)"
     text = (results / "metrics" / "summary.json").read_text()
     summary = json.loads(text)
     assert text == json.dumps(summary, indent=2, sort_keys=True) + "\n"
@@ -137,6 +140,14 @@ def test_pairs_are_the_first_prompts_and_tags_take_turns(results):
     assert [label for label, _ in pairs[0].images] == ["base", "star", "flow_grpo"]
     assert len({image.seed for _, image in pairs[0].images}) == 1
     assert [pair.images[0][1].id for pair in choose_pairs(run, "ocr", 2)] == ["ocr-0", "ocr-1"]
+
+
+def test_what_a_training_never_logged_is_not_drawn():
+    rows = {1: {"images": 1, "kl": 0.5}, 2: {"images": 2, "kl": None}}
+    logs = [TrainingLog("ocr", f"method {color}", color, (row,)) for color, row in rows.items()]
+    (panel,) = training_statistics(logs, {"ocr": "OCR"})
+    (chart,) = panel.charts
+    assert "line c1" in chart and "line c2" not in chart
 
 
 def test_maps_of_the_last_epoch_are_thinned_evenly():

@@ -10,16 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.evaluation.statistics import Interval
-from star.report.svg import (
-    Bar,
-    Line,
-    Segment,
-    bar_chart,
-    line_chart,
-    stacked_bars,
-    tick_labels,
-    ticks,
-)
+from star.report.svg import Bar, Line, bar_chart, line_chart, stacked_bars, tick_labels, ticks
 from tests.helpers.pages import EVIL
 
 
@@ -84,10 +75,10 @@ def test_bars_are_proportional_and_whiskers_span_the_interval():
 
 
 def test_stacked_bars_add_up():
-    rows = [("a", [Segment("p", 1, 1.0), Segment("q", 2, 3.0)]), ("b", [Segment("p", 1, 2.0)])]
-    root = ElementTree.fromstring(stacked_bars(rows, "t", "s"))
+    rows, colors = [("a", {"q": 3.0, "p": 1.0}), ("b", {"p": 2.0})], {"p": 1, "q": 2}
+    root = ElementTree.fromstring(stacked_bars(rows, colors, "t", "s"))
     p, q, _ = root.iter("rect")
     assert float(q.get("x")) == pytest.approx(float(p.get("x")) + float(p.get("width")), abs=0.11)
     assert float(q.get("width")) == pytest.approx(3 * float(p.get("width")), abs=0.2)
     assert [t.text for t in root.iter("text") if t.get("class") == "value"] == ["4.0 s", "2.0 s"]
-    assert stacked_bars([("a", [])], "t", "s") == "" == stacked_bars([], "t", "s")
+    assert stacked_bars([("a", {})], {}, "t", "s") == "" == stacked_bars([], {}, "t", "s")
