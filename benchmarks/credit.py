@@ -26,6 +26,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ from tqdm import tqdm
 from benchmarks.maps import owned, pooled
 from star.config.params import Params
 from star.config.reading import load_params
-from star.method.forward import noised
 from star.miniature.world import BOARD, GRID, GRID_SIZE, LETTER_SLOTS, SIZE
 from star.policy.rollout import Trajectory, relevance_of, watched
 from star.policy.sd3 import load_policy
@@ -121,13 +121,13 @@ def seen_relevance(
     timesteps = run.policy.schedule(run.params.rollout.steps).timesteps
     for row in range(drawn.steps):
         alike = 1
+        timestep: float | Tensor
         if isinstance(drawn, Noised):
-            x, t = noised(drawn.clean, drawn.noise[row], drawn.levels[row]), drawn.levels[row]
-            inputs = x, run.policy.timesteps(t), drawn.conditioning
+            x, timestep = drawn.at(row), run.policy.timesteps(drawn.levels[row])
         else:
             alike = drawn.shared if row == 0 else 1
-            x, t = drawn.latents[row][::alike], timesteps[drawn.first + row]
-            inputs = x, t, drawn.conditioning[::alike]
+            x, timestep = drawn.latents[row][::alike], timesteps[drawn.first + row]
+        inputs = x, timestep, drawn.conditioning[::alike]
         with torch.no_grad(), watched(run.policy, *inputs, core[::alike], run.allocation) as seen:
             run.policy.velocity(*inputs)
         masses.append(seen().repeat_interleave(alike, dim=0))
@@ -191,7 +191,7 @@ def gradients(
         run.epoch = epoch
         batches = run.plan.batches(epoch)
         run.allocate(methods[REFERENCE])
-        plain = [run.sample(batch) for batch in batches]
+        plain = [cast(Trajectory | Noised, run.sample(batch)) for batch in batches]
         results = [
             reward.submit(t.images, b.records).result() for t, b in zip(plain, batches, strict=True)
         ]
