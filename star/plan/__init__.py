@@ -3,11 +3,11 @@
 Models are built on the meta device, without weights. Bad input is refused before torch is imported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from star.config.params import TASKS, Params
 from star.plan.configs import pipeline_configs, reward_configs
-from star.plan.counts import count, count_passes
+from star.plan.counts import Counts, count, count_passes
 from star.plan.result import Operations, Plan, TaskPlan
 from star.system.runtime import quick_imports
 
@@ -35,7 +35,7 @@ def make_plan(
     if configs is None:
         arithmetic = {task: TaskPlan(count_passes(methods[task])) for task in tasks}
         note = "operations and memory are unknown without the files of"
-        notes = [f"{note} {path}: give a pipeline directory"]
+        notes = [f"{note} {path}: give a pipeline directory", *lengths(params, tasks, counts)]
         return Plan(path, device, counts, trainings, None, arithmetic, notes)
     rewards = {task: reward_configs(params.rewards, task) for task in TASKS}
     with quick_imports():
@@ -65,6 +65,7 @@ def make_plan(
     batch = params.evaluate.batch
     tested = {task: read_scorer(params.rewards, models[task], batch) for task in TASKS}
     unknown = [n for task in (*tasks, *TASKS) for n in rewards[task] if n not in built]
+    notes = [f"the memory of {name} is unknown and not counted" for name in dict.fromkeys(unknown)]
     return Plan(
         path,
         device,
@@ -72,10 +73,18 @@ def make_plan(
         trainings,
         pipeline.tokens(params.model),
         planned,
-        [f"the memory of {name} is unknown and not counted" for name in dict.fromkeys(unknown)],
+        [*notes, *lengths(params, tasks, counts)],
         estimate.evaluation(tested),
         estimate.host() if device == "cuda" else None,
     )
+
+
+def lengths(params: Params, tasks: Sequence[str], counts: Counts) -> Iterator[str]:
+    """Yield the size of a training by each method of ``runs`` that differs from ``counts``."""
+    for name in dict.fromkeys(name for task in tasks for name in params.runs[task]):
+        own = count(params.with_method(name), counts.processes)
+        if (own.images, own.updates) != (counts.images, counts.updates):
+            yield f"{name} trains on {own.images:,} images in {own.updates:,} updates"
 
 
 def hours(operations: Operations, processes: int, tflops: float) -> dict[str, float]:

@@ -56,7 +56,7 @@ class Plan:
     trainings: dict[str, int]  # how many, by task
     tokens: tuple[int, int] | None  # image and text tokens of a sequence
     tasks: dict[str, TaskPlan]
-    notes: list[str]  # what could not be told
+    notes: list[str]  # what could not be told, and what is true of some methods alone
     evaluation: Memory | None = None  # of a process that evaluates a checkpoint
     host: int | None = None  # bytes of host memory of a process with a GPU
 

@@ -87,6 +87,12 @@ def test_a_reward_model_of_unknown_size_is_named_and_the_other_counted(key, left
     assert found.tasks["geneval"].memory.resident["reward model"] == 4 * left
 
 
+def test_a_method_that_trains_for_another_length_is_named():
+    methods = {**PARAMS.methods, "star": {"epochs": 12, "updates_per_epoch": 1}}
+    given = changed(PARAMS, methods=methods, runs={"geneval": ["star", "flow_grpo"]})
+    assert make_plan(given, ["geneval"]).notes == ["star trains on 1,536 images in 12 updates"]
+
+
 def test_another_hub_id_gets_the_arithmetic_alone(capsys, default_values, write_params):
     default_values["model"]["path"] = "someone/another-sd3"
     assert main(["plan", "--params", str(write_params(default_values))]) == 0
