@@ -3,6 +3,7 @@
 # Every knob is in params.yaml; a rule reruns when its sections of that file, its code or its inputs change.
 import os
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -17,6 +18,8 @@ from star.config.params import TASKS
 from workflow import support
 
 min_version("9.0")
+
+STARTED = time.time()
 
 support.prefer_code_in(workflow.basedir)
 
@@ -89,7 +92,8 @@ onstart:
 
 
 onsuccess:
-    if "DVC_STAGE" not in os.environ and Path("results/report/index.html").exists():
+    page = Path("results/report/index.html")
+    if page.exists() and page.stat().st_mtime > STARTED:
         print(
             "Open results/report/index.html: gains, curves, images before and after.",
             file=sys.stderr,
