@@ -82,7 +82,8 @@ def edit(file, **changes):
 
 
 SCORES, RECORD = "evaluation/scores.json", "training/parameters.json"
-FASTER = dataclasses.asdict(PARAMS.with_method("star").train) | {"learning_rate": 1.0}
+STAR = PARAMS.with_method("star").train
+FASTER = dataclasses.asdict(STAR) | {"learning_rate": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ FASTER = dataclasses.asdict(PARAMS.with_method("star").train) | {"learning_rate"
         ([SCORES], {"checkpoint": "images"}, "scores of images"),
         ([SCORES], {"params_fingerprint": "0"}, "another model, rewards, evaluate or seed"),
         ([SCORES, RECORD], {"method": "ppo", "checkpoint": "ocr-ppo"}, "no method 'ppo' under"),
-        ([RECORD], {"train": FASTER}, f"learning_rate 1.0 -> {PARAMS.train.learning_rate}; give"),
+        ([RECORD], {"train": FASTER}, f"learning_rate 1.0 -> {STAR.learning_rate}; give"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(trained, capsys, files, changes, message):

@@ -73,7 +73,8 @@ def test_the_page_speaks_of_the_judges_and_the_model_that_the_parameters_name(re
     preset = load_params(ROOT / "presets/sd35m-8gpu-preference.yaml")
     rewards = json.loads(json.dumps(vars(preset.rewards), default=vars))
     study = {"study__second_reader": "ppocrv6"}  # the template reader reads 64 pixels
-    text = words(results, model=vars(preset.model), rewards=rewards, **study)
+    named = {"methods": preset.methods, "model": vars(preset.model), "rewards": rewards}
+    text = words(results, **named, **study)
     for wrong in ("stand-in", "much larger model", "not comparable", "another scale"):
         assert wrong not in text
     assert "PickScore logit of PickScore" in text and "trained on PickScore" in text
