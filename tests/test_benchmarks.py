@@ -1,18 +1,25 @@
 """The benchmarks start, and their random model is SD3.5 Medium."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 
 from benchmarks import orchestration
+from benchmarks.credit import places
 from benchmarks.mask2former import random_clip, random_detector
 from benchmarks.random_weights import random_transformer, random_vae, sharing
+from star.miniature.world import CLASSES, GRID_SIZE, render, sample_scene
 from star.plan.models import parameters_of
 from star.policy.sd3 import LORA_TARGETS
+from star.prompts.geneval import TAGS, sample_metadata
+from star.prompts.records import PromptRecord
+from star.rewards.exact_detector import ExactDetector
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path("benchmarks").glob("*.py")))
@@ -55,6 +62,27 @@ def test_settings_share_weights_and_nothing_else():
         for t in (one, sharing(pipe).transformer)
     ]
     assert weights[0] == weights[1] == {p.data_ptr() for p in pipe.transformer.parameters()}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_places_are_the_objects_and_where_a_missing_one_would_be(tag):
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        line = sample_metadata(tag, CLASSES, rng)
+        record = PromptRecord("a", "geneval", line["prompt"], line)
+        scene = sample_scene(line, rng, "crowded")
+        gone = scene.objects[-1]
+        lacking = replace(scene, objects=scene.objects[:-1])
+        for shown in (scene, lacking):
+            masks = places(record, render(shown), ExactDetector())
+            for clause, mask in zip(line["include"], masks, strict=True):
+                its = [o for o in scene.objects if o.name == clause["class"]]
+                assert all(mask[o.y, o.x] for o in its)
+                if shown is scene or gone not in its:
+                    others = {*scene.objects, *scene.unnamed} - {*its}
+                    assert not any(mask[o.y, o.x] for o in others)
+        if "position" in line["include"][1 % len(line["include"])]:
+            assert mask.sum() == (2 * (GRID_SIZE // 2 + 1)) ** 2  # the one place that is left
 
 
 LOG = """host: here
