@@ -210,8 +210,10 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: GeneratorConfig, step: in
             return_dict=False,
         )[0]
     errors = (velocity.float() - (e - x_0)).square().mean(1)  # (batch, 16, 16)
-    named = torch.from_numpy(np.stack([named_share(item.scene) for item in samples]))
-    return (errors * (1 + (config.named_weight - 1) * named)).mean()
+    if step < config.named_steps:
+        named = torch.from_numpy(np.stack([named_share(item.scene) for item in samples]))
+        errors = errors * (1 + (config.named_weight - 1) * named)
+    return errors.mean()
 
 
 def named_share(scene: Scene) -> np.ndarray:
