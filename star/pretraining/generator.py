@@ -10,6 +10,7 @@ noise levels as in Stable Diffusion 3 (arXiv 2403.03206); Muon for the transform
 for the rest; constant learning rate with warm-up and a linear decay at the end; exponential moving
 average of the weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ from transformers import (
 from star.method.attention import plain_attention, use_joint_processor
 from star.method.ema import Average
 from star.method.precision import autocast
+from star.miniature.world import SIZE, Scene
 from star.pretraining.config import GeneratorConfig
-from star.pretraining.data import sample_mixture
+from star.pretraining.data import Sample, sample_mixture
 from star.pretraining.loop import append_log, train
 from star.pretraining.tokenizers import T5_LENGTH, save_clip_tokenizer, save_t5_tokenizer
 from star.system.progress import Progress
@@ -42,12 +44,10 @@ from star.system.progress import Progress
 _SIZES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def sample_batch(size: int, rng: np.random.Generator, world: str) -> tuple[torch.Tensor, list[str]]:
-    """Draw images in [-1, 1], float32 (size, 3, 64, 64), and their prompts."""
-    samples = sample_mixture(size, rng, world)
+def image_tensor(samples: Sequence[Sample]) -> torch.Tensor:
+    """Return images in [-1, 1], float32 (size, 3, 64, 64)."""
     images = torch.from_numpy(np.stack([item.image for item in samples]))
-    images = images.permute(0, 3, 1, 2).float() / 127.5 - 1  # (size, 3, 64, 64)
-    return images, [item.prompt for item in samples]
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def pretrain(output: Path, work: Path, config: GeneratorConfig) -> None:
@@ -83,7 +83,7 @@ def _train_vae(work: Path, config: GeneratorConfig) -> AutoencoderKL:
     bar = Progress(range(config.vae_steps), desc="vae", unit="batch", mininterval=5)
     for step in bar:
         rng = np.random.default_rng([config.seed, 1, step])
-        images, _ = sample_batch(config.vae_batch, rng, config.world)
+        images = image_tensor(sample_mixture(config.vae_batch, rng, config.world))
         loss, error = _vae_loss(vae, images, config.seed * 1_000_003 + step)
         optimizer.zero_grad()
         loss.backward()
@@ -99,7 +99,8 @@ def _train_vae(work: Path, config: GeneratorConfig) -> AutoencoderKL:
     if config.start:
         scaling, shift = begun.config.scaling_factor, begun.config.shift_factor
     else:
-        images, _ = sample_batch(512, np.random.default_rng([config.seed, 2]), config.world)
+        rng = np.random.default_rng([config.seed, 2])
+        images = image_tensor(sample_mixture(512, rng, config.world))
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mode()
         scaling, shift = 1 / latents.std().item(), latents.mean().item()
@@ -187,12 +188,12 @@ def _train_flow(pipe: StableDiffusion3Pipeline, work: Path, config: GeneratorCon
 
 def _flow_loss(pipe: StableDiffusion3Pipeline, config: GeneratorConfig, step: int) -> torch.Tensor:
     rng = np.random.default_rng([config.seed, 3, step])
-    images, prompts = sample_batch(config.batch, rng, config.world)
-    prompts = ["" if rng.random() < config.text_dropout else prompt for prompt in prompts]
+    samples = sample_mixture(config.batch, rng, config.world)
+    prompts = ["" if rng.random() < config.text_dropout else item.prompt for item in samples]
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     with autocast("auto", torch.device("cpu")):
         with torch.no_grad():
-            encoded = pipe.vae.encode(images).latent_dist.mode().float()
+            encoded = pipe.vae.encode(image_tensor(samples)).latent_dist.mode().float()
         latents = pipe.vae.config
         x_0 = (encoded - latents.shift_factor) * latents.scaling_factor  # (batch, 8, 16, 16)
         s = torch.sigmoid(torch.randn(len(prompts), generator=generator))
@@ -208,7 +209,20 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: GeneratorConfig, step: in
             pooled_projections=pooled,
             return_dict=False,
         )[0]
-    return (velocity.float() - (e - x_0)).square().mean()
+    errors = (velocity.float() - (e - x_0)).square().mean(1)  # (batch, 16, 16)
+    if step < config.named_steps:
+        named = torch.from_numpy(np.stack([named_share(item.scene) for item in samples]))
+        errors = errors * (1 + (config.named_weight - 1) * named)
+    return errors.mean()
+
+
+def named_share(scene: Scene) -> np.ndarray:
+    """Return the share of each latent where objects of the prompt stand: float32 (16, 16)."""
+    mask = np.zeros((SIZE, SIZE), np.float32)
+    for item in scene.objects:
+        half = item.size // 2 + 1
+        mask[item.y - half : item.y + half, item.x - half : item.x + half] = 1
+    return mask.reshape(16, 4, 16, 4).mean((1, 3))
 
 
 def _is_block_matrix(name: str, parameter: torch.nn.Parameter) -> bool:
