@@ -97,7 +97,7 @@ def test_another_hub_id_gets_the_arithmetic_alone(capsys, default_values, write_
     default_values["model"]["path"] = "someone/another-sd3"
     assert main(["plan", "--params", str(write_params(default_values))]) == 0
     text = capsys.readouterr().out
-    assert "2,560" in text and "GiB" not in text and "someone/another-sd3" in text
+    assert "1,536" in text and "GiB" not in text and "someone/another-sd3" in text
 
 
 def write_pipeline(folder, part, config):
