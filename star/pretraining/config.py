@@ -63,7 +63,7 @@ GENERATORS = {  # by world
     "crowded": GeneratorConfig(
         world="crowded",
         start="models/miniature",
-        vae_steps=1500,
+        vae_steps=600,
         vae_learning_rate=1e-3,
         steps=3000,
         stop=2600,
