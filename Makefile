@@ -2,7 +2,11 @@
 PYTHON ?= python3
 # Targets are relative: Make takes words apart at spaces, which the path of this folder may have.
 # Named by the contents of what it was made from: a second run installs nothing, a changed pin installs again.
-INSTALLED := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+PINS := $(shell cat pyproject.toml constraints.txt | cksum | tr ' ' '-')
+INSTALLED := .venv/.installed-$(PINS)
+# What tests, lint and docs need besides: a first run does not wait for it.
+DEV := .venv/.dev-$(PINS)
+PIP := .venv/bin/python -m pip install --quiet --no-compile --progress-bar off --constraint constraints.txt
 # PROFILE=profiles/slurm runs on a cluster.
 SNAKEMAKE := snakemake $(if $(PROFILE),--profile $(PROFILE),--cores all)
 MKDOCS := NO_MKDOCS_2_WARNING=1 mkdocs
@@ -19,17 +23,22 @@ export PYTHONUNBUFFERED := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## create .venv with the pinned versions
+install: $(INSTALLED) ## create .venv with the pinned versions; tests, lint and docs add what they need
 
 $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	  "Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --no-compile --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable .
 	@# pip would compile on one core. Templates among the packages' files are no Python: that fails.
 	@.venv/bin/python -m compileall -qq -j 0 .venv/lib || :
 	@rm -f .venv/.installed-*
+	@touch $@
+
+$(DEV): $(INSTALLED)
+	$(PIP) --editable '.[dev]'
+	@rm -f .venv/.dev-*
 	@touch $@
 
 run: $(INSTALLED) ## run the whole pipeline of params.yaml and write the report (ARGS="--dry-run" shows what would run)
@@ -52,13 +61,13 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 	@mkdir -p .star && touch .star/versions-recorded
 	snakemake --cores 1 --touch --forceall --quiet
 
-test: $(INSTALLED) ## run the tests that take seconds, after a change (two to four minutes on two cores)
+test: $(DEV) ## run the tests that take seconds, after a change (two to four minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: test ## run these and the slow ones: Snakemake, DVC, torchrun, SLURM, a browser
 	$(PYTEST) -m slow $(ARGS)
 
-lint: $(INSTALLED) ## check style, types, the direction of imports and the links of the documentation
+lint: $(DEV) ## check style, types, the direction of imports and the links of the documentation
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
@@ -66,11 +75,11 @@ lint: $(INSTALLED) ## check style, types, the direction of imports and the links
 	lint-imports --no-cache
 	$(MKDOCS) build --quiet
 
-docs: $(INSTALLED) ## build the documentation into site/
+docs: $(DEV) ## build the documentation into site/
 	$(MKDOCS) build
 	@echo "Docs: $(CURDIR)/site/index.html"
 
-docs-serve: $(INSTALLED) ## show the documentation at http://127.0.0.1:8000
+docs-serve: $(DEV) ## show the documentation at http://127.0.0.1:8000
 	$(MKDOCS) serve
 
 clean: ## remove results, logs and resume states; keep .venv, DVC's cache and the study
