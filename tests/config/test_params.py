@@ -375,7 +375,7 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
         ("train.updates_per_epoch", 3, "3", "use one of 1, 2"),
         ("rollout.window", [3, 1], "[3, 1]", "must be 0 <= first < end"),
         ("rollout.window", [0, 8], "[0, 8]", "end <= 4"),
-        ("train.ema_every", 41, "41", "more than the training's 40 updates"),
+        ("train.ema_every", 41, "41", "more than the training's 24 updates"),
         ("rewards.geneval.revision", "abc", "'abc'", "set null"),
         ("prompts.world", "coco", "coco", "use mask2former"),
         ("study.rate_seeds", 6, "6", "more than study.seeds 5"),
