@@ -1,8 +1,8 @@
 """Algorithms that noise the finished images again (`star.method.forward`)."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,10 +200,8 @@ class DiffusionNFT(ForwardProcess):
         self.parameters = [p for p in policy.transformer.parameters() if p.requires_grad]
         self.values = [parameter.detach().clone() for parameter in self.parameters]
 
-    @contextmanager
-    def old(self) -> Iterator[None]:
-        with lent(self.parameters, self.values):
-            yield
+    def old(self) -> AbstractContextManager[None]:
+        return lent(self.parameters, self.values)
 
     def objective(
         self, drawn: Noised, row: int, velocity: Tensor, old: Tensor, credit: tuple[Tensor, Tensor]

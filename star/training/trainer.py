@@ -67,8 +67,7 @@ class LogLine:
     Of flow_grpo: first_ratio_error: largest |ratio - 1| before the first update. clip_fraction:
     share of ratios outside the clip range, or dropped by kl_mask. kl: None if kl_form is none. Of
     awm and nft: drift: mean squared distance from the velocity of the anchor; None for a base
-    without weight.
-    `star.training.loop` adds held_out where it is due.
+    without weight. `star.training.loop` adds held_out where it is due.
     """
 
     epoch: int
