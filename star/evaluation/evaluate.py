@@ -9,7 +9,9 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from star.config.params import TASKS, Params, fingerprint
 from star.evaluation.drawing import ImageDrawer
@@ -75,33 +77,20 @@ def evaluate(
         processes.barrier()
         # Opened last: the text encoders may have left the device by now.
         judge = Judge(params.rewards, params.evaluate.second_reader, params.evaluate.batch)
-        watch = Stopwatch("sampling", "scoring")
-        settings = params.evaluate
         drawer, others = (
-            ImageDrawer(policy, settings.steps, settings.batch, params.seed, folder, processes)
+            ImageDrawer(
+                policy, params.evaluate.steps, params.evaluate.batch, params.seed, folder, processes
+            )
             for folder in (work / "images", work / "others")
         )
+        shared = _Shared(params, drawer, others, judge, work)
+        watch = Stopwatch("sampling", "scoring")
         for task, tested in records.items():
-            lines = _run_benchmark(drawer, others, params, task, tested, judge, watch)
-            text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-            write_text_atomic(work / f"{task}-{processes.rank}.jsonl", text)
+            shared.run(task, tested, watch)
         processes.barrier()
         if processes.main:
-            merged = {
-                task: _merge(drawer, others, work, task, tested, judge)
-                for task, tested in records.items()
-            }
-            task, _, method = checkpoint.partition("-")
-            facts = {
-                "checkpoint": checkpoint,
-                "task": task if method else None,
-                "method": method or None,
-                "adapter": str(adapter) if adapter else None,
-                "params_fingerprint": fingerprint(
-                    params.model, params.rewards, params.evaluate, params.seed
-                ),
-                "seconds": watch.seconds,
-            }
+            merged = {task: shared.merged(task, tested) for task, tested in records.items()}
+            facts = _facts(params, checkpoint, adapter) | {"seconds": watch.seconds}
             with writing(output):
                 remove(output / "images")  # of an earlier evaluation
                 shutil.copytree(work / "images", output / "images")
@@ -126,47 +115,61 @@ def work_folder(
     return state / f"{checkpoint}-{key}"
 
 
-def _run_benchmark(
-    drawer: ImageDrawer,
-    others: ImageDrawer,
-    params: Params,
-    task: str,
-    records: Sequence[PromptRecord],
-    judge: Judge,
-    watch: Stopwatch,
-) -> list[dict]:
-    """Draw and score this process's shard of one benchmark; return its lines of images.jsonl."""
-    reward = build_reward(task, params.rewards)
-    try:
-        planned = drawer.plan(records, params.evaluate.images_per_prompt[task])
-        samples = drawer.score(planned, reward, params.rewards.timeout, watch)
-    finally:
-        reward.close()
-    with watch("sampling"):
-        for batch in others.shard(others.plan_others(records[:DIVERSITY_PROMPTS])):
-            others.draw(batch)
-    return image_lines(samples, task, judge, watch)
+@dataclass(frozen=True)
+class _Shared:
+    """What draws and judges an evaluation; all its processes share the folder ``work``."""
+
+    params: Params
+    drawer: ImageDrawer
+    others: ImageDrawer  # of second images, for the diversities
+    judge: Judge
+    work: Path
+
+    def run(self, task: str, records: Sequence[PromptRecord], watch: Stopwatch) -> None:
+        """Draw and score this process's shard of a benchmark; write its lines of images.jsonl."""
+        others, rewards = self.others, self.params.rewards
+        reward = build_reward(task, rewards)
+        try:
+            planned = self.drawer.plan(records, self.params.evaluate.images_per_prompt[task])
+            samples = self.drawer.score(planned, reward, rewards.timeout, watch)
+        finally:
+            reward.close()
+        with watch("sampling"):
+            for batch in others.shard(others.plan_others(records[:DIVERSITY_PROMPTS])):
+                others.draw(batch)
+        lines = image_lines(samples, task, self.judge, watch)
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        write_text_atomic(self._lines(task, self.drawer.processes.rank), text)
+
+    def merged(self, task: str, records: Sequence[PromptRecord]) -> list[dict]:
+        """Return the lines of all processes in the order of the images, with the diversities."""
+        ranks = range(self.drawer.processes.count)
+        parts = [self._lines(task, rank).read_text(encoding="utf-8") for rank in ranks]
+        lines = sorted(
+            map(json.loads, "".join(parts).splitlines()), key=lambda line: line["number"]
+        )
+        planned = self.drawer.plan(records[:DIVERSITY_PROMPTS], 1)
+        images, again = self.drawer.read(planned), self.others.read(planned)
+        assert images is not None and again is not None  # this evaluation drew them
+        figures = self.judge.diversities(images, again, records[0].id)
+        first = [line for line in lines if line["index"] == 0][:DIVERSITY_PROMPTS]
+        for i, line in enumerate(first):
+            found = {name: round(float(values[i]), 6) for name, values in figures.items()}
+            line["quality"] |= found
+        return lines
+
+    def _lines(self, task: str, rank: int) -> Path:
+        return self.work / f"{task}-{rank}.jsonl"
 
 
-def _merge(
-    drawer: ImageDrawer,
-    others: ImageDrawer,
-    work: Path,
-    task: str,
-    records: Sequence[PromptRecord],
-    judge: Judge,
-) -> list[dict]:
-    """Return the lines of all processes in the order of the images, with the diversities."""
-    files = [work / f"{task}-{rank}.jsonl" for rank in range(drawer.processes.count)]
-    parts = [file.read_text(encoding="utf-8").splitlines() for file in files]
-    lines = sorted(
-        (json.loads(line) for part in parts for line in part), key=lambda line: line["number"]
-    )
-    planned = drawer.plan(records[:DIVERSITY_PROMPTS], 1)
-    images, again = drawer.read(planned), others.read(planned)
-    assert images is not None and again is not None  # this evaluation drew them
-    figures = judge.diversities(images, again, records[0].id)
-    first = [line for line in lines if line["index"] == 0][:DIVERSITY_PROMPTS]
-    for i, line in enumerate(first):
-        line["quality"] |= {name: round(float(values[i]), 6) for name, values in figures.items()}
-    return lines
+def _facts(params: Params, checkpoint: str, adapter: Path | None) -> dict[str, Any]:
+    """Return what scores.json says of the evaluation, seconds aside."""
+    task, _, method = checkpoint.partition("-")
+    sections = params.model, params.rewards, params.evaluate, params.seed
+    return {
+        "checkpoint": checkpoint,
+        "task": task if method else None,
+        "method": method or None,
+        "adapter": str(adapter) if adapter else None,
+        "params_fingerprint": fingerprint(*sections),
+    }
