@@ -7,29 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from star.config.consistency import STUDY_REFERENCES
 from star.config.params import StudyParams, StudyRun
+from star.config.references import FIRST as FLOW_GRPO
 from star.evaluation.statistics import Interval
 from star.study.curves import LOGGED, Curve, load_curves, mean_of_known, watched
 from star.study.intervals import crossing_ratio, t_interval
 
-FLOW_GRPO, SHUFFLED = STUDY_REFERENCES
+SHUFFLED = "shuffled"
 AIM_RATIO = 0.7  # at most this share of flow_grpo's images
 
 
 @dataclass(frozen=True)
-class BestRate:
-    """A method at each rate over the same seeds; `rate` is the best by the mean."""
-
-    rate: float
-    means: dict[float, float]  # rate -> mean graded score, rates increasing
-    graded: Interval  # at `rate`
-    to_flow_grpo: Interval | None  # flow_grpo at its own best
-
-
-@dataclass(frozen=True)
 class MethodResult:
-    """One method on one task; everything but `best` is at the shared rate.
+    """One method on one task.
 
     Differences are paired by seed; a method has none to itself."""
 
@@ -43,7 +33,6 @@ class MethodResult:
     ratio: Interval  # of these images to flow_grpo's; the mean is the ratio itself
     area: Interval  # mean graded score over the looks
     area_to_flow_grpo: Interval | None
-    best: BestRate
     watch: dict[str, Interval]
     watch_change: dict[str, Interval]  # to base
     log: dict[str, float | None]
@@ -130,16 +119,15 @@ def _compare_task(
     study: StudyParams, task: str, curves: dict[StudyRun, Curve], resamples: int, seed: int
 ) -> TaskResult:
     """Return all numbers of one task."""
-    rate = float(study.learning_rate)
     shared = {
-        name: [curves[StudyRun(task, name, number, rate)] for number in range(study.seeds)]
+        name: [curves[StudyRun(task, name, k, study.rate(name))] for k in range(study.seeds)]
         for name in study.methods
     }
     every = [curve for runs in shared.values() for curve in runs]
     graded = {name: np.stack([run.graded for run in runs]) for name, runs in shared.items()}
     finals = {name: scores[:, -1] for name, scores in graded.items()}  # (seeds,)
     areas = {name: scores.mean(axis=1) for name, scores in graded.items()}  # (seeds,)
-    reference, best = graded[FLOW_GRPO], _best_rates(study, task, curves)  # (seeds, looks)
+    reference = graded[FLOW_GRPO]  # (seeds, looks)
 
     def result(name: str) -> MethodResult:
         ours, runs, control = graded[name], shared[name], control_of(study.methods, name)
@@ -159,7 +147,6 @@ def _compare_task(
             ratio=ratio,
             area=t_interval(areas[name]),
             area_to_flow_grpo=_difference(areas, name, FLOW_GRPO),
-            best=best[name],
             watch={key: t_interval(values) for key, values in last.items()},
             watch_change={key: t_interval(last[key] - first[key]) for key in last},
             log={key: mean_of_known([run.log[key] for run in runs]) for key in LOGGED},
@@ -185,36 +172,6 @@ def _compare_task(
         methods=tuple(methods.values()),
         answer=Answer(aim.name, level > base, aim.ratio, aim.control, aim.to_control),
     )
-
-
-def _best_rates(
-    study: StudyParams, task: str, curves: dict[StudyRun, Curve]
-) -> dict[str, BestRate]:
-    """Return each method at the rate of its best mean final score; of a tie the first.
-
-    All rates have the same seeds."""
-    seeds = range(study.rate_seeds)
-    finals = {
-        name: {
-            rate: np.array([curves[StudyRun(task, name, k, rate)].graded[-1] for k in seeds])
-            for rate in study.rates
-        }  # (seeds,)
-        for name in study.methods
-    }
-    chosen = {
-        name: max(study.rates, key=lambda rate: scores[rate].mean())
-        for name, scores in finals.items()
-    }
-    best = {name: finals[name][rate] for name, rate in chosen.items()}
-    return {
-        name: BestRate(
-            rate,
-            {other: float(finals[name][other].mean()) for other in sorted(study.rates)},
-            t_interval(best[name]),
-            _difference(best, name, FLOW_GRPO),
-        )
-        for name, rate in chosen.items()
-    }
 
 
 def control_of(methods: Mapping[str, Mapping[str, Any]], name: str) -> str:

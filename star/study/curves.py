@@ -13,7 +13,7 @@ from star.report.files import checked, read_object
 from star.system.errors import StarError
 
 AGAIN = "delete it and train this run again"
-WATCHED = ("preference", "edges", "dark", "diversity")  # and `second_reader` for OCR
+WATCHED = ("preference", "edges", "dark", "diversity")  # of every run
 LOGGED = ("clip_fraction", "grad_norm", "ratio_max", "map_entropy")
 
 Number = Annotated[float, Strict(), AllowInfNan(False)]

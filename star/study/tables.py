@@ -29,19 +29,17 @@ def tables(settings: StudyParams, study: Study) -> dict[str, str]:
         for method in task.methods
     ]
     scores = [name | _flat(_numbers(method)) for name, _, method in named]
-    rates = [name | row for name, _, m in named for row in _rates(m, settings.rate_seeds)]
     watch = [name | row for name, task, m in named for row in _watch(task, m)]
     return {
         "summary.json": summary_json(settings.seeds, study),
         "scores.csv": _csv(scores),
-        "best_rates.csv": _csv(rates),
         "curves.csv": curves_csv(study),
         "watch.csv": _csv(watch),
     }
 
 
 def summary_json(seeds: int, study: Study) -> str:
-    """Return task -> base, level, the aim's answer, and each method's numbers at the shared rate.
+    """Return task -> base, level, the aim's answer, and each method's numbers.
 
     Watch figures are in `watch.csv`."""
     summary = {
@@ -62,7 +60,9 @@ def summary_json(seeds: int, study: Study) -> str:
                 "beats_control": task.answer.beats_control,
                 "met": task.answer.met,
             },
-            "methods": {method.name: _summary(method) for method in task.methods},
+            "methods": {
+                method.name: _numbers(method) | {"log": method.log} for method in task.methods
+            },
         }
         for task in study.tasks
     }
@@ -90,7 +90,7 @@ def curves_csv(study: Study) -> str:
 
 
 def _numbers(method: MethodResult) -> Row:
-    """Return a method's numbers at the shared rate, by their names in the files."""
+    """Return a method's numbers, by their names in the files."""
     return {
         "graded": method.graded,
         "exact": method.exact,
@@ -102,19 +102,6 @@ def _numbers(method: MethodResult) -> Row:
         "area": method.area,
         "area_to_flow_grpo": method.area_to_flow_grpo,
     }
-
-
-def _summary(method: MethodResult) -> Row:
-    best = {key: getattr(method.best, key) for key in ("rate", "graded", "to_flow_grpo")}
-    return _numbers(method) | {"log": method.log, "best_rate": best}
-
-
-def _rates(method: MethodResult, seeds: int) -> Iterator[Row]:
-    for rate, mean in method.best.means.items():
-        best = rate == method.best.rate
-        row = {"rate": rate, "seeds": seeds, "graded": mean, "best": int(best)}
-        gap = method.best.to_flow_grpo if best else None
-        yield row | _flat({"to_flow_grpo_at_its_best": gap})
 
 
 def _watch(task: TaskResult, method: MethodResult) -> Iterator[Row]:

@@ -39,8 +39,6 @@ STUDY = {
     "epochs": 4,
     "evaluate_every": 2,
     "learning_rate": 1.5e-3,
-    "other_rates": [1e-3],
-    "rate_seeds": 2,
     "second_reader": "template",
     "methods": {name: {} for name in METHODS},
 }
