@@ -15,7 +15,7 @@ from star.config.references import FIRST, shuffled_control, uniform_form
 
 # Keys of `train` about a ratio's steps, and the values with which they ask for nothing.
 OF_RATIOS = {"trust": "clip", "step_weight": "none", "zero_advantage": "keep"}
-TEMPLATE_SIDE = 64  # pixels, the only images that the second reader `template` reads
+MINIATURE_SIDE = 64  # pixels of its images, the only ones that the reader `template` reads
 
 
 def broken_rules(params: Params) -> Iterator[str]:
@@ -29,9 +29,9 @@ def broken_rules(params: Params) -> Iterator[str]:
         ("evaluate.second_reader", params.evaluate.second_reader),
         ("study.second_reader", params.study.second_reader),
     ):
-        if reader == "template" and params.model.resolution != TEMPLATE_SIDE:
+        if reader == "template" and params.model.resolution != MINIATURE_SIDE:
             yield (
-                f"{key} template reads the miniature's signs of {TEMPLATE_SIDE} pixels, "
+                f"{key} template reads the miniature's signs of {MINIATURE_SIDE} pixels, "
                 f"model.resolution is {params.model.resolution}; use ppocrv6"
             )
     yield from (f"allocation: {broken}" for broken in _allocation(params.allocation))
