@@ -24,12 +24,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,6 +46,7 @@ from star.prompts.records import PromptRecord
 from star.rewards.exact_detector import ExactDetector
 from star.rewards.factory import build_reward
 from star.system.runtime import keep_freed_memory, stay_offline
+from star.training.algorithm import Algorithm, Scored
 from star.training.forward_process import Noised
 from star.training.trainer import ALGORITHMS, Trainer
 
@@ -154,23 +156,39 @@ def precise_relevance(
     return maps[:, None].expand(-1, shape[1], -1, -1)
 
 
-def gradient(run: Trainer, scored: Sequence) -> np.ndarray:
-    """Return the gradient of an epoch's surrogate at the policy that drew its rollouts.
+def once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function that gives the first call's result for ever."""
+    found: list[Tensor] = []
 
-    All parameters are in a row: float32 (parameters,).
+    def call(*arguments: object) -> Tensor:
+        if not found:
+            found.append(function(*arguments))
+        return found[0]
+
+    return call
+
+
+def gradient_of_each(
+    run: Trainer, each: Mapping[str, tuple[Algorithm, Sequence[Scored]]]
+) -> dict[str, np.ndarray]:
+    """Return the gradients of the methods' surrogates at the policy that drew the rollouts.
+
+    They share a forward pass. All parameters are in a row: float32 (parameters,).
     """
-    steps = scored[0].trajectory.steps
-    for item in scored:
+    items = list(zip(*(scored for _, scored in each.values()), strict=True))
+    steps, velocity_of = items[0][0].trajectory.steps, run.policy.velocity
+    sums = {name: np.zeros(sum(p.numel() for p in run.parameters), np.float32) for name in each}
+    for same in items:
         for row in range(steps):
-            (run.algorithm.term(item, row, False).loss / (len(scored) * steps)).backward()
-    flat = torch.cat(
-        [
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-            for p in run.parameters
-        ]
-    )
-    run.optimizer.zero_grad()
-    return flat.numpy()
+            run.policy.velocity = once(velocity_of)  # type: ignore[method-assign]
+            for (name, (algorithm, _)), item in zip(each.items(), same, strict=True):
+                loss = algorithm.term(item, row, False).loss / (len(items) * steps)
+                found = torch.autograd.grad(
+                    loss, run.parameters, retain_graph=True, materialize_grads=True
+                )
+                sums[name] += torch.cat([grad.flatten() for grad in found]).numpy()
+    run.policy.velocity = velocity_of  # type: ignore[method-assign]
+    return sums
 
 
 def allocations(params: Params) -> dict[str, AllocationParams]:
@@ -202,7 +220,8 @@ def gradients(
         results = [
             reward.submit(t.images, b.records).result() for t, b in zip(plain, batches, strict=True)
         ]
-        for name, gathered in found.items():
+        each = {}
+        for name in found:
             like, masks = PRECISE.get(name, (name, None))
             run.allocate(methods[like])
             drawn = plain
@@ -218,7 +237,9 @@ def gradients(
                 drawn = [
                     dataclasses.replace(t, relevance=m) for t, m in zip(plain, maps, strict=True)
                 ]
-            gathered.append(gradient(run, run.credit.weigh(epoch, batches, drawn, results)))
+            each[name] = run.algorithm, run.credit.weigh(epoch, batches, drawn, results)
+        for name, gradient in gradient_of_each(run, each).items():
+            found[name].append(gradient)
     reward.close()
     return {name: np.stack(rows) for name, rows in found.items()}
 
@@ -239,6 +260,11 @@ def efficiency(own: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np
     return aligned / np.sqrt(counts @ np.square(own, dtype=np.float64).sum(1) / counts.sum(1))
 
 
+def _split(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -248,6 +274,9 @@ def main() -> None:
     parser.add_argument("--model", help="default: model.path")
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), help="default: train.algorithm")
     parser.add_argument("--epochs", type=int, default=96)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="of allocation, train, forward"
+    )
     parser.add_argument(
         "--methods", nargs="+", help="default: all of `study`, and the two with maps of the image"
     )
@@ -262,6 +291,7 @@ def main() -> None:
         model=dataclasses.replace(read.model, path=model),
         train=dataclasses.replace(read.train, algorithm=algorithm),
     )
+    params = params.with_changes({key: yaml.safe_load(v) for key, v in map(_split, options.set)})
     every = (*allocations(params), "star_precise", "star_clauses_precise")
     chosen = options.methods or [name for name in every if name != REFERENCE]
     found = gradients(params, options.task, options.epochs, chosen)

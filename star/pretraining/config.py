@@ -18,10 +18,10 @@ class GeneratorConfig:
     # Steps of it that are run: the tail sharpens the images and leaves RL little to show.
     stop: int = 4250
     batch: int = 64
-    # In the first steps the loss weighs more where objects of the prompt stand: the text is learned
-    # sooner. It also draws them too often, which the other steps undo.
+    # The loss weighs more where objects of the prompt stand, so that the text is learned sooner. It
+    # also draws them too often, so the weight falls linearly to one at step `named_steps`.
     named_steps: int = 0
-    named_weight: float = 5.0
+    named_weight: float = 5.0  # at step 0
     learning_rate: float = 2e-3
     warmup: int = 300
     decay_share: float = 0.3  # share of the steps over which the rate falls linearly to zero
@@ -65,9 +65,9 @@ GENERATORS = {  # by world
         start="models/miniature",
         vae_steps=600,
         vae_learning_rate=1e-3,
-        steps=3000,
-        stop=2600,
-        named_steps=1000,
+        steps=2400,
+        stop=2000,
+        named_steps=3000,
         save_every=100,
     ),
 }

@@ -212,7 +212,8 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: GeneratorConfig, step: in
     errors = (velocity.float() - (e - x_0)).square().mean(1)  # (batch, 16, 16)
     if step < config.named_steps:
         named = torch.from_numpy(np.stack([named_share(item.scene) for item in samples]))
-        errors = errors * (1 + (config.named_weight - 1) * named)
+        extra = (config.named_weight - 1) * (1 - step / config.named_steps)
+        errors = errors * (1 + extra * named)
     return errors.mean()
 
 
