@@ -20,10 +20,10 @@ METHODS = {
     "random": {"source": "random_tokens", "learning_rate": 1.5e-3},
     "faster": {"learning_rate": 1e-2},
     "noise": {"source": "uniform", "objective": "scalar", "step_weight": "noise"},
+    "awm_shuffled": AWM | {"source": "shuffled"},
     "awm": AWM | {"source": "uniform"},
     "awm_star": AWM,
     "awm_joint": AWM | {"temporal": "joint"},
-    "awm_shuffled": AWM | {"source": "shuffled"},
     "anchored": AWM | {"anchor_to": "base"},
 }
 STUDY = dataclasses.replace(DEFAULT.study, methods=METHODS, learning_rate=1.5e-3)
