@@ -4,10 +4,10 @@
     python -m benchmarks.credit geneval --model models/crowded --algorithm awm \\
         --methods star shuffled star_places star_clauses_places
 
-Every method of the study meets the same rollouts of the base model. What differs is the gradient
-that its maps make of an epoch's rewards. Let ``g`` be a method's gradient of an epoch. ``G`` is
-that of ``flow_grpo``, the method without maps (of either algorithm), whose mean points where the
-reward rises, over *other* epochs:
+Every allocation of the study meets the same rollouts of the base model. What differs is the
+gradient that its maps make of an epoch's rewards. Let ``g`` be a method's gradient of an epoch.
+``G`` is that of ``flow_grpo``, the method without maps (of either algorithm), whose mean points
+where the reward rises, over *other* epochs:
 
     efficiency = mean <g, G> / sqrt(mean <g, g>),   as a ratio to flow_grpo's own.
 
@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.maps import owned, pooled
-from star.config.params import Params
+from star.config.params import AllocationParams, Params
 from star.config.reading import load_params
 from star.miniature.world import BOARD, GRID, GRID_SIZE, LETTER_SLOTS, SIZE
 from star.policy.rollout import Trajectory, relevance_of, watched
@@ -191,15 +191,22 @@ def gradient_of_each(
     return sums
 
 
+def allocations(params: Params) -> dict[str, AllocationParams]:
+    """Return the study's methods that change nothing but the allocation."""
+    own = {field.name for field in dataclasses.fields(AllocationParams)}
+    return {
+        name: dataclasses.replace(params.allocation, **changes)
+        for name, changes in params.study.methods.items()
+        if changes.keys() <= own
+    }
+
+
 def gradients(
     params: Params, task: str, epochs: int, chosen: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Return each method's gradients of the same rollouts, (epochs, parameters)."""
     records = with_core(prepare(task, params.prompts, params.seed)[0])
-    methods = {
-        name: dataclasses.replace(params.allocation, **changes)
-        for name, changes in params.study.methods.items()
-    }
+    methods = allocations(params)
     reward = build_reward(task, params.rewards)
     run = Trainer(
         params, methods[REFERENCE], records, reward, load_policy(params.model, torch.device("cpu"))
@@ -285,7 +292,7 @@ def main() -> None:
         train=dataclasses.replace(read.train, algorithm=algorithm),
     )
     params = params.with_changes({key: yaml.safe_load(v) for key, v in map(_split, options.set)})
-    every = (*params.study.methods, "star_precise", "star_clauses_precise")
+    every = (*allocations(params), "star_precise", "star_clauses_precise")
     chosen = options.methods or [name for name in every if name != REFERENCE]
     found = gradients(params, options.task, options.epochs, chosen)
     drawn = np.random.default_rng(0).multinomial(

@@ -10,28 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
+from star.config.params import Params
+from star.config.reading import load_params
+from star.config.references import FIRST
+from star.report.figures import Panel
 from star.report.judges import task_names
 from star.report.svg import color_class
-from star.study.comparison import FLOW_GRPO
-from star.study.figures import CONTROL, OWN, REFERENCE, learning_curves
+from star.study.figures import learning_curves
 
 FOLDER = Path(__file__).parent / "study"
 NAMES = task_names(None)  # the study's tasks are geneval and ocr
-SHARED_RATE = "0.0015"  # of the committed study
-COLUMNS, WIDTH, HEIGHT, GAP = 3, 340, 210, 16  # charts in a row; pixels
-LEGEND = {
-    "the method named above a chart": OWN,
-    "flow_grpo": REFERENCE,
-    "shuffled": CONTROL,
-    "flow_grpo's end": 0,
-}
+COLUMNS, WIDTH, GAP = 2, 400, 20  # panels in a row; pixels
+CHART, LINE = 282, 18  # heights of a chart, of a line of text
 
 
 @dataclass(frozen=True)
 class Method:
-    """Held-out graded scores of a method, ``curves`` (seeds, looks)."""
+    """A method, and its held-out graded scores (seeds, looks)."""
 
     name: str
+    algorithm: str
+    source: str
     curves: np.ndarray
 
 
@@ -48,42 +47,50 @@ class Task:
 
     @property
     def level(self) -> float:
-        return float(self.method(FLOW_GRPO).curves[:, -1].mean())
+        return float(self.method(FIRST).curves[:, -1].mean())
 
 
-def read_task(rows: list[dict[str, str]], task: str) -> Task:
-    mine = [row for row in rows if row["task"] == task and row["rate"] == SHARED_RATE]
+def read_task(params: Params, rows: list[dict[str, str]], task: str) -> Task:
+    """Return the runs of a task, each method at its rate."""
+    rates = {name: params.study.rate(name) for name in params.study.methods}
+    mine = [r for r in rows if r["task"] == task and float(r["rate"]) == rates.get(r["method"])]
     images = sorted({int(row["images"]) for row in mine})
-    scores: dict[str, list[float]] = {}
-    for row in sorted(mine, key=lambda row: (row["method"], int(row["seed"]), int(row["images"]))):
-        scores.setdefault(row["method"], []).append(float(row["graded"]))
-    methods = [
-        Method(name, np.reshape(values, (-1, len(images)))) for name, values in scores.items()
-    ]
+    mine.sort(key=lambda row: (int(row["seed"]), int(row["images"])))
+    methods = []
+    for name in rates:
+        changed = params.of_study(name)
+        curves = [float(row["graded"]) for row in mine if row["method"] == name]
+        curves = np.reshape(curves, (-1, len(images)))
+        source = changed.allocation.source
+        methods.append(Method(name, changed.train.algorithm, source, curves))
     return Task(task, methods, images)
 
 
+def drawn(panel: Panel, x: int, y: int) -> str:
+    """Return a panel with its legend, two labels a line, at a place."""
+    parts = [f'<text class="title" x="{x}" y="{y + LINE}">{panel.title}</text>']
+    for i, (label, color) in enumerate(panel.legend):
+        left, middle = x + i % 2 * WIDTH // 2, y + LINE * (2 + i // 2)
+        parts.append(f'<path class="line {color_class(color)}" d="M{left} {middle - 5}h24"/>')
+        parts.append(f'<text x="{left + 30}" y="{middle}">{label}</text>')
+    place = f'<svg x="{x}" y="{y + LINE * 6}" width="{WIDTH}" height="{CHART}" '
+    return "".join(parts) + panel.charts[0].replace("<svg ", place, 1)
+
+
 def main() -> None:
+    params = load_params(Path("params.yaml"))
     with open(FOLDER / "curves.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    width, y, parts = COLUMNS * (WIDTH + GAP) + GAP, GAP + 24, []
-    for i, (label, color) in enumerate(LEGEND.items()):
-        x = GAP + 270 * i
-        parts.append(f'<path class="line {color_class(color)}" d="M{x} 22h24"/>')
-        parts.append(f'<text x="{x + 32}" y="27">{label}</text>')
-    for task in dict.fromkeys(row["task"] for row in rows):
-        parts.append(
-            f'<text class="task" x="{GAP}" y="{y + 24}">{NAMES[task]}: held-out graded score</text>'
-        )
-        y += 40
-        for i, chart in enumerate(learning_curves(read_task(rows, task), NAMES).charts):
-            x, top = GAP + i % COLUMNS * (WIDTH + GAP), y + i // COLUMNS * (HEIGHT + GAP)
-            parts.append(
-                chart.replace(
-                    "<svg ", f'<svg x="{x}" y="{top}" width="{WIDTH}" height="{HEIGHT}" ', 1
-                )
-            )
-        y = top + HEIGHT + GAP
+    panels = [
+        panel
+        for task in params.study.tasks
+        for panel in learning_curves(read_task(params, rows, task), NAMES)
+    ]
+    across, down = WIDTH + GAP, LINE * 6 + CHART + GAP
+    parts = [
+        drawn(panel, GAP + i % COLUMNS * across, GAP + i // COLUMNS * down)
+        for i, panel in enumerate(panels)
+    ]
     sheets = (("star.report", "page.css"), ("star.study", "page.css"))
     css = "".join(
         resources.files(package).joinpath(name).read_text(encoding="utf-8")
@@ -91,8 +98,9 @@ def main() -> None:
     )
     css += "svg { font-family: sans-serif; font-size: 13px; "
     css += "fill: var(--ink); background: var(--ground); }"
-    css += ".task { font-size: 16px; font-weight: 600; }"
-    size = f'viewBox="0 0 {width} {y}" width="{width}" height="{y}"'
+    css += ".title { font-size: 16px; font-weight: 600; }"
+    width, height = GAP + COLUMNS * across, GAP + -(-len(panels) // COLUMNS) * down
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     (FOLDER / "curves.svg").write_text(
         f"{head}<style>{css}</style>{''.join(parts)}</svg>\n", encoding="utf-8"

@@ -140,8 +140,6 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "study-geneval": lambda: study_tables.scores("geneval"),
     "watched-ocr": lambda: study_tables.watched("ocr"),
     "watched-geneval": lambda: study_tables.watched("geneval"),
-    "other-rates": study_tables.other_rates,
-    "best-rates": study_tables.best_rates,
     "maps": maps,
     "credit": credit,
     "licences": licences,

@@ -17,22 +17,14 @@ import pytest
 from dvc.cli.parser import get_main_parser as dvc_parser
 from snakemake.cli import get_argument_parser as snakemake_parser
 
-from docs import draw_study, write_tables
+from docs import write_tables
 from star.cli import _parser as star_parser
 from tests.helpers.versioned import Project, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDY = ROOT / "docs/study"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN_TRAINER = ROOT / "docs/your-own-trainer.md"  # tests/test_own_trainer.py runs it
 OTHERS = {"cd", "cp", "git", "source"}  # programs whose words are not checked
-
-
-def test_the_image_of_the_curves_is_that_of_the_table(tmp_path, monkeypatch):
-    (tmp_path / "curves.csv").write_bytes((STUDY / "curves.csv").read_bytes())
-    monkeypatch.setattr(draw_study, "FOLDER", tmp_path)
-    draw_study.main()
-    assert (tmp_path / "curves.svg").read_text() == (STUDY / "curves.svg").read_text()
 
 
 @pytest.mark.parametrize("name", write_tables.PAGES)

@@ -112,10 +112,7 @@ RULES = {
         entry="star.study.page",
         packages=(*SHARED, "star/evaluation", "star/report", "star/study"),
         # It shares modules with the main report.
-        sections=(
-            *(*REPORTED, "model", "allocation"),
-            *("train.prompts_per_epoch", "train.group_size", "study"),
-        ),
+        sections=(*REPORTED, "model", "allocation", "train", "forward", "study"),
         in_dvc=False,
     ),
 }

@@ -9,14 +9,13 @@ from star.config.params import (
     GenevalParams,
     Params,
     RolloutParams,
-    StudyParams,
     TrainParams,
 )
+from star.config.references import FIRST, shuffled_control, uniform_form
 
-STUDY_REFERENCES = ("flow_grpo", "shuffled")  # methods with which the study compares the others
 # Keys of `train` about a ratio's steps, and the values with which they ask for nothing.
 OF_RATIOS = {"trust": "clip", "step_weight": "none", "zero_advantage": "keep"}
-TEMPLATE_SIDE = 64  # pixels, the only images that the second reader `template` reads
+MINIATURE_SIDE = 64  # pixels of its images, the only ones that the reader `template` reads
 
 
 def broken_rules(params: Params) -> Iterator[str]:
@@ -30,9 +29,9 @@ def broken_rules(params: Params) -> Iterator[str]:
         ("evaluate.second_reader", params.evaluate.second_reader),
         ("study.second_reader", params.study.second_reader),
     ):
-        if reader == "template" and params.model.resolution != TEMPLATE_SIDE:
+        if reader == "template" and params.model.resolution != MINIATURE_SIDE:
             yield (
-                f"{key} template reads the miniature's signs of {TEMPLATE_SIDE} pixels, "
+                f"{key} template reads the miniature's signs of {MINIATURE_SIDE} pixels, "
                 f"model.resolution is {params.model.resolution}; use ppocrv6"
             )
     yield from (f"allocation: {broken}" for broken in _allocation(params.allocation))
@@ -48,7 +47,7 @@ def broken_rules(params: Params) -> Iterator[str]:
             *_forward(changed),
         ):
             yield f"{key}: {broken}"
-    yield from _study(params.study)
+    yield from _study(params)
     for task, names in params.runs.items():
         for name in names:
             if name not in params.methods:
@@ -185,17 +184,14 @@ def _allocation(method: AllocationParams) -> Iterator[str]:
         )
 
 
-def _study(study: StudyParams) -> Iterator[str]:
-    references = " and ".join(STUDY_REFERENCES)
-    for name in STUDY_REFERENCES:
-        if name not in study.methods:
-            yield f"study.methods has no {name!r}: the study compares with {references}"
-    if study.aim not in study.methods or study.aim in STUDY_REFERENCES:
-        yield f"study.aim {study.aim!r} must be one of study.methods other than {references}"
-    if study.learning_rate in study.other_rates:
-        yield f"study.other_rates has study.learning_rate {study.learning_rate:g} again"
-    if study.rate_seeds > study.seeds:
+def _study(params: Params) -> Iterator[str]:
+    aim, methods = params.study.aim, params.study.methods
+    if FIRST not in methods:
+        yield f"study.methods has no {FIRST!r}, with which the study compares"
+    if aim not in methods:
+        yield f"study.aim {aim!r} must be one of study.methods: {', '.join(methods)}"
+    elif not (uniform_form(params, aim) and shuffled_control(params, aim)):
         yield (
-            f"study.rate_seeds {study.rate_seeds} is more than study.seeds {study.seeds}: rates "
-            "are compared over the same seeds"
+            f"study.aim {aim!r} must be a method with maps, compared with the same by source "
+            "uniform and by source shuffled; add these to study.methods, or name another"
         )

@@ -440,36 +440,30 @@ class StudyParams(Section):
     aim: Name
     """The variant of which the study tests whether it needs fewer images; named beforehand."""
     seeds: Annotated[Whole, Field(ge=2, le=1000)]
-    """Seeds of every method at the shared learning rate, from seed 0."""
+    """Seeds of every method, from seed 0."""
     epochs: Count
     """Rounds of rollout and update of a run."""
     evaluate_every: Count
     """Epochs between tests on held-out prompts."""
     learning_rate: Rate
-    """The rate that all methods share, tuned for flow_grpo; a step size without unit."""
-    other_rates: Annotated[list[Rate], Strict(), EachOnce]
-    """Other rates to try per method; step sizes without unit."""
-    rate_seeds: Steps
-    """Seeds of every method at each further rate, from seed 0."""
+    """AdamW's learning rate of a method that gives none of its own; a step size without unit."""
     second_reader: Literal["ppocrv6", "template"]
     """Second reader of the study's OCR images: ppocrv6 or template, as of evaluate."""
     methods: Methods
     """Methods to compare: by name, the keys of `allocation`, `train` and `forward` that each
     overrides."""
 
-    @property
-    def rates(self) -> list[float]:
-        """Return the shared rate, then the others."""
-        return [self.learning_rate, *self.other_rates]
+    def rate(self, method: str) -> float:
+        """Return a method's own learning rate, or else the study's."""
+        return float(self.methods[method].get("learning_rate", self.learning_rate))
 
     def runs(self) -> list[StudyRun]:
-        """Return all runs: `seeds` per method at the shared rate, `rate_seeds` at each other."""
+        """Return all runs: `seeds` of every method at its rate."""
         return [
-            StudyRun(task, method, seed, rate)
+            StudyRun(task, method, seed, self.rate(method))
             for task in self.tasks
             for method in self.methods
-            for rate in self.rates
-            for seed in range(self.seeds if rate == self.learning_rate else self.rate_seeds)
+            for seed in range(self.seeds)
         ]
 
 
@@ -519,6 +513,12 @@ class Params(Section):
             kept = {key: value for key, value in changes.items() if key in own}
             sections[name] = dataclasses.replace(section, **kept)
         return dataclasses.replace(self, **sections)
+
+    def of_study(self, name: str) -> "Params":
+        """Return the parameters with the keys of a method of the study, and its rate."""
+        return self.with_changes(
+            {**self.study.methods[name], "learning_rate": self.study.rate(name)}
+        )
 
     def paths(self) -> Iterator[tuple[str, str]]:
         """Yield the keys that may name a model's or adapter's folder, and their values."""

@@ -11,7 +11,16 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from star.miniature.world import CLASSES, PALETTE, SIZE, UNNAMED, framed, silhouette
+from star.miniature.world import (
+    BOARD,
+    CLASSES,
+    PALETTE,
+    POST,
+    SIZE,
+    UNNAMED,
+    framed,
+    silhouette,
+)
 from star.prompts.geneval import COLORS
 
 NAMES = (*CLASSES, *UNNAMED)
@@ -20,6 +29,7 @@ MARGIN = 4  # pixels from a full template's longest side to its frame
 RING = 2  # pixels around a template in which foreground counts against it
 COLOR_VALUES = np.array([PALETTE[name] for name in COLORS], np.float32)  # (10, 3)
 _MIN_CONTRAST = 60.0  # RGB distance of a palette colour from a background that it shows on
+_LEAST_THING = 12  # pixels; less is noise
 _BLUR = 0.5  # pixels
 _DETAIL_BLUR = 2.5  # pixels
 
@@ -59,6 +69,21 @@ def ground(image: np.ndarray) -> np.ndarray:
     It is the plane through the medians of 16 parts of the image's rim."""
     planes, fit = _planes()
     return planes @ (fit @ np.median(_rim(image.astype(np.float32)), axis=1))
+
+
+def count_things(image: np.ndarray, sign: bool) -> int:
+    """Return how many separate things of any shape stand on an image's ground, uint8 (64, 64, 3).
+
+    Parts within 2 pixels of each other are one thing. With ``sign`` the board and its post, which
+    stand where the worlds draw them, are none."""
+    shown = coverage(image) > 0.5
+    if sign:
+        _, y0, _, y1 = BOARD
+        shown[y0 - 1 : y1 + 1] = False
+        shown[:, POST[0] - 1 : POST[1] + 1] = False
+    near = np.ones((3, 3))
+    labels, count = ndimage.label(ndimage.binary_dilation(shown), near)
+    return int((ndimage.sum(shown, labels, range(1, count + 1)) >= _LEAST_THING).sum())
 
 
 def _rim(field: np.ndarray) -> np.ndarray:

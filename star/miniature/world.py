@@ -54,6 +54,7 @@ GREYS, TINT = (125, 165), 12  # of a tone of the ground: its grey level, and a c
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WORD_LENGTHS = (2, 5)
 BOARD = (1, 20, 63, 44)  # x0, y0, x1, y1 of the sign's white board
+POST = (30, 34)  # x of the post below it, first and end
 LETTER_SLOTS = (8, 20, 32, 44, 56)  # x of the letters' centres: letter k always stands in slot k
 LETTER_HEIGHT = 15  # font size in pixels of the finished image
 
@@ -249,7 +250,7 @@ def _paste(
 def _paint_sign(canvas: np.ndarray, text: str) -> None:
     _check_word(text)
     x0, y0, x1, y1 = BOARD
-    canvas[y1:, 30:34] = (90, 60, 40)
+    canvas[y1:, slice(*POST)] = (90, 60, 40)
     canvas[y0:y1, x0:x1] = (60, 60, 70)
     canvas[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = PALETTE["white"]
     for character, x in zip(text, LETTER_SLOTS, strict=False):

@@ -1,84 +1,61 @@
-"""The study's numbers: every method against the two references by task; the answer for the aim."""
+"""The study's numbers: every method against its references by task; the answers for the aims."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from star.config.consistency import STUDY_REFERENCES
-from star.config.params import StudyParams, StudyRun
+from star.config.params import Params, StudyRun
+from star.config.references import FIRST, shuffled_control, uniform_form
 from star.evaluation.statistics import Interval
-from star.study.curves import LOGGED, Curve, load_curves, mean_of_known, watched
+from star.study.curves import LOGGED, Curve, load_curves, mean_of_known
 from star.study.intervals import crossing_ratio, t_interval
 
-FLOW_GRPO, SHUFFLED = STUDY_REFERENCES
-AIM_RATIO = 0.7  # at most this share of flow_grpo's images
+FORWARD_SHARE = 0.5  # aim 1: of the images of `FIRST`
+ALLOCATION_SHARE = 0.7  # aim 2: of the images of the uniform form
 
 
 @dataclass(frozen=True)
-class BestRate:
-    """A method at each rate over the same seeds; `rate` is the best by the mean."""
+class Versus:
+    """A method against another on one task, paired by seed."""
 
-    rate: float
-    means: dict[float, float]  # rate -> mean graded score, rates increasing
-    graded: Interval  # at `rate`
-    to_flow_grpo: Interval | None  # flow_grpo at its own best
+    name: str  # the other
+    final: Interval  # difference of the graded scores at the last look
+    area: Interval  # difference of the areas
+    images: float  # to the other's mean final score; inf: not reached
+    ratio: Interval  # of these images to the other's own; the mean is the ratio itself
+    above_base: bool  # the other's final score is, else the ratio says nothing
+
+    def within(self, share: float) -> bool:
+        """Return whether the method needs at most this share of the other's images."""
+        return self.above_base and self.ratio.mean <= share
+
+    def settled(self, share: float) -> bool:
+        """Return whether the whole interval agrees with `within`."""
+        return self.above_base and (
+            self.ratio.high <= share if self.within(share) else self.ratio.low > share
+        )
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method on one task; everything but `best` is at the shared rate.
-
-    Differences are paired by seed; a method has none to itself."""
+    """One method on one task, and the same against each reference; None: it has none."""
 
     name: str
-    control: str  # the same with its maps in the wrong places
+    algorithm: str
+    source: str  # of its maps
     graded: Interval  # at the last look
     exact: Interval
-    to_flow_grpo: Interval | None
-    to_control: Interval | None
-    images: float  # to flow_grpo's final score; inf: not reached
-    ratio: Interval  # of these images to flow_grpo's; the mean is the ratio itself
     area: Interval  # mean graded score over the looks
-    area_to_flow_grpo: Interval | None
-    best: BestRate
+    first: Versus | None  # against `FIRST`
+    uniform: Versus | None  # against its uniform form
+    control: Versus | None  # against its shuffled control
     watch: dict[str, Interval]
     watch_change: dict[str, Interval]  # to base
     log: dict[str, float | None]
     minutes: float  # of one run
     curves: np.ndarray  # (seeds, looks)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Whether the aim holds on one task."""
-
-    method: str
-    level_above_base: bool  # else the ratio says nothing
-    ratio: Interval
-    control: str
-    to_control: Interval
-
-    @property
-    def fewer_images(self) -> bool:
-        return self.level_above_base and self.ratio.mean <= AIM_RATIO
-
-    @property
-    def fewer_images_settled(self) -> bool:
-        """Return whether the whole interval agrees with `fewer_images`."""
-        return self.level_above_base and (
-            self.ratio.high <= AIM_RATIO if self.fewer_images else self.ratio.low > AIM_RATIO
-        )
-
-    @property
-    def beats_control(self) -> bool:
-        return self.to_control.low > 0
-
-    @property
-    def met(self) -> bool:
-        return self.fewer_images and self.beats_control
 
 
 @dataclass(frozen=True)
@@ -92,12 +69,48 @@ class TaskResult:
     base_exact: float
     base_spread: float  # greatest difference of base's graded score between runs
     base_watch: dict[str, float]
-    level: float  # flow_grpo's mean final graded score
     methods: tuple[MethodResult, ...]
-    answer: Answer
 
     def method(self, name: str) -> MethodResult:
         return next(method for method in self.methods if method.name == name)
+
+    @property
+    def level(self) -> float:
+        """Return the mean final graded score of `FIRST`."""
+        return self.method(FIRST).graded.mean
+
+
+@dataclass(frozen=True)
+class ForwardAim:
+    """Aim 1 of one forward-process method: half of the images of `FIRST`, on every task."""
+
+    method: str
+    tasks: dict[str, Versus]  # against `FIRST`
+
+    @property
+    def met(self) -> bool:
+        return all(versus.within(FORWARD_SHARE) for versus in self.tasks.values())
+
+
+@dataclass(frozen=True)
+class AllocationAim:
+    """Aim 2, of the method that was named beforehand."""
+
+    method: str
+    uniform: dict[str, Versus]  # by task
+    control: dict[str, Versus]
+
+    def won(self, task: str) -> bool:
+        """Return whether it needs few enough images and beats its control, zero excluded."""
+        return self.uniform[task].within(ALLOCATION_SHARE) and self.control[task].final.low > 0
+
+    def lost(self, task: str) -> bool:
+        """Return whether it ends below its uniform form, zero excluded."""
+        return self.uniform[task].final.high < 0
+
+    @property
+    def met(self) -> bool:
+        return any(map(self.won, self.uniform)) and not any(map(self.lost, self.uniform))
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,8 @@ class Study:
 
     curves: dict[StudyRun, Curve]
     tasks: tuple[TaskResult, ...]
+    forward: tuple[ForwardAim, ...]  # without maps, and the best by final score; none without one
+    allocation: AllocationAim
 
     @property
     def hours(self) -> float:
@@ -113,116 +128,95 @@ class Study:
         return sum(curve.seconds for curve in self.curves.values()) / 3600
 
 
-def load_study(
-    study: StudyParams, images_per_epoch: int, resamples: int, seed: int, folder: Path
-) -> Study:
-    """Read and compare the runs; `StarError` for files that are missing or wrong.
-
-    Args:
-        resamples, seed: of the bootstrap over training seeds.
-    """
-    curves = load_curves(study, images_per_epoch, folder)
-    tasks = (_compare_task(study, task, curves, resamples, seed) for task in study.tasks)
-    return Study(curves, tuple(tasks))
+def load_study(params: Params, folder: Path) -> Study:
+    """Read and compare the runs of ``params.study``; `StarError` for missing or wrong files."""
+    curves = load_curves(params, folder)
+    tasks = tuple(_compare_task(params, task, curves) for task in params.study.tasks)
+    return Study(curves, tasks, forward_aims(tasks), _allocation_aim(params.study.aim, tasks))
 
 
-def _compare_task(
-    study: StudyParams, task: str, curves: dict[StudyRun, Curve], resamples: int, seed: int
-) -> TaskResult:
+def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -> TaskResult:
     """Return all numbers of one task."""
-    rate = float(study.learning_rate)
-    shared = {
-        name: [curves[StudyRun(task, name, number, rate)] for number in range(study.seeds)]
+    study = params.study
+    runs = {
+        name: [curves[StudyRun(task, name, k, study.rate(name))] for k in range(study.seeds)]
         for name in study.methods
     }
-    every = [curve for runs in shared.values() for curve in runs]
-    graded = {name: np.stack([run.graded for run in runs]) for name, runs in shared.items()}
-    finals = {name: scores[:, -1] for name, scores in graded.items()}  # (seeds,)
-    areas = {name: scores.mean(axis=1) for name, scores in graded.items()}  # (seeds,)
-    reference, best = graded[FLOW_GRPO], _best_rates(study, task, curves)  # (seeds, looks)
+    graded = {name: np.stack([run.graded for run in each]) for name, each in runs.items()}
+    every = [curve for each in runs.values() for curve in each]
+    starts = [curve.graded[0] for curve in every]
+    base, images = float(np.mean(starts)), every[0].images
+
+    def versus(name: str, other: str | None) -> Versus | None:
+        if other is None or other == name:
+            return None
+        ours, theirs = graded[name], graded[other]  # (seeds, looks)
+        needed = crossing_ratio(ours, theirs, images, params.evaluate.bootstrap, params.seed)
+        final = t_interval(ours[:, -1] - theirs[:, -1])
+        area = t_interval(ours.mean(axis=1) - theirs.mean(axis=1))
+        return Versus(other, final, area, *needed, bool(theirs[:, -1].mean() > base))
 
     def result(name: str) -> MethodResult:
-        ours, runs, control = graded[name], shared[name], control_of(study.methods, name)
-        images, ratio = crossing_ratio(ours, reference, every[0].images, resamples, seed)
+        method, mine = params.of_study(name), runs[name]
         first, last = (
-            {key: np.array([run.watch[end][key] for run in runs]) for key in watched(task)}
+            {key: np.array([run.watch[end][key] for run in mine]) for key in mine[0].watch[0]}
             for end in (0, 1)
         )
         return MethodResult(
             name=name,
-            control=control,
-            graded=t_interval(finals[name]),
-            exact=t_interval(np.array([run.exact[-1] for run in runs])),
-            to_flow_grpo=_difference(finals, name, FLOW_GRPO),
-            to_control=_difference(finals, name, control),
-            images=images,
-            ratio=ratio,
-            area=t_interval(areas[name]),
-            area_to_flow_grpo=_difference(areas, name, FLOW_GRPO),
-            best=best[name],
+            algorithm=method.train.algorithm,
+            source=method.allocation.source,
+            graded=t_interval(graded[name][:, -1]),
+            exact=t_interval(np.array([run.exact[-1] for run in mine])),
+            area=t_interval(graded[name].mean(axis=1)),
+            first=versus(name, FIRST),
+            uniform=versus(name, uniform_form(params, name)),
+            control=versus(name, shuffled_control(params, name)),
             watch={key: t_interval(values) for key, values in last.items()},
             watch_change={key: t_interval(last[key] - first[key]) for key in last},
-            log={key: mean_of_known([run.log[key] for run in runs]) for key in LOGGED},
-            minutes=float(np.mean([run.seconds for run in runs])) / 60,
-            curves=ours,
+            log={key: mean_of_known([run.log[key] for run in mine]) for key in LOGGED},
+            minutes=float(np.mean([run.seconds for run in mine])) / 60,
+            curves=graded[name],
         )
 
-    methods = {name: result(name) for name in study.methods}
-    starts = [curve.graded[0] for curve in every]
-    base, level, aim = float(np.mean(starts)), float(reference[:, -1].mean()), methods[study.aim]
-    assert aim.to_control is not None  # the aim is neither reference: star.config.consistency
     return TaskResult(
         task=task,
         held_out=every[0].held_out,
-        images=every[0].images,
+        images=images,
         base_graded=base,
         base_exact=float(np.mean([curve.exact[0] for curve in every])),
         base_spread=float(np.ptp(starts)),
         base_watch={
-            key: float(np.mean([curve.watch[0][key] for curve in every])) for key in watched(task)
+            key: float(np.mean([curve.watch[0][key] for curve in every]))
+            for key in every[0].watch[0]
         },
-        level=level,
-        methods=tuple(methods.values()),
-        answer=Answer(aim.name, level > base, aim.ratio, aim.control, aim.to_control),
+        methods=tuple(map(result, study.methods)),
     )
 
 
-def _best_rates(
-    study: StudyParams, task: str, curves: dict[StudyRun, Curve]
-) -> dict[str, BestRate]:
-    """Return each method at the rate of its best mean final score; of a tie the first.
+def forward_aims(tasks: tuple[TaskResult, ...]) -> tuple[ForwardAim, ...]:
+    """Return aim 1 of the first forward-process method without maps, and of the best of all.
 
-    All rates have the same seeds."""
-    seeds = range(study.rate_seeds)
-    finals = {
-        name: {
-            rate: np.array([curves[StudyRun(task, name, k, rate)].graded[-1] for k in seeds])
-            for rate in study.rates
-        }  # (seeds,)
-        for name in study.methods
-    }
-    chosen = {
-        name: max(study.rates, key=lambda rate: scores[rate].mean())
-        for name, scores in finals.items()
-    }
-    best = {name: finals[name][rate] for name, rate in chosen.items()}
-    return {
-        name: BestRate(
-            rate,
-            {other: float(finals[name][other].mean()) for other in sorted(study.rates)},
-            t_interval(best[name]),
-            _difference(best, name, FLOW_GRPO),
-        )
-        for name, rate in chosen.items()
-    }
+    The best has the greatest final score, averaged over tasks; it is chosen by what it is then
+    judged by."""
+    forward = [method for method in tasks[0].methods if method.algorithm != "flow_grpo"]
+    plain = [method.name for method in forward if method.source == "uniform"][:1]
+    finals = {m.name: sum(task.method(m.name).graded.mean for task in tasks) for m in forward}
+    names = dict.fromkeys([*plain, *sorted(finals, key=finals.__getitem__)[-1:]])
+    return tuple(
+        ForwardAim(name, {task.task: _known(task.method(name).first) for task in tasks})
+        for name in names
+    )
 
 
-def control_of(methods: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """Return the method that differs from ``name`` in its shuffled maps alone; else `SHUFFLED`."""
-    wanted = {**methods[name], "source": "shuffled"}
-    return next((other for other, changes in methods.items() if changes == wanted), SHUFFLED)
+def _allocation_aim(name: str, tasks: tuple[TaskResult, ...]) -> AllocationAim:
+    return AllocationAim(
+        name,
+        {task.task: _known(task.method(name).uniform) for task in tasks},
+        {task.task: _known(task.method(name).control) for task in tasks},
+    )
 
 
-def _difference(scores: Mapping[str, np.ndarray], name: str, other: str) -> Interval | None:
-    """Return the difference of scores (seeds,) paired by seed; a method has none to itself."""
-    return None if name == other else t_interval(scores[name] - scores[other])
+def _known(versus: Versus | None) -> Versus:
+    assert versus is not None  # star.config.consistency: the aim has both, and is not `FIRST`
+    return versus

@@ -8,12 +8,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import AllowInfNan, Field, Strict
 
-from star.config.params import StudyParams, StudyRun
+from star.config.consistency import MINIATURE_SIDE
+from star.config.params import Params, StudyRun
 from star.report.files import checked, read_object
 from star.system.errors import StarError
 
 AGAIN = "delete it and train this run again"
-WATCHED = ("preference", "edges", "dark", "diversity")  # and `second_reader` for OCR
+WATCHED = ("preference", "edges", "dark", "diversity")  # of every run
 LOGGED = ("clip_fraction", "grad_norm", "ratio_max", "map_entropy")
 
 Number = Annotated[float, Strict(), AllowInfNan(False)]
@@ -58,19 +59,22 @@ class Curve:
     seconds: float
 
 
-def watched(task: str) -> tuple[str, ...]:
-    """Return the names of a task's watch figures."""
-    return (WATCHED[0], "second_reader", *WATCHED[1:]) if task == "ocr" else WATCHED
+def watched(params: Params, task: str) -> tuple[str, ...]:
+    """Return the names of the watch figures of a task's runs."""
+    reader = ("second_reader",) if task == "ocr" else ()
+    exact = params.rewards.geneval.detector == "exact"
+    miniature = exact and params.model.resolution == MINIATURE_SIDE
+    return (*reader, *WATCHED, *(("unnamed",) if miniature else ()))
 
 
-def load_curves(study: StudyParams, images_per_epoch: int, folder: Path) -> dict[StudyRun, Curve]:
-    """Read every run that ``study`` names.
+def load_curves(params: Params, folder: Path) -> dict[StudyRun, Curve]:
+    """Read every run of ``params.study``.
 
     Raises:
         StarError: a missing or malformed file, by name and key, or one of other epochs, images or
             held-out prompts.
     """
-    paths = {run: folder / f"{run.name}.json" for run in study.runs()}
+    paths = {run: folder / f"{run.name}.json" for run in params.study.runs()}
     missing = [path for path in paths.values() if not path.is_file()]
     if missing:
         raise StarError(
@@ -81,8 +85,8 @@ def load_curves(study: StudyParams, images_per_epoch: int, folder: Path) -> dict
     first: dict[str, StudyRun] = {}
     for run, path in paths.items():
         file = checked(_File, read_object(path), str(path), AGAIN)
-        _check(file, run, study, images_per_epoch, str(path))
-        curves[run] = _curve(file)
+        _check(file, run, params, str(path))
+        curves[run] = _curve(file, watched(params, run.task))
         other = first.setdefault(run.task, run)
         count, wanted = curves[run].held_out, curves[other].held_out
         if count != wanted:
@@ -93,9 +97,10 @@ def load_curves(study: StudyParams, images_per_epoch: int, folder: Path) -> dict
     return curves
 
 
-def _check(file: _File, run: StudyRun, study: StudyParams, images: int, where: str) -> None:
+def _check(file: _File, run: StudyRun, params: Params, where: str) -> None:
     """Refuse a file of another run or of other looks, or one that lacks a figure."""
-    looks, last = file.curve, len(file.curve) - 1
+    looks, last, study = file.curve, len(file.curve) - 1, params.study
+    images, keys = params.images_per_epoch, watched(params, run.task)
     epochs = [*range(0, study.epochs, study.evaluate_every), study.epochs]
     for key, found, wanted in (
         ("task", file.task, run.task),
@@ -109,17 +114,17 @@ def _check(file: _File, run: StudyRun, study: StudyParams, images: int, where: s
             raise StarError(f"{where}: {key} is {found!r}, not {wanted!r}; {AGAIN}")
     if len({len(scores) for look in looks for scores in (look.graded, look.exact)}) > 1:
         raise StarError(f"{where}: curve: looks at different numbers of images; {AGAIN}")
-    for holder, values, keys in (
-        ("curve[0].watch", looks[0].watch, watched(run.task)),
-        (f"curve[{last}].watch", looks[last].watch, watched(run.task)),
+    for holder, values, needed in (
+        ("curve[0].watch", looks[0].watch, keys),
+        (f"curve[{last}].watch", looks[last].watch, keys),
         ("log", file.log, LOGGED),
     ):
-        if lacking := [key for key in keys if key not in values]:
+        if lacking := [key for key in needed if key not in values]:
             raise StarError(f"{where}: {holder}.{lacking[0]}: missing; {AGAIN}")
 
 
-def _curve(file: _File) -> Curve:
-    looks, keys = file.curve, watched(file.task)
+def _curve(file: _File, keys: Sequence[str]) -> Curve:
+    looks = file.curve
     first, last = ({key: look.watch[key] for key in keys} for look in (looks[0], looks[-1]))
     return Curve(
         images=np.array([look.images for look in looks], np.float64),

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 
 from star.config.params import Params, fingerprint
+from star.config.references import FIRST
 from star.report.html import render
 from star.report.judges import task_names
 from star.report.page import quality_labels
 from star.report.provenance import git_commit, package_versions
-from star.study.comparison import AIM_RATIO, FLOW_GRPO, SHUFFLED, control_of, load_study
+from star.study.comparison import ALLOCATION_SHARE, FORWARD_SHARE, load_study
 from star.study.figures import learning_curves
 from star.study.intervals import t_quantile
 from star.study.tables import tables
@@ -34,29 +35,31 @@ def write_study(params: Params, runs_folder: Path, output: Path) -> None:
         StarError: a missing or malformed file of a run; nothing has been written then.
     """
     settings, names = params.study, task_names(params.rewards.preference.path)
-    resamples, seed = params.evaluate.bootstrap, params.seed
-    study = load_study(settings, params.images_per_epoch, resamples, seed, runs_folder)
-    files = tables(settings, study)
-    results = [method for task in study.tasks for method in task.methods]
-    differences = [gap for method in results for gap in (method.to_flow_grpo, method.to_control)]
-    twice = len(study.tasks)  # flow_grpo with its control, and that with flow_grpo
+    study = load_study(params, runs_folder)
+    files = tables(settings.seeds, study)
+    compared = {
+        frozenset((task.task, method.name, versus.name))
+        for task in study.tasks
+        for method in task.methods
+        for versus in (method.first, method.uniform, method.control)
+        if versus
+    }
     page = render(
         "study/page.html.j2",
         names,
         params=params,
         study=study,
         files=list(files),
-        flow_grpo=FLOW_GRPO,
-        shuffled=SHUFFLED,
-        control=control_of(settings.methods, settings.aim),
-        aim_ratio=AIM_RATIO,
+        first=FIRST,
+        shares=(FORWARD_SHARE, ALLOCATION_SHARE),
         curves={task.task: learning_curves(task, names) for task in study.tasks},
         watch_labels=quality_labels(settings.second_reader)
-        | {"preference": (names["preference"], "logit; not trained against")},
+        | {"preference": (names["preference"], "logit; not trained against")}
+        | {"unnamed": ("unnamed things", "an image; those beyond the prompt's")},
         log_labels=LOG_LABELS,
         quantile=t_quantile(settings.seeds),
         half_width=t_quantile(settings.seeds) / math.sqrt(settings.seeds),
-        comparisons=sum(gap is not None for gap in differences) - twice,
+        comparisons=len(compared),
         provenance=[
             ("Git commit", git_commit(Path.cwd())),
             ("Parameter fingerprint", fingerprint(params)),

@@ -19,6 +19,8 @@ from star.config.params import TASKS, Params, StudyRun
 from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import DIVERSITY_PROMPTS, Judge
 from star.evaluation.scoring import Sample
+from star.miniature.templates import count_things
+from star.miniature.world import SIZE
 from star.prompts.records import PromptRecord
 from star.system.files import write_text_atomic
 from star.training.held_out import HeldOut
@@ -135,17 +137,26 @@ def watch_figures(
     """Return what a policy that games its reward would change, means over held-out images.
 
     The figures of `star.evaluation.judging`, and for OCR ``second_reader``: the OCR reward by
-    `study.second_reader`.
+    `study.second_reader`. Of the miniature's images ``unnamed``: the number of things, of any
+    shape, less that of the prompt's objects.
     """
     each = judge.figures(samples)
     means = {name: float(np.mean([figures[name] for figures in each])) for name in each[0]}
     if task == "ocr" and (readings := judge.readings(samples)) is not None:
         means["second_reader"] = float(np.mean([reading.reward for reading in readings]))
+    if judge.rewards.geneval.detector == "exact" and samples[0].image.shape[0] == SIZE:
+        means["unnamed"] = float(np.mean([_unnamed(sample) for sample in samples]))
     first = [sample for sample in samples if sample.planned.index == 0][:DIVERSITY_PROMPTS]
     images = np.stack([sample.image for sample in first])
     others = drawer.draw(drawer.plan_others([sample.record for sample in first]))
     diversities = judge.diversities(images, others, first[0].record.id)
     return means | {"diversity": float(diversities["diversity"].mean())}
+
+
+def _unnamed(sample: Sample) -> int:
+    """Return how many things an image of the miniature shows beyond those that its prompt names."""
+    clauses = sample.record.metadata.get("include", ())
+    return count_things(sample.image, not clauses) - sum(clause["count"] for clause in clauses)
 
 
 def _params_of(params: Params, run: StudyRun) -> Params:

@@ -1,8 +1,8 @@
 """The small files next to the study's page: `summary.json` and the CSV tables.
 
 Six significant digits, sorted, the same bytes for the same runs. What has no finite value is empty
-(CSV) or null (JSON): the images of a method that does not reach flow_grpo's final score, an end of
-an interval beyond every bound, a method's difference to itself."""
+(CSV) or null (JSON): the images of a method that does not reach a reference's final score, an end
+of an interval beyond every bound, a reference that a method does not have."""
 
 import csv
 import io
@@ -12,61 +12,89 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from star.config.params import StudyParams
+from star.config.references import FIRST
 from star.evaluation.statistics import Interval
-from star.study.comparison import MethodResult, Study, TaskResult
+from star.study.comparison import (
+    ALLOCATION_SHARE,
+    FORWARD_SHARE,
+    MethodResult,
+    Study,
+    TaskResult,
+    Versus,
+)
 
 DIGITS = 6
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 SORTED_BY = ("task", "method", "rate", "seed", "epoch", "figure")
 Row = dict[str, Any]
 
 
-def tables(settings: StudyParams, study: Study) -> dict[str, str]:
-    """Return file name -> content."""
+def tables(seeds: int, study: Study) -> dict[str, str]:
+    """Return file name -> content; ``seeds`` are those of every method."""
     named = [
         ({"task": task.task, "method": method.name}, task, method)
         for task in study.tasks
         for method in task.methods
     ]
-    scores = [name | _flat(_numbers(method)) for name, _, method in named]
-    rates = [name | row for name, _, m in named for row in _rates(m, settings.rate_seeds)]
+    scores = [name | _scores(method) for name, _, method in named]
     watch = [name | row for name, task, m in named for row in _watch(task, m)]
     return {
-        "summary.json": summary_json(settings.seeds, study),
+        "summary.json": summary_json(seeds, study),
         "scores.csv": _csv(scores),
-        "best_rates.csv": _csv(rates),
         "curves.csv": curves_csv(study),
         "watch.csv": _csv(watch),
     }
 
 
 def summary_json(seeds: int, study: Study) -> str:
-    """Return task -> base, level, the aim's answer, and each method's numbers at the shared rate.
+    """Return the answers for the two aims, and task -> base and each method's numbers.
 
     Watch figures are in `watch.csv`."""
+    aim = study.allocation
     summary = {
-        task.task: {
-            "base": {
-                "graded": task.base_graded,
-                "exact": task.base_exact,
-                "watch": task.base_watch,
+        "aim_1": [
+            {
+                "method": forward.method,
+                "needs_at_most_0.5_of_the_images": {
+                    task: _answer(versus, FORWARD_SHARE) for task, versus in forward.tasks.items()
+                },
+                "met": forward.met,
+            }
+            for forward in study.forward
+        ],
+        "aim_2": {
+            "method": aim.method,
+            "tasks": {
+                task: {
+                    "uniform": versus.name,
+                    "needs_at_most_0.7_of_the_images": _answer(versus, ALLOCATION_SHARE),
+                    "worse": aim.lost(task),
+                    "control": aim.control[task].name,
+                    "beats_control": aim.control[task].final.low > 0,
+                }
+                for task, versus in aim.uniform.items()
             },
-            "flow_grpo_final": task.level,
-            "held_out_images": task.held_out,
-            "seeds": seeds,
-            "answer": {
-                "method": task.answer.method,
-                "needs_at_most_0.7_of_the_images": task.answer.fewer_images,
-                "interval_agrees": task.answer.fewer_images_settled,
-                "control": task.answer.control,
-                "beats_control": task.answer.beats_control,
-                "met": task.answer.met,
-            },
-            "methods": {method.name: _summary(method) for method in task.methods},
-        }
-        for task in study.tasks
+            "met": aim.met,
+        },
+        "tasks": {
+            task.task: {
+                "base": {
+                    "graded": task.base_graded,
+                    "exact": task.base_exact,
+                    "watch": task.base_watch,
+                },
+                "held_out_images": task.held_out,
+                "seeds": seeds,
+                "methods": {method.name: _summary(method) for method in task.methods},
+            }
+            for task in study.tasks
+        },
     }
     return json.dumps(_plain(summary), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _answer(versus: Versus, share: float) -> Row:
+    return {"by_the_mean": versus.within(share), "interval_agrees": versus.settled(share)}
 
 
 def curves_csv(study: Study) -> str:
@@ -89,32 +117,29 @@ def curves_csv(study: Study) -> str:
     )
 
 
-def _numbers(method: MethodResult) -> Row:
-    """Return a method's numbers at the shared rate, by their names in the files."""
-    return {
-        "graded": method.graded,
-        "exact": method.exact,
-        "to_flow_grpo": method.to_flow_grpo,
-        "control": method.control,
-        "to_control": method.to_control,
-        "images_to_flow_grpo_final": method.images,
-        "images_ratio": method.ratio,
-        "area": method.area,
-        "area_to_flow_grpo": method.area_to_flow_grpo,
-    }
-
-
 def _summary(method: MethodResult) -> Row:
-    best = {key: getattr(method.best, key) for key in ("rate", "graded", "to_flow_grpo")}
-    return _numbers(method) | {"log": method.log, "best_rate": best}
+    """Return a method's numbers for `summary.json`."""
+    against = {key: versus and asdict(versus) for key, versus in _references(method).items()}
+    own = {key: getattr(method, key) for key in ("graded", "exact", "area", "log")}
+    return own | {"against": against}
 
 
-def _rates(method: MethodResult, seeds: int) -> Iterator[Row]:
-    for rate, mean in method.best.means.items():
-        best = rate == method.best.rate
-        row = {"rate": rate, "seeds": seeds, "graded": mean, "best": int(best)}
-        gap = method.best.to_flow_grpo if best else None
-        yield row | _flat({"to_flow_grpo_at_its_best": gap})
+def _scores(method: MethodResult) -> Row:
+    """Return a method's numbers for `scores.csv`."""
+    row: Row = {"graded": method.graded, "exact": method.exact, "area": method.area}
+    for key, versus in _references(method).items():
+        row |= {
+            key: versus and versus.name,
+            f"to_{key}": versus.final if versus else UNKNOWN,
+            f"area_to_{key}": versus.area if versus else UNKNOWN,
+            f"images_to_{key}": versus and versus.images,
+            f"ratio_to_{key}": versus.ratio if versus else UNKNOWN,
+        }
+    return _flat(row)
+
+
+def _references(method: MethodResult) -> dict[str, Versus | None]:
+    return {FIRST: method.first, "uniform": method.uniform, "control": method.control}
 
 
 def _watch(task: TaskResult, method: MethodResult) -> Iterator[Row]:
@@ -124,13 +149,13 @@ def _watch(task: TaskResult, method: MethodResult) -> Iterator[Row]:
 
 
 def _flat(row: Row) -> Row:
-    """Make three columns of each interval, empty ones where it is None."""
+    """Make three columns of each interval."""
     flat: Row = {}
     for key, value in row.items():
-        flat[key] = value.mean if isinstance(value, Interval) else value
-        if value is None or isinstance(value, Interval):
-            ends = (value.low, value.high) if value else (None, None)
-            flat |= dict(zip((f"{key}_low", f"{key}_high"), ends, strict=True))
+        if isinstance(value, Interval):
+            flat |= {key: value.mean, f"{key}_low": value.low, f"{key}_high": value.high}
+        else:
+            flat[key] = value
     return flat
 
 

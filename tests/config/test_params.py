@@ -123,14 +123,18 @@ def test_a_method_puts_its_keys_in_place_of_the_allocation(write_params: Write) 
         params.with_method("ppo")
 
 
-def test_the_study_lists_its_runs_by_task_method_rate_and_seed(write_params: Write) -> None:
-    study = DEFAULT["study"] | {"tasks": ["ocr"], "seeds": 2, "rate_seeds": 1, "aim": "star"}
-    study |= {"methods": {"flow_grpo": {}, "shuffled": {}, "star": {}}, "other_rates": [1e-5, 1]}
-    runs = load_params(write_params(changed(DEFAULT, "study", study))).study.runs()
-    expected = ["0-0.0015", "1-0.0015", "0-1e-05", "0-1.0"]
-    assert [run.name for run in runs][:4] == [f"ocr-flow_grpo-{name}" for name in expected]
-    assert len({run.name for run in runs}) == 12
+def test_the_study_lists_its_runs_by_task_method_and_seed(write_params: Write) -> None:
+    awm = {"algorithm": "awm", "updates_per_epoch": 1, "learning_rate": 1e-5}
+    methods = {"flow_grpo": {"source": "uniform"}, "shuffled": {"source": "shuffled"}, "star": {}}
+    study = DEFAULT["study"] | {"tasks": ["ocr"], "seeds": 2, "aim": "star"}
+    study |= {"methods": {**methods, "awm": awm}}
+    params = load_params(write_params(changed(DEFAULT, "study", study)))
+    runs = params.study.runs()
+    shared = [f"ocr-{name}-{seed}-0.0015" for name in methods for seed in (0, 1)]
+    assert [run.name for run in runs] == [*shared, "ocr-awm-0-1e-05", "ocr-awm-1-1e-05"]
     assert all(float(run.name.split("-", 3)[3]) == run.rate for run in runs)
+    rates = [params.of_study(name).train.learning_rate for name in ("star", "awm")]
+    assert rates == [1.5e-3, 1e-5]
 
 
 def test_fingerprint_is_of_the_sections_it_is_given(write_params: Write) -> None:
@@ -165,7 +169,7 @@ def test_missing_key_is_refused_by_name(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["methods.star", "study.methods.flow_grpo", "study.methods.shuffled"]
+    "key", ["methods.star", "study.methods.flow_grpo", "study.methods.star_clauses"]
 )
 def test_missing_method_is_refused_by_name(key: str) -> None:
     section, _, name = key.rpartition(".")
@@ -378,8 +382,8 @@ def mutations() -> Iterator[tuple[str, str, str, str]]:
         ("train.ema_every", 41, "41", "more than the training's 24 updates"),
         ("rewards.geneval.revision", "abc", "'abc'", "set null"),
         ("prompts.world", "coco", "coco", "use mask2former"),
-        ("study.rate_seeds", 6, "6", "more than study.seeds 5"),
         ("study.aim", "nobody", "'nobody'", "one of study.methods"),
+        ("study.aim", "awm", "'awm'", "a method with maps"),
         ("runs.ocr", ["nobody"], "'nobody'", "known: star, flow_grpo"),
         ("allocation.blocks", "some", "'some'", "all, or a list"),
         ("allocation.blocks", [], "[]", "at least 1 long"),

@@ -46,7 +46,7 @@ def write_compared(folder: Path) -> None:
         write_training(results / "train" / "geneval-star", RECORDED | {"seed": tree, EVIL: tree})
 
 
-TABLES = ("summary.json", "scores.csv", "best_rates.csv", "curves.csv", "watch.csv")
+TABLES = ("summary.json", "scores.csv", "curves.csv", "watch.csv")
 PAGES = {
     "report": Page(
         lambda folder: write_run(folder / "results"),
@@ -183,7 +183,7 @@ DAMAGED = {
         (TWO_SCORES, '"checkpoint"', '"images"', "scores.json: not the scores"),
     ],
     "study": [
-        (RUN, WHOLE, None, "geneval-star-1-0.0015.json: missing, as are 0 more of 40 runs"),
+        (RUN, WHOLE, None, "geneval-star-1-0.0015.json: missing, as are 0 more of 36 runs"),
         (RUN, WHOLE, "{", f"{RUN}: not valid JSON"),
         (RUN, WHOLE, "[]", f"{RUN}: "),
         (RUN, '"seed": 1', '"seed": 2', f"{RUN}: seed is 2, not 1"),
@@ -195,6 +195,7 @@ DAMAGED = {
         (RUN, '"exact": [0.0, 1.0]', '"exact": [1.0]', "curve: looks at different numbers"),
         (RUN, '"watch"', '"other"', f"{RUN}: curve[0].watch.preference: missing"),
         (RUN, '"edges": 0.1', '"edges": "many"', "curve[0].watch.edges: "),
+        (RUN, '"unnamed": 1.5', '"other": 1', f"{RUN}: curve[0].watch.unnamed: missing"),
         (RUN, '"grad_norm"', '"other"', f"{RUN}: log.grad_norm: missing"),
     ],
 }

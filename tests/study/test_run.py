@@ -11,7 +11,7 @@ from star.evaluation.drawing import ImageDrawer
 from star.evaluation.judging import Judge
 from star.evaluation.scoring import PlannedImage, Sample
 from star.method.precision import resolve_precision
-from star.miniature.world import Scene, render
+from star.miniature.world import UNNAMED, Scene, SceneObject, render
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
@@ -47,9 +47,28 @@ def test_watch_figures_of_signs_are_means_by_the_reader_that_is_asked_for(drawer
     assert [reading.text for reading in judge.readings(samples)] == [shown for shown, _ in SIGNS]
     found = watch_figures(drawer, judge, "ocr", samples)
     assert found["second_reader"] == pytest.approx((1 + 0.75 + 0) / 3)
-    assert set(found) == {"second_reader", "preference", "edges", "dark", "diversity"}
+    wanted = {"second_reader", "preference", "edges", "dark", "diversity", "unnamed"}
+    assert set(found) == wanted and found["unnamed"] == 0
     assert np.isfinite(list(found.values())).all()
     assert "second_reader" not in watch_figures(drawer, judge, "geneval", samples)
+
+
+def test_unnamed_things_are_those_beyond_the_prompts_objects(drawer):
+    cat = SceneObject("cat", "black", 47, 47, 24)
+    thing = SceneObject(next(iter(UNNAMED)), "red", 17, 17, 24)
+    metadata = {"include": [{"class": "cat", "count": 1}]}
+    record = PromptRecord("geneval-0", "geneval", "a photo of a cat", metadata)
+    shown = [Scene(objects=(cat,), unnamed=(thing,)), Scene(objects=(cat,)), Scene()]
+    samples = [
+        Sample(PlannedImage(number, record, 0, number), render(scene), 0.0, {})
+        for number, scene in enumerate(shown)
+    ]
+    judge = Judge(PARAMS.rewards, "none", PARAMS.evaluate.batch)
+    assert watch_figures(drawer, judge, "geneval", samples)["unnamed"] == (1 + 0 - 1) / 3
+    assert watch_figures(drawer, judge, "geneval", samples[:2])["unnamed"] == 1 / 2
+    geneval = dataclasses.replace(PARAMS.rewards.geneval, detector="mask2former")
+    judge.rewards = dataclasses.replace(PARAMS.rewards, geneval=geneval)
+    assert "unnamed" not in watch_figures(drawer, judge, "geneval", samples)
 
 
 def test_a_run_that_is_done_and_started_again_writes_the_same_results_at_once(

@@ -90,12 +90,10 @@ STUDY = {
     "epochs": 2,
     "evaluate_every": 1,
     "learning_rate": 1.5e-3,
-    "other_rates": [1e-5],
-    "rate_seeds": 1,
     "second_reader": "template",
-    "methods": {"flow_grpo": {}, "star": {}, "shuffled": {}},
+    "methods": {"flow_grpo": {"source": "uniform"}, "star": {}, "shuffled": {"source": "shuffled"}},
 }
-ENDS = ("0-0.0015", "1-0.0015", "0-1e-05")
+ENDS = ("0-0.0015", "1-0.0015")
 
 
 def study_runs(jobs: list[Job]) -> set[str]:

@@ -43,7 +43,6 @@ rule study_report:
         page="results/study/index.html",
         summary="results/study/summary.json",
         scores="results/study/scores.csv",
-        rates="results/study/best_rates.csv",
         curves="results/study/curves.csv",
         watch="results/study/watch.csv",
     log:

@@ -1,0 +1,70 @@
+"""The study's tables and image in the docs, made of a study of made-up runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import draw_study, study_tables
+from star.config.reading import load_params
+from star.study.page import write_study
+from tests.helpers.results import METHODS, write_params, write_study_runs
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of a study, where its generators look for them."""
+    params = load_params(write_params(tmp_path))
+    runs = write_study_runs(params.study, tmp_path / "runs")
+    write_study(params, runs, tmp_path / "study" / "index.html")
+    monkeypatch.chdir(tmp_path)
+    for module in (study_tables, draw_study):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "study")
+    return tmp_path / "study"
+
+
+def cells(lines: list[str]) -> dict[str, list[str]]:
+    """Return the cells of a table's rows by the first, with plain spaces and minus signs."""
+    plain = (line.replace("\N{NO-BREAK SPACE}", " ").replace("−", "-") for line in lines)
+    rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in plain)
+    return {first: others for first, *others in rows}
+
+
+def test_scores_have_each_reference_once(folder: Path) -> None:
+    found = cells(study_tables.scores("geneval"))
+    assert list(found)[2:] == [f"`{name}`" for name in METHODS]
+    assert found["`flow_grpo`"] == ["0.510", "", "", "", "", ""]
+    gain, over = "**+0.200 (+0.200 to +0.200)**", "**+0.300 (+0.300 to +0.300)**"
+    assert found["`star`"] == ["0.710", gain, "", over, "0.38 (0.38 to 0.38)", ""]
+    assert found["`lost`"][-2:] == ["not reached", ""]
+    shares = ["0.30 (0.30 to 0.31)", "0.40 (0.40 to 0.40)"]
+    assert found["`awm_star`"] == ["0.810", over, gain, "", *shares]
+    assert found["`awm`"][2:] == ["", "", "0.50 (0.50 to 0.50)", ""]
+
+
+def test_finding_has_both_aims(folder: Path) -> None:
+    found = cells(study_tables.finding())
+    assert found["`awm`: images of `flow_grpo`"] == ["0.50 (0.50 to 0.50)"] * 2
+    assert found["`awm_star`: images of `flow_grpo`"] == ["0.30 (0.30 to 0.31)"] * 2
+    assert found["`star`: images of `flow_grpo`"] == ["0.38 (0.38 to 0.38)"] * 2
+    assert found["`star` minus `flow_grpo`"] == ["**+0.200 (+0.200 to +0.200)**"] * 2
+    assert found["`star` minus `shuffled`"] == ["**+0.300 (+0.300 to +0.300)**"] * 2
+
+
+@pytest.mark.parametrize(("task", "figures"), [("ocr", 6), ("geneval", 5)])
+def test_watched_figures_are_changes_from_base(folder: Path, task: str, figures: int) -> None:
+    found = cells(study_tables.watched(task))
+    assert found["base model"][-1] == "1.500" and len(found["base model"]) == figures
+    assert found["`awm`"][-1] == "**-1.000 (-1.000 to -1.000)**"
+
+
+def test_the_image_has_a_panel_for_methods_and_for_controls(folder: Path) -> None:
+    draw_study.main()
+    image = (folder / "curves.svg").read_text()
+    titles = [
+        f"{task}, {name}"
+        for task in ("GenEval", "OCR")
+        for name in ("flow_grpo", "flow_grpo, controls", "awm")
+    ]
+    assert re.findall(r'class="title"[^>]*>([^<]+)', image) == titles
+    assert image.count('role="img"') == len(titles)
