@@ -19,7 +19,7 @@ RUN = ROOT / "results/metrics/summary.json"
 FULL = ROOT / "docs/results/full"
 FIGURES = ROOT / "benchmarks/figures"
 PAGES = ("README.md", "docs/results/index.md", "docs/study/index.md", "docs/study/tried.md")
-PAGES += ("docs/licences.md",)
+PAGES += ("docs/study/crowded-world.md", "docs/licences.md")
 
 METRICS = {  # task, key -> head of its column, digits
     ("geneval", "strict"): ("GenEval-style, strict", 3),
@@ -42,6 +42,24 @@ BLOCKS = {
 PRECISE = {
     "star_precise": "one advantage, maps of the finished image",
     "star_clauses_precise": "clause-wise, maps of the finished image",
+}
+
+CROWDED = {  # benchmarks/figures/credit-crowded-*.json
+    "star": "`star`: blocks 0 and 6, CLIP and T5 tokens",
+    "star_clip": "the same, CLIP tokens alone",
+    "clip_shuffled": "these maps shuffled",
+    "s_lam16": "these maps, `lam` 16",
+    "s_smooth": "these maps, `smoothing` 1",
+    "star_clauses": "`star_clauses`: clause-wise, blocks 0, 4, 6, CLIP tokens",
+    "clauses_shuffled": "these maps shuffled",
+    "c_lam16": "these maps, `lam` 16",
+    "c_lam64": "these maps, `lam` 64",
+    "c_smooth": "these maps, `smoothing` 1",
+    "c_own": "these blocks, `clause_maps: own`",
+    "c_five": "clause-wise, blocks 0, 1, 4, 5, 6",
+    "c_five_lam16": "the same, `lam` 16",
+    "star_places": "**places of the prompt's objects**",
+    "star_clauses_places": "**the same, clause-wise**",
 }
 
 
@@ -109,6 +127,26 @@ def credit() -> list[str]:
     return table(["method", "OCR", "GenEval-style"], rows)
 
 
+def crowded() -> list[str]:
+    """Return what a gradient is worth in the crowded world; a dash was not measured."""
+    files = {
+        f"`{algorithm}`, {head}": FIGURES / f"credit-crowded-{task}-{algorithm}.json"
+        for algorithm in ("flow_grpo", "awm")
+        for task, head in (("ocr", "OCR"), ("geneval", "GenEval-style"))
+    }
+    found = {head: json.loads(file.read_text(encoding="utf-8")) for head, file in files.items()}
+
+    def cell(of: dict, method: str) -> str:
+        if method not in of:
+            return "–"
+        mean, low, high = (f"{of[method][key]:.2f}" for key in ("efficiency", "low", "high"))
+        text = whole(f"{mean} ({low} to {high})")
+        return f"**{text}**" if float(low) > 1 or float(high) < 1 else text
+
+    rows = [[label, *(cell(of, m) for of in found.values())] for m, label in CROWDED.items()]
+    return table(["maps", *found], rows)
+
+
 def licences() -> list[str]:
     """Return the licences of what `make install` installs."""
     with open(ROOT / "docs/licences.csv", encoding="utf-8", newline="") as stream:
@@ -142,6 +180,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "watched-geneval": lambda: study_tables.watched("geneval"),
     "maps": maps,
     "credit": credit,
+    "crowded": crowded,
     "licences": licences,
 }
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from star.config.params import RewardsParams
 
 PICKSCORE, SD35_MEDIUM = "yuvalkirstain/PickScore_v1", "stabilityai/stable-diffusion-3.5-medium"
-STAND_IN, MINIATURE = "miniature-preference", "miniature"  # ends of paths
+# Ends of paths, of the two worlds.
+STAND_INS, MINIATURES = ("miniature-preference", "crowded-preference"), ("miniature", "crowded")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def preference_judge(path: str | None) -> PreferenceJudge:
 
 def is_stand_in(path: str) -> bool:
     """Say whether the preference model at ``path`` is the miniature's."""
-    return path.rstrip("/").endswith(STAND_IN)
+    return path.rstrip("/").endswith(STAND_INS)
 
 
 def task_names(path: str | None) -> dict[str, str]:
@@ -44,5 +45,5 @@ def task_names(path: str | None) -> dict[str, str]:
 
 def is_miniature(model_path: str, rewards: RewardsParams) -> bool:
     """Say whether model and judges are all the miniature's own."""
-    own = model_path.rstrip("/").endswith(MINIATURE) and is_stand_in(rewards.preference.path)
+    own = model_path.rstrip("/").endswith(MINIATURES) and is_stand_in(rewards.preference.path)
     return own and rewards.geneval.detector == "exact"
