@@ -211,10 +211,14 @@ def _flow_loss(pipe: StableDiffusion3Pipeline, config: GeneratorConfig, step: in
         )[0]
     errors = (velocity.float() - (e - x_0)).square().mean(1)  # (batch, 16, 16)
     if step < config.named_steps:
-        named = torch.from_numpy(np.stack([named_share(item.scene) for item in samples]))
-        extra = (config.named_weight - 1) * (1 - step / config.named_steps)
-        errors = errors * (1 + extra * named)
+        errors = errors * place_weights([item.scene for item in samples], step, config)
     return errors.mean()
+
+
+def place_weights(scenes: Sequence[Scene], step: int, config: GeneratorConfig) -> torch.Tensor:
+    """Return how much the loss weighs each latent before step `named_steps`: (batch, 16, 16)."""
+    extra = (config.named_weight - 1) * (1 - step / config.named_steps)
+    return 1 + extra * torch.from_numpy(np.stack([named_share(scene) for scene in scenes]))
 
 
 def named_share(scene: Scene) -> np.ndarray:

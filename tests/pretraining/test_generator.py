@@ -10,8 +10,9 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from star.miniature.world import Scene, SceneObject
 from star.pretraining.config import GeneratorConfig
-from star.pretraining.generator import pretrain
+from star.pretraining.generator import place_weights, pretrain
 from star.pretraining.tokenizers import save_clip_tokenizer, save_t5_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,14 @@ def test_tokenizers_are_reproducible_and_spell_quoted_words(tmp_path):
     assert words[1:-1] == ["a</w>", "photo</w>", "of</w>", "four</w>", "wine</w>", "glasses</w>"]
     spelled = t5.convert_ids_to_tokens(t5('a sign that says "STAR"').input_ids)
     assert spelled == ["▁a", "▁sign", "▁that", "▁says", '▁"', "S", "T", "A", "R", '"', "</s>"]
+
+
+def test_named_places_weigh_more_and_ever_less():
+    config = GeneratorConfig(named_steps=100, named_weight=5.0)
+    scenes = [Scene(objects=(SceneObject("car", "red", 16, 16, 14),)), Scene(text="HI")]
+    first, later = (place_weights(scenes, step, config) for step in (0, 75))
+    assert first[0, 2:6, 2:6].eq(5.0).all() and later[0, 2:6, 2:6].eq(2.0).all()
+    assert first[0].sum() == 16 * 16 + 4 * 4 * 4 and first[1].eq(1.0).all()
 
 
 @pytest.mark.slow
