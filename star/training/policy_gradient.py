@@ -42,8 +42,8 @@ class PolicyGradient(Algorithm):
         prompts = [record.prompt for record in batch.records]
         first = window_start(self.params.rollout, epoch)
         seeds = batch.start_seeds, batch.step_seeds
-        how = first, core, self.allocation, self.train.reuse_rollout
-        return self.roller.draw(prompts, *seeds, *how)
+        keep = self.train.reuse_rollout
+        return self.roller.draw(prompts, *seeds, first, core, self.allocation, keep)
 
     def term(self, item: Scored, row: int, logged: bool) -> Term:
         surrogate, transition = self.surrogate(item, row)
