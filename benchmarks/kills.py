@@ -64,7 +64,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
 TRAINING = ("rollout", "reward", "update", "step", "log", "state", "look", "held out", "export")
 
 
-def write_params(folder: Path, algorithm: str) -> Path:
+def write_params(folder: Path, algorithm: str, reuse: bool) -> Path:
     values = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
     values["model"] |= {"path": "models/miniature", "prompt_cache": str(folder / "prompts")}
     values["rewards"]["preference"]["path"] = "models/miniature-preference"
@@ -73,7 +73,8 @@ def write_params(folder: Path, algorithm: str) -> Path:
     values["train"] |= {
         "epochs": 5,
         "save_every": 2,
-        "updates_per_epoch": 2,
+        "updates_per_epoch": 1 if reuse else 2,
+        "reuse_rollout": reuse,
         "sample_every": 3,
         "evaluate_every": 2,
         "algorithm": algorithm,
@@ -215,12 +216,13 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), default="flow_grpo")
+    parser.add_argument("--reuse", action="store_true", help="with train.reuse_rollout")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp())
     PHASES["update"] = (ALGORITHMS[options.algorithm], "term", 4)
-    params = write_params(folder, options.algorithm)
+    params = write_params(folder, options.algorithm, options.reuse)
     for task in ("geneval", "ocr", "preference"):
         made = {split: folder / "prompts" / task / f"{split}.jsonl" for split in ("train", "test")}
         command = [

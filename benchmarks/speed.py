@@ -1,6 +1,7 @@
 """Measure what STAR costs on the miniature.
 
     python -m benchmarks.speed > benchmarks/figures/speed.json
+    python -m benchmarks.speed --reuse > benchmarks/figures/reuse.json
 
 All figures are ratios of runs interleaved in one process, medians over pairs with a 95 % interval,
 the smallest and the largest pair:
@@ -11,9 +12,13 @@ the smallest and the largest pair:
 - ``epoch``: wall time of a STAR epoch over a uniform epoch (at most 1.03 wanted).
 - ``reward``: for each task the wall time that scoring adds to an epoch, as a share of the epoch
   with a reward that costs nothing (at most 0.10 wanted).
+- ``--reuse``: processor time of a Flow-GRPO epoch of one update over the same with
+  `train.reuse_rollout` (at least 1.4 wanted), for the parameters' own steps and for Flow-GRPO's: 9
+  of 10 are trained, and no noise is shared. Other programs lengthen it less than a wall clock.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -22,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +89,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def busy(work: Callable[[], object]) -> float:
+    """Return the seconds of all processors that this process had for some work."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def trainer(params: Params, method: str, task: str, reward: Reward) -> Trainer:
     records = with_core(prepare(task, params.prompts, params.seed)[0])
     return Trainer(
@@ -136,19 +149,57 @@ def reward_share(params: Params, task: str, pairs: int) -> dict[str, float]:
     return {name: value - (name != "pairs") for name, value in ratio.items()}
 
 
+def reuse_ratio(params: Params, pairs: int) -> dict[str, float]:
+    """Return the processor time of an epoch over that of one with `train.reuse_rollout`."""
+    own, reused = (
+        trainer(
+            dataclasses.replace(
+                params,
+                train=dataclasses.replace(params.train, updates_per_epoch=1, reuse_rollout=reuse),
+            ),
+            *("flow_grpo", "geneval", Free()),
+        )
+        for reuse in (False, True)
+    )
+    return paired(lambda: busy(own.train_epoch), lambda: busy(reused.train_epoch), pairs)
+
+
+def reuse_figures(params: Params, pairs: int) -> dict[str, Any]:
+    published = dataclasses.replace(params.rollout, steps=10, window=[0, 9], same_latent=False)
+    cases = {"own window": params, "published": dataclasses.replace(params, rollout=published)}
+    return {
+        "images": params.images_per_epoch,
+        **{
+            name: {
+                "steps": case.rollout.steps,
+                "window": case.rollout.window,
+                "same_latent": case.rollout.same_latent,
+                **reuse_ratio(case, pairs),
+            }
+            for name, case in cases.items()
+        },
+        "load": os.getloadavg(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--reuse", action="store_true", help="only what train.reuse_rollout gains")
     options = parser.parse_args()
     stay_offline()
     keep_freed_memory()
     params = load_params(options.params)
     about = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    figures = {
-        "machine": f"{about}, no accelerator",
+    figures: dict[str, Any] = {"machine": f"{about}, no accelerator"}
+    if options.reuse:
+        figures |= reuse_figures(params, options.pairs)
+        print(json.dumps(figures, indent=1))
+        return
+    figures |= {
         "rollout": rollout_ratio(params, options.pairs),
         "epoch": epoch_ratio(params, options.pairs),
         "reward": {task: reward_share(params, task, options.pairs) for task in params.runs},

@@ -35,7 +35,7 @@ def broken_rules(params: Params) -> Iterator[str]:
                 f"model.resolution is {params.model.resolution}; use ppocrv6"
             )
     yield from (f"allocation: {broken}" for broken in _allocation(params.allocation))
-    yield from (*_average(params.train), *_forward(params))
+    yield from (*_average(params.train), *_reuse(params), *_forward(params))
     for key, changes in (
         *((f"methods.{name}", changes) for name, changes in params.methods.items()),
         *((f"study.methods.{name}", changes) for name, changes in params.study.methods.items()),
@@ -44,6 +44,7 @@ def broken_rules(params: Params) -> Iterator[str]:
         for broken in (
             *_allocation(changed.allocation),
             *_average(changed.train),
+            *_reuse(changed),
             *_forward(changed),
         ):
             yield f"{key}: {broken}"
@@ -92,6 +93,29 @@ def _average(train: TrainParams) -> Iterator[str]:
         yield (
             f"train.ema_every {train.ema_every} is more than the training's {updates} updates: its "
             "adapter would stay the initial one; use a divisor of them"
+        )
+
+
+def _reuse(params: Params) -> Iterator[str]:
+    train, model = params.train, params.model
+    if not train.reuse_rollout:
+        return
+    if train.algorithm != "flow_grpo":
+        yield (
+            f"train.reuse_rollout: {train.algorithm} trains on images that it noises again, which "
+            "no rollout passes; set it to false"
+        )
+    if train.updates_per_epoch > 1:
+        yield (
+            f"train.reuse_rollout: of the {train.updates_per_epoch} updates an epoch all but the "
+            "first are by other weights than the rollout; set it to false, or "
+            "train.updates_per_epoch to 1"
+        )
+    if model.compile != "no" and model.gradient_checkpointing and params.allocation.uses_maps:
+        yield (
+            f"train.reuse_rollout: blocks compiled by {model.compile} that read a map keep other "
+            "tensors than those computed again; set model.gradient_checkpointing to false, or "
+            'model.compile to "no"'
         )
 
 

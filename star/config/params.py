@@ -227,6 +227,9 @@ class TrainParams(Section):
     """Rollouts per prompt."""
     updates_per_epoch: Annotated[Whole, Field(ge=1, le=65_536)]
     """Optimizer steps per epoch; a divisor of the rollout batches of an epoch."""
+    reuse_rollout: Flag
+    """Whether the update takes the rollout's forward passes in place of its own (flow_grpo's alone,
+    with one update an epoch): faster, and all graphs of an epoch are in memory at once."""
     learning_rate: Rate
     """AdamW's learning rate; a step size without unit."""
     weight_decay: Share

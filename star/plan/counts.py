@@ -30,7 +30,7 @@ class Passes:
     Those of a training are of all processes together.
     """
 
-    rollout: int  # with what a control's maps cost
+    rollout: int  # without those that the update reuses; with what a control's maps cost
     update: int  # forward and backward
     reference: int  # forward without the adapter, for the KL or the anchor
     evaluation: int  # of one checkpoint on all benchmarks, except its diversity images
@@ -120,6 +120,8 @@ def _flow_grpo(params: Params) -> tuple[int, int, int]:
     for epoch in range(train.epochs):
         equal = window_start(rollout, epoch) + 1  # steps up to the first stochastic one
         drawn += equal * distinct + (rollout.steps - equal) * images
+    if train.reuse_rollout:
+        drawn -= update * train.epochs
     # Without a weight the KL is logged all the same, of the epoch's first batch and step.
     judged = update if train.kl_beta > 0 else rollout.batch // shared(params)
     reference = 0 if train.kl_form == "none" else judged

@@ -65,9 +65,13 @@ class MemoryEstimate:
         else:  # clean ones, noise, and velocities
             ahead = looks_ahead(params, params.allocation)
             latents, drawn = 1 + (2 if ahead else 1) * trained, 0
+        if params.train.reuse_rollout:
+            latents += trained  # means with their graphs
         # Of a rollout for its update: latents, relevance and maps, prompt, image.
         kept = latents * self.latent + maps + self.prompt + (self.image if self.on_cpu else 0)
-        trajectories = params.images_per_epoch // processes * kept
+        own = params.images_per_epoch // processes
+        graphs = {way: self.reused(params, way, own) for way in (False, True)}
+        trajectories = own * kept + graphs[model.gradient_checkpointing]
         gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
         old = {"old policy": adapter} if params.train.algorithm == "nft" else {}
         exchanged = sum(old.values())  # the trained policy, while the old one draws
@@ -88,8 +92,8 @@ class MemoryEstimate:
         alternatives = {
             "decoding, vae_slicing false": self.decoding(batch, False),
             "decoding, vae_slicing true": self.decoding(batch, True),
-            "update, gradient_checkpointing false": self.updating(params, False),
-            "update, gradient_checkpointing true": self.updating(params, True),
+            "update, gradient_checkpointing false": graphs[False] + self.updating(params, False),
+            "update, gradient_checkpointing true": graphs[True] + self.updating(params, True),
         }
         optimizer = {"AdamW": 2 * adapter, "EMA": adapter, **old}
         resident = self._resident(drawn_prompts(params, task), {"reward model": scorer.resident})
@@ -137,17 +141,28 @@ class MemoryEstimate:
         # Decoded; halved and raised; or clamped, grey levels, rounded.
         return max(levels, 3 * images * FLOAT * self.image)
 
+    def reused(self, params: Params, checkpointing: bool, images: int) -> int:
+        """Return the bytes of the graphs that rollouts keep for an update to reuse; mostly 0."""
+        if not params.train.reuse_rollout:
+            return 0
+        first, most = self._trained(params)
+        later = (trained_steps(params) - 1) * self.sequence.graph(most, checkpointing)
+        return images // params.rollout.batch * (self.sequence.graph(first, checkpointing) + later)
+
     def updating(self, params: Params, checkpointing: bool) -> int:
         """Return the bytes that the fullest step of an update adds, the adapter's gradients aside.
 
-        That is its graph, with gradients or with the KL's reference pass. (An anchor's comes before
-        there is a graph.) With checkpointing each block comes back, one at a time, before its
-        gradients; the inputs of those behind it are gone by then.
+        That is its graph (which may be the rollout's), with gradients or with the KL's reference
+        pass. (An anchor's comes before there is a graph.) With checkpointing each block comes back,
+        one at a time, before its gradients; the inputs of those behind it are gone by then.
         """
-        train, sequence, batch = params.train, self.sequence, params.rollout.batch
-        first = self.sequences * batch // shared(params)  # of the window's first step
-        most = self.sequences * batch if trained_steps(params) > 1 else first
-        full = sequence.graph(most, checkpointing) + most * sequence.backward()
+        train, sequence = params.train, self.sequence
+        first, most = self._trained(params)
+
+        def graph(sequences: int) -> int:
+            return 0 if train.reuse_rollout else sequence.graph(sequences, checkpointing)
+
+        full = graph(most) + most * sequence.backward()
         if checkpointing:
             full += max(
                 sequence.block(index, most) - behind * most * sequence.input
@@ -156,7 +171,13 @@ class MemoryEstimate:
         if train.kl_form == "none" or train.algorithm != "flow_grpo":
             return full
         judged = most if train.kl_beta > 0 else first  # without a weight only for the log
-        return max(full, sequence.graph(judged, checkpointing) + judged * sequence.forward())
+        return max(full, graph(judged) + judged * sequence.forward())
+
+    def _trained(self, params: Params) -> tuple[int, int]:
+        """Return the sequences of the window's first step of a batch, and of its largest."""
+        batch = self.sequences * params.rollout.batch
+        first = batch // shared(params)
+        return first, batch if trained_steps(params) > 1 else first
 
     def _resident(self, prompts: int, reward: dict[str, int]) -> dict[str, int]:
         return {

@@ -138,6 +138,7 @@ class Trajectory:
     shared: number of neighbouring rollouts with the same prompt and initial noise. They are equal
         before the first stochastic step, so until then the model runs once for them.
     images: uint8 (B, height, width, 3).
+    graphs: the trained steps with the graph of their forward pass, T; none if they were not kept.
     """
 
     conditioning: Conditioning
@@ -147,6 +148,7 @@ class Trajectory:
     first: int
     shared: int
     images: np.ndarray
+    graphs: Sequence[Transition] = ()
 
     @property
     def steps(self) -> int:
@@ -204,6 +206,7 @@ class Roller:
         first: int,
         core: CoreKeys | None,
         allocation: AllocationParams,
+        keep: bool = False,
     ) -> Trajectory:
         """Draw one batch of rollouts.
 
@@ -212,6 +215,7 @@ class Roller:
             step_seeds: seed of each rollout's later noise, distinct.
             first: the first stochastic step; the window keeps its length.
             core: core tokens of each prompt; None if the allocation needs no maps.
+            keep: whether the trained steps keep their graphs, for an update by these weights.
         """
         policy, sigmas = self.policy, self.schedule.sigmas
         conditioning = policy.encode(prompts)
@@ -219,7 +223,7 @@ class Roller:
         generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
         shared = _shared(prompts, start_seeds)
         x = policy.noise(start_seeds)
-        latents, means, masses = [], [], []
+        latents, steps, masses = [], [], []
         last = self.settings.steps - 1 if self.settings.last_step == "sde" else None
         for t in range(self.settings.steps):
             alike = shared if t <= first else 1
@@ -228,17 +232,18 @@ class Roller:
                 velocity = self._velocity(x, t, conditioning, alike)
                 x = ode_step(x, velocity, sigmas[t], sigmas[t + 1])
                 continue
-            if core is None or not trained:
-                transition = self.transition(x, t, conditioning, alike)
-            else:
-                one = slice(None, None, alike)
-                model_inputs = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
-                with watched(policy, *model_inputs, allocation) as seen:
+            with torch.set_grad_enabled(keep and trained):
+                if core is None or not trained:
                     transition = self.transition(x, t, conditioning, alike)
-                masses.append(seen().repeat_interleave(alike, dim=0))
+                else:
+                    one = slice(None, None, alike)
+                    inputs = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
+                    with watched(policy, *inputs, allocation) as seen:
+                        transition = self.transition(x, t, conditioning, alike)
+                    masses.append(seen().repeat_interleave(alike, dim=0))
             if trained:
                 latents.append(x)
-                means.append(transition.mean)
+                steps.append(transition)
             noise = [torch.randn(policy.latent_shape, generator=g) for g in generators]
             x = transition.sample(torch.stack(noise).to(x.device))
             if t == end - 1:
@@ -246,11 +251,12 @@ class Roller:
         return Trajectory(
             conditioning=conditioning,
             latents=torch.stack(latents),
-            means=torch.stack(means),
+            means=torch.stack([step.mean for step in steps]),
             relevance=None if core is None else relevance_of(masses, core, allocation),
             first=first,
             shared=shared,
             images=decoded(policy, x, prompts),
+            graphs=steps if keep else (),
         )
 
     def _velocity(self, x: Tensor, t: int, conditioning: Conditioning, alike: int) -> Tensor:

@@ -11,7 +11,7 @@ MENDS = {
     "opening": "set model.precision: bf16, which halves the text encoders on a GPU, "
     "or use a machine with more memory",
     "prompt encoding": "lower model.t5_tokens, or set model.precision: bf16",
-    "rollout": "lower rollout.batch, or set model.vae_slicing: true",
+    "rollout": "lower rollout.batch, or set model.vae_slicing: true or train.reuse_rollout: false",
     "reward": "lower rollout.batch or rewards.geneval.batch",
     "update": "set model.gradient_checkpointing: true, or lower rollout.batch",
     "sample grid": "set model.vae_slicing: true",

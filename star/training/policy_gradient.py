@@ -42,7 +42,8 @@ class PolicyGradient(Algorithm):
         prompts = [record.prompt for record in batch.records]
         first = window_start(self.params.rollout, epoch)
         seeds = batch.start_seeds, batch.step_seeds
-        return self.roller.draw(prompts, *seeds, first, core, self.allocation)
+        keep = self.train.reuse_rollout
+        return self.roller.draw(prompts, *seeds, first, core, self.allocation, keep)
 
     def term(self, item: Scored, row: int, logged: bool) -> Term:
         surrogate, transition = self.surrogate(item, row)
@@ -63,7 +64,10 @@ class PolicyGradient(Algorithm):
         """Return the surrogate of one trained step, and the current policy's transition."""
         trajectory, normalised = item.trajectory, self.train.normalise_ratio
         assert isinstance(trajectory, Trajectory)
-        transition = self.roller.again(trajectory, row)
+        if trajectory.graphs:
+            transition = trajectory.graphs[row]
+        else:
+            transition = self.roller.again(trajectory, row)
         x_next, old_mean = trajectory.latents[row + 1], trajectory.means[row]
         elements = log_ratio(x_next, transition, old_mean, normalised)
         locations = patch_mean(elements, self.policy.patch)  # (B, P)

@@ -229,6 +229,21 @@ def test_every_key_and_section_is_described() -> None:
             *("train.zero_advantage drop", "set it to keep with awm"),
         ),
         (
+            {"train.reuse_rollout": True},
+            *("train.reuse_rollout: of the 2 updates", "train.updates_per_epoch to 1"),
+        ),
+        (
+            {"methods.odd": {"reuse_rollout": True, "algorithm": "nft", "updates_per_epoch": 1}},
+            *("methods.odd: train.reuse_rollout: nft", "set it to false"),
+        ),
+        (
+            {
+                "methods.odd": {"reuse_rollout": True, "updates_per_epoch": 1},
+                **{"model.compile": "inductor", "model.gradient_checkpointing": True},
+            },
+            *("methods.odd: train.reuse_rollout: blocks", 'or model.compile to "no"'),
+        ),
+        (
             {"methods.odd": {"source": "guidance", "clause_wise": True}},
             *("methods.odd", "clause_maps to own, or clause_wise to false"),
         ),

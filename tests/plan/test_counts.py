@@ -102,6 +102,7 @@ def test_passes_of_an_image_that_docs_algorithms_says(algorithm, steps, forward,
     ("algorithm", "train", "forward", "allocation"),
     [
         ("flow_grpo", {"kl_beta": 0.1}, {}, {}),
+        ("flow_grpo", {"updates_per_epoch": 1, "reuse_rollout": True}, {}, {"source": "guidance"}),
         ("awm", {"updates_per_epoch": 1}, {}, {}),
         ("awm", {"updates_per_epoch": 1}, {}, {"source": "shuffled"}),
         ("awm", {"updates_per_epoch": 1}, {}, {"temporal": "joint"}),

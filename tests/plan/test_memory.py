@@ -22,7 +22,7 @@ from star.plan.reward_models import Scorer, detection_bytes
 from star.policy.sd3 import LORA_TARGETS
 from star.rewards import mask2former
 from tests.helpers.plans import estimate, memory, pipeline
-from tests.helpers.training import changed
+from tests.helpers.training import changed, small, trainer
 
 PARAMS = load_params(Path("presets/miniature-full.yaml"))
 PUBLISHED = changed(
@@ -176,6 +176,43 @@ def test_the_graph_is_what_autograd_keeps(mixed, fused):
     sequence = Activations(module.config, IMAGE, TEXT, RANK, value, value, mixed, fused)
     assert sequence.graph(BATCH, checkpointing=False) == pytest.approx(saved, rel=0.01)
     del output
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_graphs_that_rollouts_keep_are_the_estimated_ones(guidance):
+    """Every storage that two batches of two trained steps save; a group's first step is shared."""
+    params = small(
+        model={"guidance_scale": guidance},
+        train={"updates_per_epoch": 1, "reuse_rollout": True, "kl_form": "none"},
+    )
+    run = trainer(params, "flow_grpo")
+    own = {
+        parameter.untyped_storage().data_ptr() for parameter in run.policy.transformer.parameters()
+    }
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        drawn = [run.sample(batch) for batch in run.plan.batches(0)]
+    saved = sum(storage.nbytes() for storage in kept.values())
+    found = estimate(params, "cpu")
+    assert found.reused(params, False, images=16) == pytest.approx(saved, rel=0.02)
+    reusing, own_passes = (
+        found.training("ocr", changed(params, train={"reuse_rollout": reuse}), Scorer(0, 0), 1)
+        for reuse in (True, False)
+    )
+    means = 16 * 2 * found.latent
+    assert reusing.trajectories - own_passes.trajectories == means + found.reused(params, False, 16)
+    graph = found.sequence.graph(8 * (2 if guidance > 1 else 1), False)
+    more = {name: reusing.phases[name] - own_passes.phases[name] for name in reusing.phases}
+    assert (
+        more["decoding"] == more["denoising"] == more["update"] + graph > more["sample grid"] == 0
+    )
+    del drawn
 
 
 @pytest.mark.slow

@@ -128,14 +128,17 @@ def training(params: Path, method: str, output: Path, state: Path) -> list[objec
     return [*command, "--output", output, "--state", state]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("algorithm", "reuse"), [*((name, False) for name in ALGORITHMS), ("flow_grpo", True)]
+)
 def test_two_processes_train_as_one_does(
-    algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
+    algorithm: str, reuse: bool, tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
     """Clause-wise and shuffled: widths that differ, seeds by batch, statistics over both."""
     values = small_values(tmp_path)
     values["methods"]["clauses"] = {"clause_wise": True, "source": "shuffled", "objective": "local"}
-    values["train"] |= {"updates_per_epoch": 2, "evaluate_prompts": 5, "algorithm": algorithm}
+    values["train"] |= {"updates_per_epoch": 1 if reuse else 2, "reuse_rollout": reuse}
+    values["train"] |= {"evaluate_prompts": 5, "algorithm": algorithm}
     values["train"] |= {"kl_beta": 0.04 if algorithm == "flow_grpo" else 0.0}
     values["forward"] |= {**FORWARD[algorithm], "levels": "stratified"}
     params = write_params(values)
