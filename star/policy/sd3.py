@@ -101,8 +101,9 @@ class SD3Policy:
     def _choose_kernel(self) -> tuple[str, Kernel]:
         dtype = AUTOCAST_DTYPES.get(self.model.precision, self.transformer.dtype)
         tokens = self.locations + sum(self.text_lengths)
-        head_dim = self.transformer.config.attention_head_dim
-        return choose_kernel(self.device, dtype, tokens, head_dim)
+        config = self.transformer.config
+        heads, head_dim = config.num_attention_heads, config.attention_head_dim
+        return choose_kernel(self.device, dtype, tokens, heads, head_dim)
 
     @property
     def device(self) -> torch.device:
