@@ -65,8 +65,8 @@ class ModelParams(Section):
     gradient_checkpointing: Flag
     """Whether the update recomputes activations instead of keeping them."""
     compile: Literal["no", "inductor", "aot_eager"]
-    """Backend of torch.compile for the transformer's blocks; "no" runs them as they are. In half
-    precision inductor may compute rollout and update so differently that the training stops."""
+    """Backend of torch.compile for the transformer's blocks; "no" runs them as they are. Twenty to
+    thirty graphs are compiled in the first epoch, which takes minutes."""
     tf32: Flag
     """Whether float32 products may use TF32 on a GPU."""
     vae_slicing: Flag

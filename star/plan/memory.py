@@ -1,7 +1,8 @@
 """What a process has on its device, in bytes: what stays, and what each phase adds at its highest.
 
 Not counted: the allocator's fragments, kernels' scratch, and the CUDA context (about half a GiB).
-Nor are what compiled blocks save otherwise, the reading of maps, and clauses beyond the first.
+Nor are what compiled blocks save otherwise, the graph of each step that they draw to be trained
+(an update has as much), the reading of maps, and clauses beyond the first.
 """
 
 from collections.abc import Mapping

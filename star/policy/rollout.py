@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -228,14 +228,17 @@ class Roller:
                 velocity = self._velocity(x, t, conditioning, alike)
                 x = ode_step(x, velocity, sigmas[t], sigmas[t + 1])
                 continue
-            if core is None or not trained:
-                transition = self.transition(x, t, conditioning, alike)
-            else:
-                one = slice(None, None, alike)
-                model_inputs = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
-                with watched(policy, *model_inputs, allocation) as seen:
+            # Compiled blocks round otherwise where they keep a graph, as those of the update do.
+            with torch.set_grad_enabled(trained and policy.model.compile != "no"):
+                if core is None or not trained:
                     transition = self.transition(x, t, conditioning, alike)
-                masses.append(seen().repeat_interleave(alike, dim=0))
+                else:
+                    one = slice(None, None, alike)
+                    inputs = x[one], self.schedule.timesteps[t], conditioning[one], core[one]
+                    with watched(policy, *inputs, allocation) as seen:
+                        transition = self.transition(x, t, conditioning, alike)
+                    masses.append(seen().repeat_interleave(alike, dim=0))
+            transition = replace(transition, mean=transition.mean.detach())  # the graph may go
             if trained:
                 latents.append(x)
                 means.append(transition.mean)

@@ -48,6 +48,7 @@ from star.system.pretrained import OPENING_ERRORS
 # Flow-GRPO's targets: the joint attention of every block, not the image-only attn2.
 _LAYERS = "to_q to_k to_v to_out.0 add_q_proj add_k_proj add_v_proj to_add_out"
 LORA_TARGETS = [f"attn.{layer}" for layer in _LAYERS.split()]
+GRAPHS = 256  # of compiled blocks; a training has twenty to thirty, torch takes 256 at most
 ENCODED = 16  # prompts that the text encoders take at a time
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
@@ -250,13 +251,21 @@ class SD3Policy:
         return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
 
     def compile(self) -> None:
-        """Compile the blocks, if the parameters ask for it; they share one graph.
+        """Compile the blocks, if the parameters ask for it; those that are alike share graphs.
 
-        Call it after the adapter is added.
+        Call it after the adapter is added. There is a graph for each kind of block, batch size and
+        use (read, trained, without adapter), whatever ran before: a resumed training computes the
+        same. Beyond a limit, 8 by default, torch would run blocks as they are, silently, and so
+        rollout and update as two policies. Here the limit is out of reach, and an error.
         """
         if self.model.compile != "no":
             for block in self.transformer.transformer_blocks:
-                block.compile(backend=self.model.compile)
+                block.compile(
+                    backend=self.model.compile,
+                    fullgraph=True,
+                    dynamic=False,
+                    recompile_limit=GRAPHS,
+                )
 
     @torch.no_grad()
     def start_from(self, adapter: Path) -> None:

@@ -106,21 +106,19 @@ def assert_same_images(ours: np.ndarray, stock: np.ndarray) -> None:
 
 
 @functools.cache
-def short_model() -> str:
-    """Return the folder of the miniature with its first and last block alone."""
+def short_model(*middle: int) -> str:
+    """Return the folder of the miniature with its first and last block, and those of ``middle``."""
     folder = Path(tempfile.mkdtemp(prefix="star-short-"))
     atexit.register(shutil.rmtree, folder)
     whole = _opened(EXACT.path).transformer
+    kept = [0, *middle, whole.config.num_layers - 1]
+    dual = [new for new, old in enumerate(kept) if old in whole.config.dual_attention_layers]
     short = SD3Transformer2DModel.from_config(
-        {**whole.config, "num_layers": 2, "dual_attention_layers": [0]}
+        {**whole.config, "num_layers": len(kept), "dual_attention_layers": dual}
     )
-    last = f"transformer_blocks.{whole.config.num_layers - 1}."
-    weights = {
-        name.replace(last, "transformer_blocks.1."): weight
-        for name, weight in whole.state_dict().items()
-        if name.startswith((last, "transformer_blocks.0.")) or "transformer_blocks." not in name
-    }
-    short.load_state_dict(weights)
+    blocks = torch.nn.ModuleList(whole.transformer_blocks[old] for old in kept)
+    weights = {k: v for k, v in whole.state_dict().items() if "transformer_blocks." not in k}
+    short.load_state_dict(weights | blocks.state_dict(prefix="transformer_blocks."))
     short.save_pretrained(folder / "transformer")
     for part in Path(EXACT.path).iterdir():
         if part.name != "transformer":
