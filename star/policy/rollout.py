@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -223,7 +223,7 @@ class Roller:
         generators = [torch.Generator().manual_seed(seed) for seed in step_seeds]
         shared = _shared(prompts, start_seeds)
         x = policy.noise(start_seeds)
-        latents, steps, masses = [], [], []
+        latents, means, masses, graphs = [], [], [], []
         last = self.settings.steps - 1 if self.settings.last_step == "sde" else None
         for t in range(self.settings.steps):
             alike = shared if t <= first else 1
@@ -232,7 +232,9 @@ class Roller:
                 velocity = self._velocity(x, t, conditioning, alike)
                 x = ode_step(x, velocity, sigmas[t], sigmas[t + 1])
                 continue
-            with torch.set_grad_enabled(keep and trained):
+            # Compiled blocks round otherwise where they keep a graph, as those of the update do.
+            graph = trained and (keep or policy.model.compile != "no")
+            with torch.set_grad_enabled(graph):
                 if core is None or not trained:
                     transition = self.transition(x, t, conditioning, alike)
                 else:
@@ -241,9 +243,12 @@ class Roller:
                     with watched(policy, *inputs, allocation) as seen:
                         transition = self.transition(x, t, conditioning, alike)
                     masses.append(seen().repeat_interleave(alike, dim=0))
+            if trained and keep:
+                graphs.append(transition)
+            transition = replace(transition, mean=transition.mean.detach())  # the graph may go
             if trained:
                 latents.append(x)
-                steps.append(transition)
+                means.append(transition.mean)
             noise = [torch.randn(policy.latent_shape, generator=g) for g in generators]
             x = transition.sample(torch.stack(noise).to(x.device))
             if t == end - 1:
@@ -251,12 +256,12 @@ class Roller:
         return Trajectory(
             conditioning=conditioning,
             latents=torch.stack(latents),
-            means=torch.stack([step.mean for step in steps]),
+            means=torch.stack(means),
             relevance=None if core is None else relevance_of(masses, core, allocation),
             first=first,
             shared=shared,
             images=decoded(policy, x, prompts),
-            graphs=steps if keep else (),
+            graphs=graphs,
         )
 
     def _velocity(self, x: Tensor, t: int, conditioning: Conditioning, alike: int) -> Tensor:

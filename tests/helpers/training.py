@@ -22,7 +22,8 @@ from star.config.params import ModelParams, Params
 from star.config.reading import load_params
 from star.method.attention import CoreKeys
 from star.method.precision import resolve_precision
-from star.policy.sd3 import SD3Policy, load_policy
+from star.policy.loading import open_pipeline
+from star.policy.sd3 import SD3Policy
 from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
@@ -59,17 +60,17 @@ EXACT = dataclasses.replace(BASE.model, path=str(ROOT / "models/miniature"), pre
 
 
 @functools.cache
-def _opened(path: str) -> SD3Policy:
-    return load_policy(dataclasses.replace(EXACT, path=path), CPU)
+def _opened(path: str) -> StableDiffusion3Pipeline:
+    return open_pipeline(Path(path), EXACT, torch.float32)
 
 
 def policy_of(model: ModelParams = EXACT, **changes: Any) -> SD3Policy:
     """Return what `load_policy` returns; the text encoders alone are shared with other tests."""
     model = dataclasses.replace(model, **changes)
     model = dataclasses.replace(model, precision=resolve_precision(model.precision, CPU))
-    parts = dict(_opened(model.path).pipe.components)
+    parts = dict(_opened(model.path).components)
     parts |= {name: copy.deepcopy(parts[name]) for name in ("transformer", "vae")}
-    return SD3Policy(StableDiffusion3Pipeline(**parts), model)
+    return SD3Policy(StableDiffusion3Pipeline(**parts), model, CPU)
 
 
 def core_keys(policy: SD3Policy, weights: bool = False) -> Any:
@@ -105,21 +106,19 @@ def assert_same_images(ours: np.ndarray, stock: np.ndarray) -> None:
 
 
 @functools.cache
-def short_model() -> str:
-    """Return the folder of the miniature with its first and last block alone."""
+def short_model(*middle: int) -> str:
+    """Return the folder of the miniature with its first and last block, and those of ``middle``."""
     folder = Path(tempfile.mkdtemp(prefix="star-short-"))
     atexit.register(shutil.rmtree, folder)
     whole = _opened(EXACT.path).transformer
+    kept = [0, *middle, whole.config.num_layers - 1]
+    dual = [new for new, old in enumerate(kept) if old in whole.config.dual_attention_layers]
     short = SD3Transformer2DModel.from_config(
-        {**whole.config, "num_layers": 2, "dual_attention_layers": [0]}
+        {**whole.config, "num_layers": len(kept), "dual_attention_layers": dual}
     )
-    last = f"transformer_blocks.{whole.config.num_layers - 1}."
-    weights = {
-        name.replace(last, "transformer_blocks.1."): weight
-        for name, weight in whole.state_dict().items()
-        if name.startswith((last, "transformer_blocks.0.")) or "transformer_blocks." not in name
-    }
-    short.load_state_dict(weights)
+    blocks = torch.nn.ModuleList(whole.transformer_blocks[old] for old in kept)
+    weights = {k: v for k, v in whole.state_dict().items() if "transformer_blocks." not in k}
+    short.load_state_dict(weights | blocks.state_dict(prefix="transformer_blocks."))
     short.save_pretrained(folder / "transformer")
     for part in Path(EXACT.path).iterdir():
         if part.name != "transformer":
