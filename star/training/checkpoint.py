@@ -165,19 +165,17 @@ def remove_done(folder: Path) -> None:
 
 
 def copied(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return copies on the CPU; those of a GPU come in one transfer of each type.
+    """Return copies on the CPU, in one transfer of each type.
 
     A state of SD3.5-M has 1,500 tensors, and each transfer would wait for the GPU.
     """
-    copies = {name: x.detach().to("cpu", copy=True) for name, x in tensors.items() if x.is_cpu}
-    away = {name: x.detach() for name, x in tensors.items() if not x.is_cpu}
-    for dtype in {x.dtype for x in away.values()}:
-        group = {name: x for name, x in away.items() if x.dtype == dtype}
-        flat = torch.cat([x.flatten() for x in group.values()]).cpu()
+    copies: dict[str, torch.Tensor] = {}
+    for kind in {(x.device, x.dtype) for x in tensors.values()}:
+        group = {name: x for name, x in tensors.items() if (x.device, x.dtype) == kind}
+        flat = torch.cat([x.detach().flatten() for x in group.values()]).cpu()
         parts = flat.split([x.numel() for x in group.values()])
-        copies |= {
-            name: part.view_as(x) for (name, x), part in zip(group.items(), parts, strict=True)
-        }
+        pairs = zip(group.items(), parts, strict=True)
+        copies |= {name: part.view(x.shape) for (name, x), part in pairs}
     return copies
 
 

@@ -198,7 +198,8 @@ class Trainer:
         """Sample batches; submit each to the reward now (GPU) or after the last batch (CPU)."""
         trajectories: list[Rollouts] = []
         pending: list[Future[RewardResult]] = []
-        self.prepare([record for batch in batches for record in batch.records])
+        with watch("rollout"):
+            self.prepare([record for batch in batches for record in batch.records])
         for i, batch in enumerate(batches):
             with watch("rollout"):
                 trajectories.append(self.sample(batch))
