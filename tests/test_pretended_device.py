@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-TRAININGS = [
-    f"{kind}, {way}" for kind in ("flow_grpo", "awm", "nft") for way in ("star", "uniform")
-]
+TRAININGS = [f"{algorithm}, star" for algorithm in ("flow_grpo", "awm", "nft")]
 # What grows with the batches, and may: noise drawn on the CPU, and the images.
 DRAWN = {
     "policy/sd3.py: noise",
