@@ -55,10 +55,16 @@ class CoreKeys:
         return CoreKeys(self.index[rows], self.weight[rows])
 
     @staticmethod
-    def from_weights(weights: Tensor) -> "CoreKeys":
-        """Take the positions with weight from (batch, K, text tokens)."""
+    def from_weights(weights: Tensor, most: int | None = None) -> "CoreKeys":
+        """Take the positions with weight from (batch, K, text tokens).
+
+        Args:
+            most: core tokens of the prompt that has most. None reads it, for which a GPU is waited.
+        """
         total = weights.sum(1)
-        index = total.topk(max(1, int((total > 0).sum(1).max())), dim=1).indices
+        if most is None:
+            most = int((total > 0).sum(1).max())
+        index = total.topk(max(1, most), dim=1).indices
         return CoreKeys(index, weights.gather(2, index[:, None].expand(-1, weights.shape[1], -1)))
 
 

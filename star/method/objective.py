@@ -155,7 +155,9 @@ def _masked(log_ratio: Tensor, advantage: Tensor, kl: Tensor) -> Surrogate:
 def _clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float | Tensor) -> Surrogate:
     """Average ``max(-A r, -A clip(r))`` over rollouts and locations."""
     ratio = log_ratio.exp()
-    epsilon = torch.as_tensor(clip_range, dtype=ratio.dtype, device=ratio.device)
+    epsilon = clip_range
+    if not isinstance(epsilon, Tensor):  # filled there: a copy from the host would wait for a GPU
+        epsilon = ratio.new_full((), epsilon)
     clipped_ratio = ratio.clamp(1 - epsilon, 1 + epsilon)
     outside = ((ratio.detach() - 1).abs() > clip_range).float().mean()
     loss = torch.maximum(-advantage * ratio, -advantage * clipped_ratio).mean()

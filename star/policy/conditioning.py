@@ -62,19 +62,29 @@ class PromptStore:
         Raises:
             StarError: a file of the folder that cannot be read.
         """
-        wanted = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
-        new = [prompt for prompt in wanted if not self._read(prompt)]
-        for start in range(0, len(new), self._batch):
-            self._add(new[start : start + self._batch])
+        self.load(prompts)
         known = [self._kept[prompt] for prompt in prompts]
         while self.folder is not None and len(self._kept) > max(KEPT, len(prompts)):
             self._kept.popitem(last=False)
         embeds = torch.stack([one.embeds for one in known])
         return Conditioning(embeds, torch.stack([one.pooled for one in known]))
 
+    def load(self, prompts: Sequence[str]) -> None:
+        """Bring prompts to memory, those of the folder in two copies; raises as `get`."""
+        wanted = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        read = {prompt: self._read(prompt) for prompt in wanted if self._stored(prompt)}
+        if read:
+            embeds = torch.stack([one.embeds for one in read.values()]).to(self._device)
+            pooled = torch.stack([one.pooled for one in read.values()]).to(self._device)
+            for prompt, *row in zip(read, embeds, pooled, strict=True):
+                self._kept[prompt] = Conditioning(*(tensor.clone() for tensor in row))
+        new = [prompt for prompt in wanted if prompt not in read]
+        for start in range(0, len(new), self._batch):
+            self._add(new[start : start + self._batch])
+
     def fill(self, prompts: Sequence[str]) -> None:
         """Encode to the folder what is not there yet."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if not self._file(prompt).exists()]
+        new = [prompt for prompt in dict.fromkeys(prompts) if not self._stored(prompt)]
         starts = range(0, len(new), self._batch)
         for start in Progress(starts, desc="prompts", unit="batch", disable=not new):
             self._add(new[start : start + self._batch])
@@ -110,15 +120,16 @@ class PromptStore:
                 f"model.prompt_cache: {path.parent} cannot be written ({reason})"
             ) from error
 
-    def _read(self, prompt: str) -> bool:
-        """Read a prompt from the folder to memory; return whether it was there."""
-        if self.folder is None or not (file := self._file(prompt)).exists():
-            return False
+    def _stored(self, prompt: str) -> bool:
+        return self.folder is not None and self._file(prompt).exists()
+
+    def _read(self, prompt: str) -> Conditioning:
+        """Read a prompt from the folder, to the CPU."""
+        file = self._file(prompt)
         try:
-            tensors = load_file(file, device=str(self._device))
-            self._kept[prompt] = Conditioning(tensors["embeds"], tensors["pooled"])
+            tensors = load_file(file)
+            return Conditioning(tensors["embeds"], tensors["pooled"])
         except (SafetensorError, KeyError, OSError) as error:
             raise StarError(
                 f"{file}: not a readable prompt embedding ({error}); delete it"
             ) from error
-        return True

@@ -16,12 +16,8 @@ from star.method.attention import CoreKeys, record_core_attention
 from star.method.objective import patch_mean
 from star.method.sde import LEAST_STD, SAMPLERS, Transition, dpm_step, ode_step
 from star.policy.conditioning import Conditioning
-from star.policy.sd3 import SD3Policy
+from star.policy.sd3 import NotFinite, SD3Policy
 from star.system.errors import StarError
-
-
-class NotFinite(StarError):
-    """Latents with NaN or inf; the message names a prompt."""
 
 
 @torch.no_grad()
@@ -56,19 +52,16 @@ def sample_latents(
 
 
 def decoded(policy: SD3Policy, x: Tensor, prompts: Sequence[str]) -> np.ndarray:
-    """Return the images of finished latents, as `SD3Policy.decode`.
-
-    Raises:
-        NotFinite: a latent has NaN or inf; it would decode to a black image.
-    """
-    bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if bad:
+    """Return the images of finished latents, as `SD3Policy.decode`; an error names a prompt."""
+    try:
+        return policy.decode(x)
+    except NotFinite as error:
         raise NotFinite(
-            f"{len(bad)} of {len(x)} images are not finite, the first of the prompt "
-            f"{prompts[bad[0]]!r}; model.precision is {policy.model.precision}: "
-            'bf16 and "no" have a wider range than fp16'
-        )
-    return policy.decode(x)
+            error.rows,
+            f"{len(error.rows)} of {len(x)} images are not finite, the first of the prompt "
+            f"{prompts[error.rows[0]]!r}; model.precision is {policy.model.precision}: "
+            'bf16 and "no" have a wider range than fp16',
+        ) from error
 
 
 @torch.no_grad()

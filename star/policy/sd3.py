@@ -53,6 +53,14 @@ ENCODED = 16  # prompts that the text encoders take at a time
 Tokenizers = tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase, PreTrainedTokenizerBase]
 
 
+class NotFinite(StarError):
+    """Images with NaN; ``rows`` are their numbers in the batch."""
+
+    def __init__(self, rows: Sequence[int], message: str = "images are not finite") -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Noise levels ``sigmas`` (steps + 1, about 1 to 0) and the model's ``timesteps`` (steps)."""
@@ -224,12 +232,21 @@ class SD3Policy:
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> np.ndarray:
-        """Return the images of finished latents, uint8 (batch, height, width, 3)."""
+        """Return the images of finished latents, uint8 (batch, height, width, 3).
+
+        Raises:
+            NotFinite: an image has NaN; it would be black.
+        """
         vae = self.pipe.vae
         x = x / vae.config.scaling_factor + vae.config.shift_factor
         images = vae.decode(x, return_dict=False)[0]
         images = (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)  # (batch, height, width, 3)
-        return (images.float().cpu().numpy() * 255).round().astype(np.uint8)
+        pixels = images.float().cpu().numpy()
+        # NaN or inf of a latent reaches every pixel by the norms of the VAE. Looked for here, it
+        # costs no second wait for the device.
+        if bad := np.isnan(pixels).any((1, 2, 3)).nonzero()[0].tolist():
+            raise NotFinite(bad)
+        return (pixels * 255).round().astype(np.uint8)
 
     # -- adapter -----------------------------------------------------------------------------------
 

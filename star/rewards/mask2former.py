@@ -82,9 +82,11 @@ class Mask2FormerDetector:
             part = torch.from_numpy(images[first : first + self._batch])
             pixels, sizes = network_input(part.to(self._model.device))
             output = self._model(pixel_values=pixels)
-            outputs = zip(output.class_queries_logits, output.masks_queries_logits, strict=True)
-            for index, (classes, masks) in enumerate(outputs, first):
-                if not (classes.isfinite().all() and masks.isfinite().all()):
+            logits = output.class_queries_logits, output.masks_queries_logits
+            bad = torch.stack([~each.isfinite().flatten(1).all(1) for each in logits]).any(0)
+            outputs = zip(*logits, bad.cpu().tolist(), strict=True)
+            for index, (classes, masks, broken) in enumerate(outputs, first):
+                if broken:
                     raise DetectionError(index, f"the detector's {NOT_FINITE}")
                 yield find_objects(classes.float(), masks.float(), sizes, self._threshold)
 
@@ -152,21 +154,20 @@ def find_objects(
     rows, columns) over the padded image. Scores exceed ``threshold``; colours are left open."""
     probabilities = class_logits.softmax(-1)[:, :-1]  # (queries, classes)
     best = probabilities.flatten().topk(min(CANDIDATES, probabilities.numel()))
-    passing = best.values > threshold
-    likely, index = best.values[passing], best.indices[passing]  # (n,)
+    passing = int((best.values > threshold).sum())  # the first: the best come first
+    likely, index = best.values[:passing], best.indices[:passing]  # (n,)
     queries = index.div(probabilities.shape[1], rounding_mode="floor")
     logits = _resize(mask_logits[queries][:, None], sizes.padded)
     logits = logits[..., : sizes.scaled[0], : sizes.scaled[1]]
     logits = _resize(logits, sizes.original)[:, 0]  # (n, height, width)
     masks = logits > 0
     inside = (logits.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)  # (n,)
-    scores = likely * inside
-    seen = scores > threshold
-    labels = (index % probabilities.shape[1])[seen]
-    rows = zip(labels.tolist(), scores[seen].tolist(), masks[seen].cpu().numpy(), strict=True)
+    labels, scores = (index % probabilities.shape[1]).cpu().tolist(), (likely * inside).cpu()
+    rows = zip(labels, scores.tolist(), masks.cpu().numpy(), scores > threshold, strict=True)
     return [
         Detection(COCO_CLASSES[label], score, mask_box(mask), mask, None)
-        for label, score, mask in rows
+        for label, score, mask, seen in rows
+        if seen
     ]
 
 

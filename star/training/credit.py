@@ -42,12 +42,25 @@ class Credit:
         self.policy, self.seed, self.core_weights = policy, seed, core_weights
         self.train, self.allocation, self.processes = train, allocation, processes
         self.clause_wise = allocation.clause_wise and allocation.uses_maps
-        self._core: dict[tuple[str, bool], Tensor] = {}
+        # Of a prompt each text position's weight for each clause, (K, text tokens), and how many
+        # positions have one.
+        self._core: dict[tuple[str, bool], tuple[Tensor, int]] = {}
+
+    def prepare(self, records: Sequence[PromptRecord], clause_wise: bool) -> None:
+        """Mark the core tokens of records not seen before, in one copy to the device."""
+        new = {r.id: r for r in records if (r.id, clause_wise) not in self._core}
+        if not new:
+            return
+        weights = [self._core_weights(record, clause_wise) for record in new.values()]
+        moved = torch.cat(weights).to(self.policy.device).split([len(each) for each in weights])
+        for name, row, own in zip(new, moved, weights, strict=True):
+            self._core[name, clause_wise] = row, int((own.sum(0) > 0).sum())
 
     def core_keys(self, records: Sequence[PromptRecord], clause_wise: bool) -> CoreKeys:
         """Return the core tokens of a batch as keys of the joint attention."""
-        rows = [self._core_weights(record, clause_wise) for record in records]
-        return CoreKeys.from_weights(_padded(rows))
+        self.prepare(records, clause_wise)
+        rows, counts = zip(*(self._core[r.id, clause_wise] for r in records), strict=True)
+        return CoreKeys.from_weights(_padded(rows), max(counts))
 
     def weigh(
         self,
@@ -110,8 +123,9 @@ class Credit:
         return list(torch.from_numpy(result.scores[:, None]))
 
     def _check_clauses(self, records: Sequence[PromptRecord], shares: Sequence[Tensor]) -> None:
+        self.prepare(records, True)
         for record, share in zip(records, shares, strict=True):
-            clauses = len(self._core_weights(record, True))
+            clauses = len(self._core[record.id, True][0])
             if len(share) != clauses:  # they would be broadcast, or cut
                 raise StarError(
                     f"allocation.clause_wise: prompt {record.id} has {clauses} clauses, but its "
@@ -145,24 +159,21 @@ class Credit:
         ]
 
     def _core_weights(self, record: PromptRecord, clause_wise: bool) -> Tensor:
-        """Return each text position's weight for each clause (or the whole): (K, text tokens)."""
-        key = record.id, clause_wise
-        if key not in self._core:
-            policy, encoders = self.policy, self.allocation.encoders
-            parts = clause_records(record) if clause_wise else [record]
-            tokens = [
-                require_core_tokens(
-                    part, policy.tokenizers, policy.text_lengths, self.core_weights, encoders
-                )
-                for part in parts
-            ]
-            weights = np.stack([part.weights for part in tokens])
-            if self.allocation.source == "random_tokens":
-                words = np.logical_and.reduce([part.others for part in tokens])
-                seed = seed_of(self.seed, "random_tokens", record.id)
-                weights = scattered(weights, words, seed)
-            self._core[key] = torch.from_numpy(weights).to(policy.device)
-        return self._core[key]
+        """Return each text position's weight for each clause (or the whole), on the CPU."""
+        policy, encoders = self.policy, self.allocation.encoders
+        parts = clause_records(record) if clause_wise else [record]
+        tokens = [
+            require_core_tokens(
+                part, policy.tokenizers, policy.text_lengths, self.core_weights, encoders
+            )
+            for part in parts
+        ]
+        weights = np.stack([part.weights for part in tokens])
+        if self.allocation.source == "random_tokens":
+            words = np.logical_and.reduce([part.others for part in tokens])
+            seed = seed_of(self.seed, "random_tokens", record.id)
+            weights = scattered(weights, words, seed)
+        return torch.from_numpy(weights)
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:

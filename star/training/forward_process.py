@@ -120,14 +120,15 @@ class ForwardProcess(Algorithm):
             velocity, mass = self._seen(*inputs, drawn.core)
             relevance = relevance_of([mass], drawn.core, self.allocation)
             strength, form = self.allocation.lam, self.allocation.clause_maps
-            item.weights[:, [row]] = allocation_weights(relevance, strength, clause_maps=form)
+            maps = allocation_weights(relevance, strength, clause_maps=form)
+            item.weights[:, row : row + 1] = maps  # a list as an index would be copied to a GPU
         old = velocity.detach() if drawn.velocities is None else drawn.velocities[row]
         advantages = item.advantages
         if settings.advantage == "tanh":
             advantages = softly_clipped(advantages)
         loss = self.objective(drawn, row, velocity, old, (advantages, item.weights[:, row]))
         if settings.anchor_to == "base" and base is None:
-            return Term(loss, {"drift": loss.new_tensor(torch.nan)})
+            return Term(loss, {"drift": loss.new_full((), torch.nan)})
         drift = (velocity - (old if base is None else base)).square().mean()
         return Term(loss + settings.anchor * drift, {"drift": drift.detach()})
 

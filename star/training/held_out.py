@@ -46,10 +46,10 @@ class HeldOut:
     def mean(self) -> float:
         """Return the mean score; every process calls this, each scores its shard."""
         device = self.trainer.policy.device
-        scores = torch.zeros(len(self.planned), dtype=torch.float64, device=device)
+        scores = torch.zeros(len(self.planned), dtype=torch.float64)
         for sample in self.samples():
             scores[sample.planned.number] = sample.score
-        return self.trainer.processes.table(scores).sum(0).mean().item()
+        return self.trainer.processes.table(scores.to(device)).sum(0).mean().item()
 
 
 def choose(records: Sequence[PromptRecord], count: int) -> list[PromptRecord]:

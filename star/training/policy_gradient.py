@@ -47,7 +47,7 @@ class PolicyGradient(Algorithm):
 
     def term(self, item: Scored, row: int, logged: bool) -> Term:
         surrogate, transition = self.surrogate(item, row)
-        loss, kl = surrogate.loss, surrogate.loss.new_tensor(torch.nan)
+        loss, kl = surrogate.loss, surrogate.loss.new_full((), torch.nan)
         if self.train.kl_form != "none" and (self.train.kl_beta > 0 or logged):
             reference, form = self.reference_mean(item, row), self.train.kl_form
             kl = kl_penalty(transition, reference, form).detach()

@@ -25,8 +25,8 @@ from star.config.params import AllocationParams, Params
 from star.method.allocation import normalised_entropy
 from star.method.ema import Average, lent
 from star.method.seeds import seed_of
-from star.policy.rollout import NotFinite
-from star.policy.sd3 import SD3Policy
+from star.policy.conditioning import KEPT
+from star.policy.sd3 import NotFinite, SD3Policy
 from star.prompts.records import PromptRecord
 from star.rewards.base import Reward, RewardError, RewardResult, scores_of
 from star.system.errors import Interrupted, StarError
@@ -37,7 +37,7 @@ from star.system.processes import ALONE, Processes
 from star.system.stopwatch import Stopwatch
 from star.training.algorithm import Algorithm, Rollouts, Scored, Term
 from star.training.batches import Batch, EpochPlan
-from star.training.checkpoint import optimizer_tensors, restore_optimizer
+from star.training.checkpoint import copied, optimizer_tensors, restore_optimizer
 from star.training.credit import Credit
 from star.training.forward_process import AdvantageWeightedMatching, DiffusionNFT
 from star.training.policy_gradient import PolicyGradient
@@ -196,6 +196,8 @@ class Trainer:
         """Sample batches; submit each to the reward now (GPU) or after the last batch (CPU)."""
         trajectories: list[Rollouts] = []
         pending: list[Future[RewardResult]] = []
+        with watch("rollout"):
+            self.prepare([record for batch in batches for record in batch.records])
         for i, batch in enumerate(batches):
             with watch("rollout"):
                 trajectories.append(self.sample(batch))
@@ -205,6 +207,14 @@ class Trainer:
                         pending.append(self.submit(batches[late], trajectories[late]))
             self.pause()
         return trajectories, pending
+
+    def prepare(self, records: Sequence[PromptRecord]) -> None:
+        """Send to the device at once what the batches of an epoch would each wait for."""
+        guided = [""] if self.policy.model.guidance_scale > 1 else []
+        prompts = dict.fromkeys([*guided, *(record.prompt for record in records)])
+        self.policy.prompts.load(list(prompts)[:KEPT])
+        if self.allocation.uses_maps:
+            self.credit.prepare(records, self.allocation.clause_wise)
 
     def sample(self, batch: Batch) -> Rollouts:
         """Draw the rollouts of a batch; `Fault` if an image is not finite."""
@@ -248,8 +258,9 @@ class Trainer:
     def reward_facts(self, results: Sequence[RewardResult]) -> dict[str, Any]:
         """Return the rewards' mean and std, and the share of groups whose rewards are all equal."""
         device, updates = self.policy.device, self.train.updates_per_epoch
-        scores = [torch.from_numpy(result.scores)[:, None].to(device) for result in results]
-        rewards = torch.cat(self.processes.gather(scores, updates)).squeeze(1).cpu().numpy()
+        scores = torch.from_numpy(np.concatenate([result.scores for result in results]))
+        parts = scores[:, None].to(device).split([len(result.scores) for result in results])
+        rewards = torch.cat(self.processes.gather(parts, updates)).squeeze(1).cpu().numpy()
         groups = rewards.reshape(-1, self.train.group_size)
         return {
             "reward_mean": float(rewards.mean()),
@@ -292,7 +303,7 @@ class Trainer:
 
     def merge_facts(self, facts: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return an epoch's facts over all processes; None for what was not measured."""
-        table = self.processes.table(torch.stack(list(facts.values())))  # (processes, facts)
+        table = self.processes.table(torch.stack(list(facts.values()))).cpu()  # (processes, facts)
         merged = {
             name: MERGED.get(name, torch.nanmean)(column).item()
             for name, column in zip(facts, table.T, strict=True)
@@ -312,7 +323,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
         self.pause()
-        if norm.isfinite():
+        if math.isfinite(norm.item()):
             self.scaler.step(self.optimizer)
         else:
             overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
@@ -354,7 +365,6 @@ class Trainer:
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.average.values)}
         tensors |= {f"algorithm.{name}": v for name, v in self.algorithm.tensors().items()}
         tensors |= optimizer_tensors(self.optimizer, "optimizer.")
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         facts = {
             "epoch": self.epoch,
             "updates": self.updates,
@@ -362,7 +372,7 @@ class Trainer:
             "base": self.policy.base,
             "scaler": self.scaler.state_dict(),
         }
-        return copies, facts
+        return copied(tensors), facts
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: dict) -> None:

@@ -342,3 +342,5 @@ def test_core_keys_pad_with_weight_zero_and_keep_clauses_apart():
     keys = CoreKeys.from_weights(weights)
     assert keys.index[0].tolist() == [1, 3] and keys.weight[0].tolist() == [[1.0, 0.0], [0.0, 0.5]]
     assert keys.index[1, 0] == 2 and keys.weight[1].tolist() == [[2.0, 0.0], [0.0, 0.0]]
+    told = CoreKeys.from_weights(weights, 2)
+    assert torch.equal(told.index, keys.index) and torch.equal(told.weight, keys.weight)
