@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -140,7 +141,7 @@ def test_one_of_another_base_is_refused_wherever_the_base_lies(saved, tmp_path):
     shutil.copytree(EXACT.path, tmp_path / "moved")
     moved = dataclasses.replace(EXACT, path=str(tmp_path / "moved"))
     load_policy(moved, CPU, saved)
-    transformer = policy_of().transformer
+    transformer = SD3Transformer2DModel.from_pretrained(EXACT.path, subfolder="transformer")
     transformer.proj_out.weight.data[0, 0] += 1e-3
     transformer.save_pretrained(tmp_path / "moved/transformer")
     with pytest.raises(StarError, match=f"another base, {EXACT.path}, and not on {moved.path}"):

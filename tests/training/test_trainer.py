@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from star.method.objective import SURROGATES, patch_mean
+from star.policy.adapter import base_fingerprint
 from star.policy.rollout import sample_latents
 from star.policy.sd3 import load_policy
 from star.rewards.base import RewardResult, finished
@@ -183,6 +184,7 @@ def test_the_kl_mask_starts_at_ratio_one_and_learns_otherwise_than_the_clip(star
 def test_the_state_of_a_training_on_another_base_is_refused():
     state, policy = trainer().state(), policy_of(small().model)
     policy.transformer.transformer_blocks[1].norm1.linear.weight.data += 1e-3
+    policy.base = base_fingerprint(policy.transformer)  # as if it had been opened so
     params = small()
     other = Trainer(
         params, params.with_method("star").allocation, geneval_records(), Redness(), policy
