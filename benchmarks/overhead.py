@@ -49,8 +49,8 @@ def phase(params: Params, layers: int, device: torch.device) -> Trainer:
     transformer = random_transformer(
         layers, positions=64
     )  # SD3.5-M's 384 would only make loading larger than training
-    pipe = random_pipeline(params.model.path, transformer, random_vae(tiny=True), device)
-    return random_trainer(params, params.allocation, pipe)
+    pipe = random_pipeline(params.model.path, transformer, random_vae(tiny=True))
+    return random_trainer(params, params.allocation, pipe, device)
 
 
 def peak_memory(method: str, arguments: list[str]) -> dict[str, float]:

@@ -5,10 +5,10 @@
 The model's own shapes with random weights run on the project's own trainer. Epochs are of one group
 at 512 pixels by the recipe of `presets/sd35m-1gpu-geneval.yaml`, KL included. The base setting is
 STAR in bf16, without checkpointing and with nothing compiled; of each other one a single choice
-differs. All have the same frozen weights, in one process, and each round runs them one after
-another. Ratios are over the base setting's epoch of the same round, medians with the smallest and
-largest. The VAE is float32 in all of them, so decoding is measured by itself and left out of the
-epochs.
+differs. Those of one precision share their frozen weights. All are in one process, and each round
+runs them one after another. Ratios are over the base setting's epoch of the same round, medians
+with the smallest and largest. The VAE is float32 in all of them, so decoding is measured by itself
+and left out of the epochs.
 
 Memory is measured in a second process, where one setting is there at a time. On the CPU it is what
 the kernel counts, its high-water mark set back before each phase; on a GPU what the allocator does.
@@ -19,7 +19,9 @@ is null, and so is one whose precision the device has no fast products for; `rea
 """
 
 import argparse
+import copy
 import dataclasses
+import functools
 import gc
 import json
 import math
@@ -160,10 +162,20 @@ def with_sizes(params: Params, sizes: Sizes) -> Params:
     )
 
 
-def build(setting: Setting, params: Params, pipe: StableDiffusion3Pipeline) -> Trainer:
+@functools.cache
+def held_in(precision: str, pipe: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
+    """Return a copy of the pipeline, whose weights the settings of one precision share."""
+    transformer = copy.deepcopy(pipe.transformer)
+    return StableDiffusion3Pipeline(**{**pipe.components, "transformer": transformer})
+
+
+def build(
+    setting: Setting, params: Params, pipe: StableDiffusion3Pipeline, device: torch.device
+) -> Trainer:
     """Return the setting's trainer over the pipeline's weights; its images are blank."""
     params = dataclasses.replace(params, model=dataclasses.replace(params.model, **setting.model))
-    run = random_trainer(params, params.with_method(setting.method).allocation, sharing(pipe))
+    shared = sharing(held_in(params.model.precision, pipe))
+    run = random_trainer(params, params.with_method(setting.method).allocation, shared, device)
     side = params.model.resolution
 
     def blank(x: torch.Tensor) -> np.ndarray:
@@ -271,12 +283,17 @@ def summary(timed: Timed, base: Timed, images: int, decoding: float) -> dict[str
 
 
 def time_all(
-    names: Sequence[str], rounds: int, params: Params, pipe: StableDiffusion3Pipeline
+    names: Sequence[str],
+    rounds: int,
+    params: Params,
+    pipe: StableDiffusion3Pipeline,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Measure everything but memory."""
     keep_freed_memory()
-    reasons = {name: refusal(SETTINGS[name], pipe.transformer.device) for name in names}
-    runs = {name: build(SETTINGS[name], params, pipe) for name in names if reasons[name] is None}
+    reasons = {name: refusal(SETTINGS[name], device) for name in names}
+    tried = [name for name in names if reasons[name] is None]
+    runs = {name: build(SETTINGS[name], params, pipe, device) for name in tried}
     timed = {name: Timed(reason=reason) for name, reason in reasons.items()} | time_epochs(
         runs, rounds
     )
@@ -292,7 +309,7 @@ def time_all(
         "settings": settings,
         "reasons": {name: found.reason for name, found in timed.items() if found.reason},
     }
-    if base.policy.device.type == "cuda":
+    if device.type == "cuda":
         summed = settings["base"]
         assert summed is not None  # a base setting that fails has ended the benchmark
         figures["matrix_share"] = matrix_share(base, summed["seconds"]["update"])
@@ -303,7 +320,7 @@ def time_all(
 
 
 def measure_memory(
-    names: Sequence[str], params: Params, pipe: StableDiffusion3Pipeline
+    names: Sequence[str], params: Params, pipe: StableDiffusion3Pipeline, device: torch.device
 ) -> dict[str, Any]:
     """Measure the bytes of each setting.
 
@@ -311,12 +328,13 @@ def measure_memory(
     """
     settings = {}
     for name in names:
-        run = build(SETTINGS[name], params, pipe)
+        run = build(SETTINGS[name], params, pipe, device)
         run.train_epoch()  # the optimizer's state, and what libraries and compilers keep
         settings[name] = watched_epoch(run)
         if name == "base":
             decode = decoding_memory(run.policy, params.rollout.batch)
         del run
+        held_in.cache_clear()
         gc.collect()
     return {"settings": settings, "decode": decode}
 
@@ -378,10 +396,10 @@ def measure(part: str, options: argparse.Namespace, sizes: Sizes) -> dict[str, A
     params = with_sizes(load_params(options.params), sizes)
     set_tf32(params.model.tf32)  # as star.policy.sd3.load_policy
     torch.manual_seed(0)
-    pipe = random_pipeline(TOKENIZERS, random_transformer(sizes.layers), random_vae(), device)
+    pipe = random_pipeline(TOKENIZERS, random_transformer(sizes.layers), random_vae())
     if part == "memory":
-        return measure_memory(options.settings, params, pipe)
-    return time_all(options.settings, options.rounds, params, pipe)
+        return measure_memory(options.settings, params, pipe, device)
+    return time_all(options.settings, options.rounds, params, pipe, device)
 
 
 def apart(

@@ -54,7 +54,8 @@ class ModelParams(Section):
     t5_tokens: Annotated[Whole, Field(ge=1, le=512)]
     """Length of the T5 part of the text sequence, in tokens."""
     precision: Literal["auto", "no", "bf16", "fp16"]
-    """Autocast of the transformer; "no" is float32, auto is bf16 if the device has it, else no."""
+    """Type of the transformer's products and of its frozen weights in them; "no" is float32, auto
+    is bf16 if the device has it, else no. LoRA and norms are float32."""
     guidance_scale: Annotated[Number, Field(ge=1, le=50)]
     """Classifier-free guidance of rollout, update and evaluation; a factor, 1 is none."""
     lora_rank: Annotated[Whole, Field(ge=1, le=1024)]

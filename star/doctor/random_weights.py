@@ -47,14 +47,12 @@ def random_vae(tiny: bool = False) -> AutoencoderKL:
 
 
 def random_pipeline(
-    tokenizers: str, transformer: SD3Transformer2DModel, vae: AutoencoderKL, device: torch.device
+    tokenizers: str, transformer: SD3Transformer2DModel, vae: AutoencoderKL
 ) -> StableDiffusion3Pipeline:
     """Return a pipeline of these parts; the others are those of the directory ``tokenizers``."""
     pipe = StableDiffusion3Pipeline.from_pretrained(tokenizers, dtype=torch.float32)
     pipe.tokenizer.model_max_length = pipe.tokenizer_2.model_max_length = CLIP_TOKENS
-    return StableDiffusion3Pipeline(
-        **{**pipe.components, "transformer": transformer, "vae": vae}
-    ).to(device)
+    return StableDiffusion3Pipeline(**{**pipe.components, "transformer": transformer, "vae": vae})
 
 
 def sharing(pipe: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
@@ -68,15 +66,17 @@ def sharing(pipe: StableDiffusion3Pipeline) -> StableDiffusion3Pipeline:
 
 
 def random_trainer(
-    params: Params, allocation: AllocationParams, pipe: StableDiffusion3Pipeline
+    params: Params,
+    allocation: AllocationParams,
+    pipe: StableDiffusion3Pipeline,
+    device: torch.device,
 ) -> Trainer:
     """A trainer on GenEval's prompts, with random text and a reward that costs nothing."""
     records = with_core(prepare("geneval", params.prompts, params.seed)[0])
-    policy, generator = SD3Policy(pipe, params.model), torch.Generator().manual_seed(0)
+    policy = SD3Policy(pipe, params.model, device)
+    generator = torch.Generator().manual_seed(0)
     for prompt in [*(record.prompt for record in records), ""]:  # the empty one is the guidance's
         embeds = torch.randn(CLIP_TOKENS + params.model.t5_tokens, TEXT_WIDTH, generator=generator)
         pooled = torch.randn(POOLED_WIDTH, generator=generator)
-        policy.prompts.keep(
-            prompt, Conditioning(embeds.to(policy.device), pooled.to(policy.device))
-        )
+        policy.prompts.keep(prompt, Conditioning(embeds.to(device), pooled.to(device)))
     return Trainer(params, allocation, records, Free(), policy)

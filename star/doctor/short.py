@@ -132,7 +132,8 @@ def _device(params: Params) -> Iterator[Finding]:
     text = configs["tokenizer"]["model_max_length"] + model.t5_tokens
     tokens = (model.resolution // side) ** 2 + text
     dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
-    kernel, _ = choose_kernel(device, dtype, tokens, transformer["attention_head_dim"])
+    heads = transformer["num_attention_heads"], transformer["attention_head_dim"]
+    kernel, _ = choose_kernel(device, dtype, tokens, *heads)
     yield Finding("attention", f"kernel {kernel} for {tokens} tokens")
 
 

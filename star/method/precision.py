@@ -1,8 +1,10 @@
-"""`model.precision`: the autocast type of the transformer, and what `auto` is on a device.
+"""`model.precision`: the type of the transformer's products, and what `auto` is on a device.
 
 A CPU without bfloat16 instructions emulates it: on an AVX2 machine a product of matrices ran at 0.6
 GFLOP/s, in float32 at 55. So the miniature, which has to run anywhere, asks for `auto`.
 """
+
+from collections.abc import Iterator
 
 import torch
 
@@ -23,6 +25,29 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return a context that computes in a `model.precision`."""
     dtype = AUTOCAST_DTYPES.get(resolve_precision(precision, device))
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def hold_products(module: torch.nn.Module, precision: str) -> None:
+    """Hold the weights of `frozen_products` in the type to which autocast casts them at each use.
+
+    So a weight is rounded once, and what is computed under `autocast` stays the same to the bit.
+
+    Args:
+        precision: a `model.precision` other than `auto`; "no" changes nothing.
+    """
+    if dtype := AUTOCAST_DTYPES.get(precision):
+        for layer in frozen_products(module):
+            layer.to(dtype)
+
+
+def frozen_products(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the linear layers and convolutions other than LoRA's.
+
+    Autocast leaves the rest alone (norms, the position table), and LoRA is trained in float32.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and ".lora_" not in name:
+            yield layer
 
 
 def computing(precision: str) -> dict[str, str]:

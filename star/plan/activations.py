@@ -11,7 +11,7 @@ Autograd keeps of each block, for ``n`` image and ``m`` text tokens:
 - MLP: the input of its GELU alone, as the weights are frozen; modulation: gates and scales.
 - image-only attention: the same without LoRA; nothing in block 0, whose input has no gradient.
 
-Frozen float32 weights are cast again at every product, and the graph keeps the copy.
+LoRA's weights are cast under autocast, and the graph keeps the copy.
 """
 
 from dataclasses import dataclass
@@ -79,8 +79,7 @@ class Activations:
         kept += self._attention(self.image) if dual and not first else 0
         gates = (9 if dual else 6) + (0 if last else 6) + 4  # with what they were cut from, scales
         kept += gates * self.width * self.value
-        squares = (0 if first else 6) + (9 if last else 18) + (4 if dual and not first else 0)
-        cast = (squares * self.width + (7 if last else 8) * 2 * self.rank) * self.width * self.value
+        cast = (7 if last else 8) * 2 * self.rank * self.width * self.value
         return sequences * kept + (cast if self.mixed else 0)
 
     def forward(self) -> int:

@@ -122,8 +122,9 @@ class MemoryEstimate:
         That is when it has opened the pipeline and not yet moved it. The text encoders come back
         there once prompts are encoded.
         """
-        opened = FLOAT * (self.pipeline.frozen + parameters_of(self.pipeline.vae)) + self.encoders
-        return opened + OWN + self.params.rewards.ocr.workers * OCR_WORKER
+        pipeline = self.pipeline
+        opened = pipeline.frozen + pipeline.positions + parameters_of(pipeline.vae)
+        return FLOAT * opened + self.encoders + OWN + self.params.rewards.ocr.workers * OCR_WORKER
 
     def denoising(self, images: int) -> int:
         """Return the bytes that a step without gradient adds."""
@@ -159,8 +160,10 @@ class MemoryEstimate:
         return max(full, sequence.graph(judged, checkpointing) + judged * sequence.forward())
 
     def _resident(self, prompts: int, reward: dict[str, int]) -> dict[str, int]:
+        held, positions = self.pipeline.held, self.sequence.image * self.sequence.width
+        exact = self.pipeline.frozen - held + positions
         return {
-            "transformer, float32": FLOAT * self.pipeline.frozen,
+            "transformer": FLOAT * exact + self.sequence.value * held,
             "VAE, float32": FLOAT * parameters_of(self.pipeline.vae),
             "text encoders": 0 if self.cached else self.encoders,
             "prompt embeddings": self.prompt * (min(KEPT, prompts) if self.cached else prompts),

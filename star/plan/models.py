@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from star.config.params import ModelParams
+from star.method.precision import frozen_products
 from star.plan.configs import Config
 from star.policy.sd3 import LORA_TARGETS
 from star.system.errors import StarError
@@ -45,9 +46,18 @@ class Pipeline:
 
     @property
     def frozen(self) -> int:
-        """Return the number of the transformer's other parameters, its position table included."""
-        buffers = sum(buffer.numel() for buffer in self.transformer.buffers())
-        return parameters_of(self.transformer) - self.adapter + buffers
+        """Return the number of the transformer's other parameters."""
+        return parameters_of(self.transformer) - self.adapter
+
+    @property
+    def positions(self) -> int:
+        """Return the numbers of the transformer's position table, as it is in the file."""
+        return sum(buffer.numel() for buffer in self.transformer.buffers())
+
+    @property
+    def held(self) -> int:
+        """Return how many of these are of products, and so of the compute type."""
+        return parameters_of(*frozen_products(self.transformer))
 
     def latent(self, resolution: int) -> tuple[int, int, int]:
         """Return the channels, height and width of an image's latent."""

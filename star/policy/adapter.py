@@ -103,20 +103,20 @@ def base_fingerprint(transformer: SD3Transformer2DModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_base(adapter: Path, transformer: SD3Transformer2DModel, model: ModelParams) -> None:
-    """Refuse an adapter that says that it was trained on another base than ``transformer``."""
+def check_base(adapter: Path, base: str, model: ModelParams) -> None:
+    """Refuse an adapter that says that its base had another `base_fingerprint` than ``base``."""
     file = adapter / BASE_FILE
     if not file.exists():  # made elsewhere
         return
     try:
-        base = json.loads(file.read_text(encoding="utf-8"))
-        path, revision, known = base["path"], base["revision"], base["fingerprint"]
+        said = json.loads(file.read_text(encoding="utf-8"))
+        path, revision, known = said["path"], said["revision"], said["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StarError(
             f"{file}: does not say which base the adapter was trained on ({error!r}); delete the "
             "file if you know that it was this one"
         ) from error
-    if known != base_fingerprint(transformer):
+    if known != base:
         pinned = f" at {revision}" if revision else ""
         raise StarError(
             f"{adapter}: trained on another base, {path}{pinned}, and not on {model.path}; set "

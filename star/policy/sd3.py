@@ -21,7 +21,13 @@ from transformers import PreTrainedTokenizerBase
 
 from star.config.params import ModelParams, fingerprint
 from star.method.attention import Kernel, choose_kernel, use_joint_processor
-from star.method.precision import AUTOCAST_DTYPES, autocast, resolve_precision, set_tf32
+from star.method.precision import (
+    AUTOCAST_DTYPES,
+    autocast,
+    hold_products,
+    resolve_precision,
+    set_tf32,
+)
 from star.policy.adapter import (
     ADAPTER_FILE,
     BASE_FILE,
@@ -55,11 +61,25 @@ class Schedule:
 
 
 class SD3Policy:
-    """A `StableDiffusion3Pipeline` with what rollout, update and evaluation share."""
+    """A `StableDiffusion3Pipeline` with what rollout, update and evaluation share.
 
-    def __init__(self, pipe: StableDiffusion3Pipeline, model: ModelParams) -> None:
-        self.pipe, self.model = pipe, model
+    Its frozen weights take the types that `hold_products` says.
+
+    Args:
+        pipe: with a float32 transformer; it moves to ``device``.
+    """
+
+    def __init__(
+        self, pipe: StableDiffusion3Pipeline, model: ModelParams, device: torch.device
+    ) -> None:
+        self.base = base_fingerprint(pipe.transformer)  # of the weights as they are in the files
+        hold_products(pipe.transformer, model.precision)
+        self.pipe, self.model = pipe.to(device), model
         self.transformer = pipe.transformer
+        # SD3.5-M's position table is for images of 6,144 pixels: 0.84 GiB.
+        table, (_, height, width) = self.transformer.pos_embed, self.latent_shape
+        table.pos_embed = table.cropped_pos_embed(height, width)
+        table.pos_embed_max_size = height // self.patch
         self.encoders = pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3
         self.tokenizers: Tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
         # Lengths of the CLIP and of the T5 part of the text sequence.
@@ -81,8 +101,9 @@ class SD3Policy:
     def _choose_kernel(self) -> tuple[str, Kernel]:
         dtype = AUTOCAST_DTYPES.get(self.model.precision, self.transformer.dtype)
         tokens = self.locations + sum(self.text_lengths)
-        head_dim = self.transformer.config.attention_head_dim
-        return choose_kernel(self.device, dtype, tokens, head_dim)
+        config = self.transformer.config
+        heads, head_dim = config.num_attention_heads, config.attention_head_dim
+        return choose_kernel(self.device, dtype, tokens, heads, head_dim)
 
     @property
     def device(self) -> torch.device:
@@ -219,9 +240,13 @@ class SD3Policy:
             init_lora_weights="gaussian",
             target_modules=LORA_TARGETS,
         )
+        for name, layer in self.transformer.named_modules():
+            if name.endswith(tuple(LORA_TARGETS)):
+                layer.float()  # PEFT gives LoRA the type of its layer
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.transformer.add_adapter(config)
+        hold_products(self.transformer, self.model.precision)
         return [parameter for parameter in self.transformer.parameters() if parameter.requires_grad]
 
     def compile(self) -> None:
@@ -240,7 +265,7 @@ class SD3Policy:
         Raises:
             StarError: it is unreadable, of another base, of another rank or of other layers.
         """
-        check_base(adapter, self.transformer, self.model)
+        check_base(adapter, self.base, self.model)
         found = read_adapter(adapter)
         check_layers(found, self.transformer)
         own = {f"transformer.{key}": value for key, value in self.adapter_state().items()}
@@ -280,8 +305,8 @@ class SD3Policy:
             transformer_lora_adapter_metadata=config | full_strength(config),
         )
         sort_header(folder / ADAPTER_FILE)
-        found = base_fingerprint(self.transformer)
-        base = {"path": self.model.path, "revision": self.model.revision, "fingerprint": found}
+        model = self.model
+        base = {"path": model.path, "revision": model.revision, "fingerprint": self.base}
         write_text_atomic(folder / BASE_FILE, json.dumps(base, indent=1) + "\n")
 
 
@@ -289,8 +314,8 @@ class SD3Policy:
 def load_policy(model: ModelParams, device: torch.device, adapter: Path | None = None) -> SD3Policy:
     """Open the pipeline that ``model`` names, with a trained adapter if one is given.
 
-    On a GPU the transformer and the VAE stay float32 (master weights, float32 decoding); the text
-    encoders take the autocast type. The policy's ``model`` says what `auto` became on the device.
+    The VAE stays float32. On a GPU the text encoders take the autocast type. The policy's ``model``
+    says what `auto` became on the device.
 
     Raises:
         StarError: what `star.policy.loading` refuses of the model; an adapter that is unreadable,
@@ -307,7 +332,7 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
     if folder != Path(model.path):  # a hub id; the hub's cache names the folder by the commit
         model = dataclasses.replace(model, revision=folder.name)
     if adapter is not None:
-        check_base(adapter, pipe.transformer, model)
+        check_base(adapter, base_fingerprint(pipe.transformer), model)
         found = read_adapter(adapter)
         config = found.config and {f"transformer.{key}": v for key, v in found.config.items()}
         try:
@@ -317,7 +342,7 @@ def load_policy(model: ModelParams, device: torch.device, adapter: Path | None =
                 f"{found.file}: not a LoRA adapter for {model.path}: {error}"
             ) from error
         check_layers(found, pipe.transformer)
-    return SD3Policy(pipe.to(device), model)
+    return SD3Policy(pipe, model, device)
 
 
 def encoder_key(model: ModelParams, device: str) -> str:

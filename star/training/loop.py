@@ -114,7 +114,7 @@ def open_training(
         accelerator.print(f"{title}: attention kernel {policy.attention_kernel}", flush=True)
         trainer = Trainer(params, allocation, records, reward, policy, processes, interrupted)
         states = States(work, params.train.keep_states, identity)
-        check_base(states, trainer.base)
+        check_base(states, policy.base)
         prompts = dict.fromkeys([*(record.prompt for record in ahead), *more_prompts])
         policy.prepare_prompts(processes.shard(list(prompts), 1))
         processes.barrier()

@@ -25,7 +25,6 @@ from star.config.params import AllocationParams, Params
 from star.method.allocation import normalised_entropy
 from star.method.ema import Average, lent
 from star.method.seeds import seed_of
-from star.policy.adapter import base_fingerprint
 from star.policy.rollout import NotFinite
 from star.policy.sd3 import SD3Policy
 from star.prompts.records import PromptRecord
@@ -115,7 +114,6 @@ class Trainer:
         self.processes, self.interrupted = processes, interrupted
         self.train = params.train
         self.plan = EpochPlan(records, params.seed, params.train, params.rollout)
-        self.base = base_fingerprint(policy.transformer)
         self.parameters = policy.add_adapter(seed_of(params.seed, "adapter"))
         if self.train.init_adapter is not None:
             policy.start_from(Path(self.train.init_adapter))
@@ -361,7 +359,7 @@ class Trainer:
             "epoch": self.epoch,
             "updates": self.updates,
             "skipped": self.skipped,
-            "base": self.base,
+            "base": self.policy.base,
             "scaler": self.scaler.state_dict(),
         }
         return copies, facts
@@ -369,7 +367,7 @@ class Trainer:
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
         """Go back to a `state`; `StarError` if it is of a training on another base model."""
-        if facts["base"] != self.base:
+        if facts["base"] != self.policy.base:
             raise StarError(OTHER_BASE)
         pairs = zip(self.parameters, self.average.values, strict=True)
         for i, (parameter, value) in enumerate(pairs):

@@ -22,7 +22,8 @@ from star.config.params import ModelParams, Params
 from star.config.reading import load_params
 from star.method.attention import CoreKeys
 from star.method.precision import resolve_precision
-from star.policy.sd3 import SD3Policy, load_policy
+from star.policy.loading import open_pipeline
+from star.policy.sd3 import SD3Policy
 from star.prompts.core_content import extract_core
 from star.prompts.prepare import prepare
 from star.prompts.records import PromptRecord
@@ -59,17 +60,17 @@ EXACT = dataclasses.replace(BASE.model, path=str(ROOT / "models/miniature"), pre
 
 
 @functools.cache
-def _opened(path: str) -> SD3Policy:
-    return load_policy(dataclasses.replace(EXACT, path=path), CPU)
+def _opened(path: str) -> StableDiffusion3Pipeline:
+    return open_pipeline(Path(path), EXACT, torch.float32)
 
 
 def policy_of(model: ModelParams = EXACT, **changes: Any) -> SD3Policy:
     """Return what `load_policy` returns; the text encoders alone are shared with other tests."""
     model = dataclasses.replace(model, **changes)
     model = dataclasses.replace(model, precision=resolve_precision(model.precision, CPU))
-    parts = dict(_opened(model.path).pipe.components)
+    parts = dict(_opened(model.path).components)
     parts |= {name: copy.deepcopy(parts[name]) for name in ("transformer", "vae")}
-    return SD3Policy(StableDiffusion3Pipeline(**parts), model)
+    return SD3Policy(StableDiffusion3Pipeline(**parts), model, CPU)
 
 
 def core_keys(policy: SD3Policy, weights: bool = False) -> Any:

@@ -1,18 +1,22 @@
 """Recorded attention against a naive float64 softmax, and the processor against the stock one."""
 
 import math
+import time
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from peft import LoraConfig
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from star.method import attention
 from star.method.attention import (
     LOG_SUM_EXP_KERNELS,
     AttentionRecorder,
     CoreKeys,
     choose_kernel,
+    log_sum_exp_attention,
     one_hot_attention,
     plain_attention,
     record_core_attention,
@@ -241,9 +245,9 @@ def test_no_tensor_of_all_scores_is_built_beside_the_fused_kernel(kernel):
 
 
 def test_the_kernel_is_chosen_by_length_and_by_what_works(monkeypatch):
-    assert choose_kernel(CPU, torch.bfloat16, 157, 32)[0] == "plain"
+    assert choose_kernel(CPU, torch.bfloat16, 157, 4, 32)[0] == "plain"
     for dtype in (torch.float32, torch.bfloat16):
-        assert choose_kernel(CPU, dtype, 1229, 64)[0] == "flash_cpu"
+        assert choose_kernel(CPU, dtype, 1229, 24, 64)[0] == "flash_cpu"
 
     def wrong(*arguments):
         mixed, mass = FUSED(*arguments)
@@ -254,7 +258,55 @@ def test_the_kernel_is_chosen_by_length_and_by_what_works(monkeypatch):
 
     for broken in (wrong, missing):
         monkeypatch.setitem(LOG_SUM_EXP_KERNELS, "cpu", {"broken": broken})
-        assert choose_kernel(CPU, torch.float32, 1229, 64)[0] == "one_hot"
+        assert choose_kernel(CPU, torch.float32, 1229, 24, 64)[0] == "one_hot"
+
+
+def test_the_fastest_of_the_kernels_that_are_right_is_taken(monkeypatch):
+    """On the real size: what works on the probe's few tokens alone is not."""
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        return FUSED(*arguments)
+
+    def wrong(*arguments):
+        return arguments[0], torch.zeros(1)
+
+    def short(query, *others):
+        if query.shape[1:3] != (2, 48):
+            raise RuntimeError("No execution plans support the graph.")
+        return FUSED(query, *others)
+
+    given = {"slow": slow, "wrong": wrong, "short": short, "fast": FUSED, "again": FUSED}
+    monkeypatch.setitem(LOG_SUM_EXP_KERNELS, "cpu", given)
+    assert choose_kernel(CPU, torch.float32, 600, 1, 8)[0] in ("fast", "again")
+
+
+def test_how_a_gpus_kernels_lay_out_their_log_sum_exp():
+    """On tensors without values: a value of each query, with a padding or a last dimension."""
+    sizes = {}
+    with FakeTensorMode():
+        query, key, value = torch.empty(3, 4, 24, 1229, 64, device="cuda", dtype=torch.bfloat16)
+        for name, attend in attention.FUSED["cuda"].items():
+            mixed, log_sum_exp = attend(query, key, value)[:2]
+            assert mixed.shape == query.shape and mixed.dtype == torch.bfloat16, name
+            assert log_sum_exp.dtype == torch.float32, name
+            sizes[name] = tuple(log_sum_exp.shape)
+    few = 4, 24, 1229
+    assert sizes == {"flash": few, "efficient": (4, 24, 1248), "cudnn": (*few, 1)}
+
+
+@pytest.mark.parametrize("layout", ["padded", "trailing"])
+def test_the_mass_does_not_depend_on_how_the_log_sum_exp_lies(layout):
+    def attend(query, key, value):
+        mixed, log_sum_exp = attention.FUSED["cpu"]["flash_cpu"](query, key, value)[:2]
+        padded = torch.nn.functional.pad(log_sum_exp, (0, 24))
+        return mixed, padded if layout == "padded" else log_sum_exp[..., None]
+
+    drawn = torch.randn(3, 2, 3, 40, 8)
+    core = torch.tensor([[30, 33]])
+    given = *drawn, core, 26
+    found, expected = log_sum_exp_attention(attend)(*given)[1], FUSED(*given)[1]
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
@@ -270,7 +322,7 @@ def test_tf32_is_no_fault_of_a_kernel(monkeypatch, precision):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        assert choose_kernel(CPU, torch.float32, 1229, 64)[0] == "rounding"
+        assert choose_kernel(CPU, torch.float32, 1229, 24, 64)[0] == "rounding"
         assert torch.get_float32_matmul_precision() == precision, "it is the user's choice"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -56,7 +56,8 @@ def test_the_figures_are_those_that_were_summed_by_hand(case, capsys):
 def test_the_known_models_have_the_published_sizes(plan):
     known = pipeline(PRESET.model)
     assert tuple(map(parameters_of, known.encoders)) == ENCODERS
-    assert known.frozen == TRANSFORMER + POSITIONS and parameters_of(known.vae) == VAE
+    assert (known.frozen, known.positions) == (TRANSFORMER, POSITIONS)
+    assert parameters_of(known.vae) == VAE
     assert known.adapter == (8 * 24 - 1) * 2 * PRESET.model.lora_rank * 1536
     rewards = {name: task.memory.resident["reward model"] for name, task in plan.tasks.items()}
     assert rewards == {"geneval": 4 * (DETECTOR + COLORS), "ocr": 0, "preference": 4 * PICKSCORE}

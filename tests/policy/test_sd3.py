@@ -22,6 +22,7 @@ from tests.helpers.training import (
     core_keys,
     policy_of,
     raising,
+    short_model,
     stock_images,
 )
 
@@ -45,7 +46,7 @@ def test_images_do_not_depend_on_the_batch():
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_only_the_transformers_products_are_of_the_autocast_type(precision, dtype):
-    """Master weights, LoRA and its gradients, the sampler's arithmetic and the VAE stay float32."""
+    """LoRA and its gradients, norms, the sampler's arithmetic and the VAE stay float32."""
     policy = policy_of(precision=precision)
     adapter, computed, decoded = policy.add_adapter(0), [], []
 
@@ -61,9 +62,45 @@ def test_only_the_transformers_products_are_of_the_autocast_type(precision, dtyp
     assert set(computed) == {dtype} and set(decoded) == {torch.float32}
     gradients = [parameter.grad for parameter in adapter if parameter.grad is not None]
     assert gradients
-    kept = (*policy.transformer.parameters(), *policy.pipe.vae.parameters(), *gradients)
+    weights = dict(policy.transformer.named_parameters())
+    names = {name for name, weight in weights.items() if weight.dtype == torch.float32}
+    assert names == {name for name in weights if "lora_" in name or ".norm_" in name}
+    held = {weight.dtype for name, weight in weights.items() if name not in names}
+    assert held == {dtype}
+    kept = (*policy.transformer.buffers(), *policy.pipe.vae.parameters(), *adapter, *gradients)
     made = run.latents, run.means, run.relevance, step.mean
     assert {value.dtype for value in (*kept, *made)} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_held_weights_compute_what_autocast_does_of_float32_ones(precision, monkeypatch):
+    """To the bit: rollout, maps, gradients, the base model, and what is exported."""
+    settings = dataclasses.replace(BASE.rollout, steps=3, window=[0, 2])
+    allocation = dataclasses.replace(BASE.allocation, blocks="all")
+
+    def found():
+        policy = policy_of(precision=precision, path=short_model(), guidance_scale=3.0)
+        adapter = policy.add_adapter(0)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in adapter:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        start = [parameter.detach().clone() for parameter in adapter]
+        roller = Roller(policy, settings)
+        run = roller.draw(PROMPTS, [1, 2], [3, 4], 0, core_keys(policy), allocation)
+        step = roller.again(run, 1)
+        step.mean.square().sum().backward()
+        with policy.reference(), torch.no_grad():
+            base = roller.again(run, 1).mean
+        gradients = [parameter.grad for parameter in adapter if parameter.grad is not None]
+        made = run.latents, run.means, run.relevance, step.mean, base
+        return policy.base, [value.detach() for value in (*start, *made, *gradients)]
+
+    held = found()
+    monkeypatch.setattr("star.policy.sd3.hold_products", lambda *_: None)
+    cast = found()
+    assert held[0] == cast[0], "the fingerprint is that of the files"
+    assert all(torch.equal(*pair) for pair in zip(held[1], cast[1], strict=True))
 
 
 @pytest.mark.parametrize(("found", "precision"), [({}, "no"), ({"amx_bf16": True}, "bf16")])
