@@ -75,14 +75,23 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from star.plan.doctor import examine
+    from star.doctor import short
 
+    if options.output and not options.full:
+        raise StarError("--output goes with --full")
+    findings = short.examine(load_params(options.params))
+    if options.full:
+        claim_gpus(1)
+        with quick_imports():
+            from star.doctor import full
+        findings = full.examine(options.params, options.output)
     wrong = []
-    for finding in examine(load_params(options.params)):
+    for finding in findings:
         print(finding, flush=True)
         wrong += [finding.what] if finding.mend and finding.needed else []
     if wrong:
-        raise StarError(f"{options.params} cannot run here yet: {', '.join(wrong)} (MEND above)")
+        named = ", ".join(dict.fromkeys(wrong))
+        raise StarError(f"{options.params} cannot run here yet: {named} (MEND above)")
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -331,8 +340,10 @@ COMPUTING = ("train", "evaluate", "maps", "score", "study-run")  # on a GPU wher
 STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its options
     "doctor": (
         _doctor,
-        "say what this machine can do and what to mend, for a parameter file; opens no model",
+        "say what this machine can do and what to mend, for a parameter file",
         PARAMS,
+        _option("--full", "train and measure a model with random weights", action="store_true"),
+        _path("--output", "with --full: JSON file of all figures to write", required=False),
     ),
     "plan": (
         _plan,
