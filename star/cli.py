@@ -18,6 +18,7 @@ from star.config.params import TASKS, Params, StudyRun
 from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
 from star.system.gpus import claim_gpus
+from star.system.launch import refuse_lone_process
 from star.system.runtime import escape_output, keep_freed_memory, quick_imports, stay_offline
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         if options.stage in COMPUTING:
+            refuse_lone_process(os.environ)
             claim_gpus(1)
         options.run(options)
     except Exception as error:

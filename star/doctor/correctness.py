@@ -24,7 +24,9 @@ from star.policy.sd3 import SD3Policy
 from star.system.errors import StarError
 from star.training.trainer import Trainer
 
-MAP_ERROR = 0.01  # of the masses' root mean square; the plain kernel in bf16 has 0.003 to 0.008
+# Of the masses, relative to their root mean square. The plain kernel rounds as the probabilities
+# are: in bf16 0.003 to 0.014 (a block of the miniature). The others round in TF32 at most.
+MAP_ERROR, PLAIN_ERROR = 0.01, 0.03
 EPSILON = 1e-8  # AdamW's, by which a gradient's root mean square is not to be drowned
 LETTING_GO = 'report it with --output\'s file; until then set model.precision to bf16 or to "no"'
 
@@ -42,6 +44,10 @@ def exact_mass(query: Tensor, key: Tensor, core: Tensor, image_tokens: int) -> T
 def error_of(mass: Tensor, exact: Tensor) -> float:
     """Return the root mean square of the error over that of the exact values."""
     return float((mass.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+def _allowed(policy: SD3Policy) -> float:
+    return PLAIN_ERROR if policy.attention_kernel == "plain" else MAP_ERROR
 
 
 def check_kernel(subject: Subject, found: dict) -> Result:
@@ -66,7 +72,7 @@ def check_kernel(subject: Subject, found: dict) -> Result:
             figures["kernels"][name] = {"failed": str(error).partition("\n")[0]}
             told.append(f"{name} fails")
     mine = figures["kernels"][policy.attention_kernel].get("error", math.inf)
-    wrong = "" if mine < MAP_ERROR else f"its maps are off by {mine:.2g}; {LETTING_GO}"
+    wrong = "" if mine < _allowed(policy) else f"its maps are off by {mine:.2g}; {LETTING_GO}"
     told_by = "; ".join(told)
     value = f"{policy.attention_kernel} for {tokens} tokens (forward, backward: {told_by})"
     return [Finding("attention", value, wrong)], figures
@@ -111,7 +117,8 @@ def check_maps(subject: Subject, found: dict) -> Result:
     with record_core_attention(policy.transformer, core, "all"):
         policy.velocity(x, time, conditioning)
     worst = max(errors)
-    wrong = "" if worst < MAP_ERROR else f"more than {MAP_ERROR:g}; {LETTING_GO}"
+    allowed = _allowed(policy)
+    wrong = "" if worst < allowed else f"more than {allowed:g}; {LETTING_GO}"
     value = f"{len(errors)} blocks against a float64 softmax: off by {worst:.2g} at most (relative)"
     return [Finding("maps", value, wrong)], {"errors": errors}
 

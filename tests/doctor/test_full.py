@@ -31,7 +31,7 @@ from tests.helpers.training import short_model
 @pytest.fixture(scope="module")
 def params_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = read_values(Path("params.yaml"))
-    values["model"] |= {"path": short_model()}
+    values["model"] |= {"path": short_model(), "precision": "no"}
     values["allocation"]["blocks"] = "all"
     values["rewards"]["ocr"]["workers"] = 1
     file = tmp_path_factory.mktemp("doctor") / "params.yaml"
@@ -105,12 +105,12 @@ def test_maps_that_are_off_are_found(subject: Subject, monkeypatch: pytest.Monke
 
     def off(*given):
         mixed, mass = plain_attention(*given)
-        return mixed, None if mass is None else 1.02 * mass
+        return mixed, None if mass is None else 1.05 * mass
 
     monkeypatch.setattr("star.method.attention.plain_attention", off)
-    assert "more than 0.01" in mend_of(correctness.check_maps, subject)
+    assert "more than 0.03" in mend_of(correctness.check_maps, subject)
     monkeypatch.setattr(correctness, "plain_attention", off)
-    assert "its maps are off by 0.02" in mend_of(correctness.check_kernel, subject)
+    assert "its maps are off by 0.05" in mend_of(correctness.check_kernel, subject)
 
 
 def test_an_adapter_that_stays_on_is_found(
