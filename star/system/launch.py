@@ -69,8 +69,8 @@ def launch_command(
 def refuse_lone_process(environment: Mapping[str, str]) -> None:
     """Refuse to be the one process that `accelerate launch` starts where several are asked for.
 
-    On a CPU it gives that process an address where all would meet, but no number of its own; torchrun
-    and mpirun give both.
+    On a CPU it gives that process an address where all would meet, but no number of its own.
+    torchrun and mpirun give both.
 
     Raises:
         StarError: names the command that starts several.

@@ -116,9 +116,7 @@ def test_every_process_hears_a_signal(tmp_path: Path, asked: signal.Signals, sav
     assert all((tmp_path / f"{rank}-{int(asked)}").exists() for rank in (0, 1))
 
 
-ALONE = (
-    "import os; from star.system.launch import refuse_lone_process as refuse; refuse(os.environ)"
-)
+ALONE = "import os; from star.system import launch; launch.refuse_lone_process(os.environ)"
 
 
 @pytest.mark.slow

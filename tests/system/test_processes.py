@@ -215,26 +215,45 @@ def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(
     assert [json.loads(line)["epoch"] for line in log] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_process_that_is_killed_ends_all_and_the_next_goes_on(
+    algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
+) -> None:
+    params = write_params(of_algorithm(small_values(tmp_path), algorithm))
+    killed = FAILING.replace(
+        'raise RuntimeError("the detector is gone")', "os.kill(os.getpid(), 9)"
+    )
+    (tmp_path / "sitecustomize.py").write_text(killed)
+    command = training(params, "star", tmp_path / "out", tmp_path / "state")
+    errors = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert "[rank" not in errors and re.search("error: (another process ended|asked to)", errors)
+    assert not (tmp_path / "out/adapter").exists()
+    launched(2, command)
+    log = (tmp_path / "out/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [0, 1, 2]
+
+
 # Of four batches, the second process is slow with the second, and asked to stop in it.
 ASKED = """
 import itertools, os, pathlib, signal, time
-import star.policy.rollout as rollout
-draw, calls = rollout.Roller.draw, itertools.count(1)
+from star.training.trainer import Trainer
+sample, calls = Trainer.sample, itertools.count(1)
 def drawing(self, *batch):
     call = next(calls)
     if call == 2 and os.environ.get("RANK") == "1":
         time.sleep(3)
         os.kill(os.getpid(), signal.SIGTERM)
     pathlib.Path(__file__).with_name(f"batch-{call}").touch()
-    return draw(self, *batch)
-rollout.Roller.draw = drawing
+    return sample(self, *batch)
+Trainer.sample = drawing
 """
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_all_processes_stop_after_the_batch_in_which_one_is_asked_to(
-    tmp_path: Path, write_params: WriteParams, launched: Launch
+    algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
-    params = write_params(small_values(tmp_path))
+    params = write_params(of_algorithm(small_values(tmp_path), algorithm))
     (tmp_path / "sitecustomize.py").write_text(ASKED)
     command = training(params, "star", tmp_path / "out", tmp_path / "state")
     said = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
