@@ -40,7 +40,8 @@ def interleave(runs: Mapping[str, Trainer], rounds: int, title: str) -> dict[str
     fails has its reason in place of seconds.
     """
     found: dict[str, Any] = {name: {"epochs": []} for name in runs}
-    order = [name for i in range(rounds + 1) for name in (runs if i % 2 else reversed(runs))]
+    names = list(runs)
+    order = [name for i in range(rounds + 1) for name in names[:: 1 if i % 2 else -1]]
     for name in Progress(order, desc=title, unit="epoch", leave=False):
         if "failed" in found[name]:
             continue

@@ -220,10 +220,9 @@ def test_a_process_that_is_killed_ends_all_and_the_next_goes_on(
     algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
     params = write_params(of_algorithm(small_values(tmp_path), algorithm))
-    killed = FAILING.replace(
-        'raise RuntimeError("the detector is gone")', "os.kill(os.getpid(), 9)"
-    )
-    (tmp_path / "sitecustomize.py").write_text(killed)
+    failure, death = 'raise RuntimeError("the detector is gone")', "os.kill(os.getpid(), 9)"
+    assert failure in FAILING
+    (tmp_path / "sitecustomize.py").write_text(FAILING.replace(failure, death))
     command = training(params, "star", tmp_path / "out", tmp_path / "state")
     errors = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
     assert "[rank" not in errors and re.search("error: (another process ended|asked to)", errors)
