@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import resident
-from benchmarks.speed import Free
 from star.config.params import Params
 from star.config.reading import load_params
+from star.doctor.measure import resident
+from star.doctor.random_weights import Free
 from star.plan import costliest
 from star.plan.configs import pipeline_configs
 from star.plan.memory import MemoryEstimate

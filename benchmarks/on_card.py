@@ -27,10 +27,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.pretended import Card, Counts, register
-from benchmarks.random_weights import CLIP_TOKENS, LAYERS, random_transformer
-from benchmarks.speed import Free
 from star.config.params import Params
 from star.config.reading import load_params
+from star.doctor.random_weights import CLIP_TOKENS, LAYERS, Free, random_transformer
 from star.method.attention import LOG_SUM_EXP_KERNELS
 from star.method.precision import AUTOCAST_DTYPES
 from star.plan.configs import SD35_MEDIUM, known_models, reward_configs

@@ -26,8 +26,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.measure import machine, measure_peak, use_of_card
-from benchmarks.random_weights import (
+from benchmarks.speed import paired, spread
+from star.config.params import Params
+from star.config.reading import load_params
+from star.doctor.measure import machine, measure_peak, seconds, use_of_card
+from star.doctor.random_weights import (
     LAYERS,
     T5_TOKENS,
     random_pipeline,
@@ -35,9 +38,6 @@ from benchmarks.random_weights import (
     random_transformer,
     random_vae,
 )
-from benchmarks.speed import paired, seconds, spread
-from star.config.params import Params
-from star.config.reading import load_params
 from star.method.precision import resolve_precision
 from star.system.runtime import keep_freed_memory, stay_offline
 from star.training.trainer import Trainer

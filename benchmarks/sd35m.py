@@ -40,8 +40,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch._dynamo.utils import counters
 
-from benchmarks.measure import layer_seconds, machine, matrix_share, measure_peak
-from benchmarks.random_weights import (
+from star.config.params import Params
+from star.config.reading import load_params
+from star.doctor.measure import layer_seconds, machine, matrix_share, measure_peak, seconds
+from star.doctor.random_weights import (
     LAYERS,
     random_pipeline,
     random_trainer,
@@ -49,9 +51,6 @@ from benchmarks.random_weights import (
     random_vae,
     sharing,
 )
-from benchmarks.speed import seconds
-from star.config.params import Params
-from star.config.reading import load_params
 from star.method.precision import set_tf32
 from star.policy.sd3 import SD3Policy
 from star.system.runtime import keep_freed_memory, stay_offline

@@ -25,7 +25,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +35,15 @@ from tqdm import tqdm
 
 from star.config.params import Params
 from star.config.reading import load_params
+from star.doctor.measure import seconds
+from star.doctor.random_weights import Free
 from star.policy.sd3 import load_policy
 from star.prompts.core_content import with_core
 from star.prompts.prepare import prepare
-from star.prompts.records import PromptRecord
-from star.rewards.base import Reward, RewardResult, finished
+from star.rewards.base import Reward
 from star.rewards.factory import build_reward
 from star.system.runtime import keep_freed_memory, stay_offline
 from star.training.trainer import Trainer
-
-
-class Free:
-    """A reward that costs nothing and has variance in every group."""
-
-    name = "free"
-
-    def submit(self, images: np.ndarray, records: Sequence[PromptRecord]) -> Future[RewardResult]:
-        scores = np.arange(len(records), dtype=np.float32) % 7 / 7
-        return finished(RewardResult(scores, [{} for _ in records]))
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to close."""
 
 
 def paired(first: Callable[[], float], second: Callable[[], float], pairs: int) -> dict[str, float]:
@@ -81,12 +68,6 @@ def spread(ratios: Sequence[float]) -> dict[str, float]:
     low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
     middle = {"median": statistics.median(ratios), "low": float(low), "high": float(high)}
     return middle | {"min": min(ratios), "max": max(ratios), "pairs": len(ratios)}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def busy(work: Callable[[], object]) -> float:

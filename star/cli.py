@@ -18,6 +18,7 @@ from star.config.params import TASKS, Params, StudyRun
 from star.config.reading import load_params
 from star.system.errors import StarError, disk_error
 from star.system.gpus import claim_gpus
+from star.system.launch import refuse_lone_process
 from star.system.runtime import escape_output, keep_freed_memory, quick_imports, stay_offline
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         if options.stage in COMPUTING:
+            refuse_lone_process(os.environ)
             claim_gpus(1)
         options.run(options)
     except Exception as error:
@@ -75,14 +77,23 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from star.plan.doctor import examine
+    from star.doctor import short
 
+    if options.output and not options.full:
+        raise StarError("--output goes with --full")
+    findings = short.examine(load_params(options.params))
+    if options.full:
+        claim_gpus(1)
+        with quick_imports():
+            from star.doctor import full
+        findings = full.examine(options.params, options.output)
     wrong = []
-    for finding in examine(load_params(options.params)):
+    for finding in findings:
         print(finding, flush=True)
         wrong += [finding.what] if finding.mend and finding.needed else []
     if wrong:
-        raise StarError(f"{options.params} cannot run here yet: {', '.join(wrong)} (MEND above)")
+        named = ", ".join(dict.fromkeys(wrong))
+        raise StarError(f"{options.params} cannot run here yet: {named} (MEND above)")
 
 
 def _prompts(options: argparse.Namespace) -> None:
@@ -331,8 +342,10 @@ COMPUTING = ("train", "evaluate", "maps", "score", "study-run")  # on a GPU wher
 STAGES: dict[str, Any] = {  # name: what it runs, what it says of itself, its options
     "doctor": (
         _doctor,
-        "say what this machine can do and what to mend, for a parameter file; opens no model",
+        "say what this machine can do and what to mend, for a parameter file",
         PARAMS,
+        _option("--full", "train and measure a model with random weights", action="store_true"),
+        _path("--output", "with --full: JSON file of all figures to write", required=False),
     ),
     "plan": (
         _plan,

@@ -12,8 +12,8 @@ from peft import LoraConfig
 
 from benchmarks import orchestration
 from benchmarks.credit import places
-from benchmarks.mask2former import random_clip, random_detector
-from benchmarks.random_weights import random_transformer, random_vae, sharing
+from star.doctor.random_weights import random_transformer, random_vae, sharing
+from star.doctor.reward_models import random_clip, random_detector
 from star.miniature.world import CLASSES, GRID_SIZE, render, sample_scene
 from star.plan.models import parameters_of
 from star.policy.sd3 import LORA_TARGETS

@@ -1,8 +1,8 @@
 """`star launch`: a stage in several processes, on this machine or on those of its SLURM job.
 
-Their number comes from the rule's resources. torchrun starts the processes: `accelerate launch`,
-which wraps it, silently starts one process where two are asked for on a CPU. On several machines
-`srun` starts a torchrun on each, and they meet on the first one."""
+Their number comes from the rule's resources. torchrun starts the processes. On several machines
+`srun` starts a torchrun on each, and they meet on the first one. `accelerate launch` wraps torchrun
+too, except on a CPU, where it starts one process of any number: `refuse_lone_process`."""
 
 import re
 import subprocess
@@ -13,6 +13,8 @@ from star.system.errors import StarError
 
 # torchrun hands these on to the processes that it started.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+# A process's own number, as torchrun, Open MPI, MPICH and Intel MPI, and MVAPICH give it.
+_NUMBERS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 # Seconds that they have to save their work: the profiles signal a job 120 s before its limit.
 _SHUTDOWN = 110
 
@@ -62,6 +64,23 @@ def launch_command(
     # By default a step has one CPU.
     srun += ["--kill-on-bad-exit=1", f"--cpus-per-task={int(facts['NumCPUs']) // found}"]
     return [*srun, *torchrun, *program]
+
+
+def refuse_lone_process(environment: Mapping[str, str]) -> None:
+    """Refuse to be the one process that `accelerate launch` starts where several are asked for.
+
+    On a CPU it gives that process an address where all would meet, but no number of its own.
+    torchrun and mpirun give both.
+
+    Raises:
+        StarError: names the command that starts several.
+    """
+    meeting = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_PORT" in environment
+    if meeting and not any(name in environment for name in _NUMBERS):
+        raise StarError(
+            "`accelerate launch` asks for several processes and starts one without --multi_gpu, as "
+            "always on a CPU; start them with `star launch --processes 2 -- train ...`"
+        )
 
 
 def shared_threads(

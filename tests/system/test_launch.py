@@ -12,7 +12,7 @@ import pytest
 
 from star.cli import main
 from star.system.errors import StarError
-from star.system.launch import launch_command, shared_threads
+from star.system.launch import launch_command, refuse_lone_process, shared_threads
 
 STAGE = ["train", "--task", "ocr"]
 
@@ -114,3 +114,28 @@ def test_every_process_hears_a_signal(tmp_path: Path, asked: signal.Signals, sav
         process.send_signal(asked)
         assert process.wait(90) != 0
     assert all((tmp_path / f"{rank}-{int(asked)}").exists() for rank in (0, 1))
+
+
+ALONE = "import os; from star.system import launch; launch.refuse_lone_process(os.environ)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "refused"), [(2, True), (1, False)])
+def test_accelerate_that_starts_one_of_several_is_refused(
+    processes: int, refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "stage.py").write_text(ALONE)
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    command += [f"--num_processes={processes}", "--quiet", str(tmp_path / "stage.py")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode != 0) == refused, ended.stderr
+    assert ("star launch --processes 2" in ended.stderr) == refused
+
+
+def test_a_process_of_torchrun_or_mpirun_is_not_alone() -> None:
+    asked = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
+    with pytest.raises(StarError, match="starts one"):
+        refuse_lone_process(asked)
+    for name in ("RANK", "PMI_RANK"):
+        refuse_lone_process(asked | {name: "0"})
+    refuse_lone_process({"MASTER_PORT": "29500"})

@@ -129,10 +129,16 @@ def training(params: Path, method: str, output: Path, state: Path) -> list[objec
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "reuse"), [*((name, False) for name in ALGORITHMS), ("flow_grpo", True)]
+    ("algorithm", "processes", "reuse"),
+    [*((name, 2, False) for name in ALGORITHMS), ("nft", 4, False), ("flow_grpo", 2, True)],
 )
-def test_two_processes_train_as_one_does(
-    algorithm: str, reuse: bool, tmp_path: Path, write_params: WriteParams, launched: Launch
+def test_several_processes_train_as_one_does(
+    algorithm: str,
+    processes: int,
+    reuse: bool,
+    tmp_path: Path,
+    write_params: WriteParams,
+    launched: Launch,
 ) -> None:
     """Clause-wise and shuffled: widths that differ, seeds by batch, statistics over both."""
     values = small_values(tmp_path)
@@ -142,8 +148,8 @@ def test_two_processes_train_as_one_does(
     values["train"] |= {"kl_beta": 0.04 if algorithm == "flow_grpo" else 0.0}
     values["forward"] |= {**FORWARD[algorithm], "levels": "stratified"}
     params = write_params(values)
-    outputs = [tmp_path / f"output-{count}" for count in (1, 2)]
-    for count, output in zip((1, 2), outputs, strict=True):
+    outputs = [tmp_path / f"output-{count}" for count in (1, processes)]
+    for count, output in zip((1, processes), outputs, strict=True):
         launched(count, training(params, "clauses", output, tmp_path / f"state-{count}"))
     alone, both = (
         [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
@@ -186,10 +192,19 @@ if os.environ.get("RANK") == "1":
 """
 
 
+def of_algorithm(values: dict, algorithm: str) -> dict:
+    """Return the values with another algorithm, which all methods use."""
+    values["train"] |= {"algorithm": algorithm}
+    values["train"] |= {} if algorithm == "flow_grpo" else {"kl_beta": 0.0, "kl_form": "none"}
+    values["forward"] |= {**FORWARD[algorithm], "levels": "stratified"}
+    return values
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(
-    tmp_path: Path, write_params: WriteParams, launched: Launch
+    algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
-    params = write_params(small_values(tmp_path))
+    params = write_params(of_algorithm(small_values(tmp_path), algorithm))
     (tmp_path / "sitecustomize.py").write_text(FAILING)
     command = training(params, "star", tmp_path / "out", tmp_path / "state")
     errors = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
@@ -207,25 +222,44 @@ def test_a_reward_that_fails_in_another_process_ends_all_and_loses_nothing(
     assert [json.loads(line)["epoch"] for line in log] == [0, 1, 2]
 
 
-# Of four batches, the second process is asked to stop while it draws the second.
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_process_that_is_killed_ends_all_and_the_next_goes_on(
+    algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
+) -> None:
+    params = write_params(of_algorithm(small_values(tmp_path), algorithm))
+    failure, death = 'raise RuntimeError("the detector is gone")', "os.kill(os.getpid(), 9)"
+    assert failure in FAILING
+    (tmp_path / "sitecustomize.py").write_text(FAILING.replace(failure, death))
+    command = training(params, "star", tmp_path / "out", tmp_path / "state")
+    errors = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert "[rank" not in errors and re.search("error: (another process ended|asked to)", errors)
+    assert not (tmp_path / "out/adapter").exists()
+    launched(2, command)
+    log = (tmp_path / "out/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [0, 1, 2]
+
+
+# Of four batches, the second process is slow with the second, and asked to stop in it.
 ASKED = """
-import itertools, os, pathlib, signal
-import star.policy.rollout as rollout
-draw, calls = rollout.Roller.draw, itertools.count(1)
+import itertools, os, pathlib, signal, time
+from star.training.trainer import Trainer
+sample, calls = Trainer.sample, itertools.count(1)
 def drawing(self, *batch):
     call = next(calls)
     if call == 2 and os.environ.get("RANK") == "1":
+        time.sleep(3)
         os.kill(os.getpid(), signal.SIGTERM)
     pathlib.Path(__file__).with_name(f"batch-{call}").touch()
-    return draw(self, *batch)
-rollout.Roller.draw = drawing
+    return sample(self, *batch)
+Trainer.sample = drawing
 """
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_all_processes_stop_after_the_batch_in_which_one_is_asked_to(
-    tmp_path: Path, write_params: WriteParams, launched: Launch
+    algorithm: str, tmp_path: Path, write_params: WriteParams, launched: Launch
 ) -> None:
-    params = write_params(small_values(tmp_path))
+    params = write_params(of_algorithm(small_values(tmp_path), algorithm))
     (tmp_path / "sitecustomize.py").write_text(ASKED)
     command = training(params, "star", tmp_path / "out", tmp_path / "state")
     said = launched(2, command, fails=True, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")

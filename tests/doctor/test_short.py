@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from star.cli import main
 from star.config.reading import load_params
-from star.plan import doctor
+from star.doctor import short as doctor
 
 WriteParams = Callable[[dict], Path]
 

@@ -2,14 +2,14 @@
 
 import os
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import seconds
-from star.method.precision import autocast
+from star.method.precision import AUTOCAST_DTYPES, autocast
 from star.training.trainer import Trainer
 
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate
@@ -48,16 +48,24 @@ def resident(field: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Return operations/s of a large bf16 product; a multiply-add counts as two."""
-    a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=torch.bfloat16)
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def matrix_rate(device: torch.device, side: int = MATRIX, precision: str = "bf16") -> float:
+    """Return operations/s of a product of two square matrices; a multiply-add counts as two."""
+    dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
 
     def work() -> None:
         torch.matmul(a, b)
-        torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     best = min(seconds(work) for _ in range(20))
-    return 2 * MATRIX**3 / best
+    return 2 * side**3 / best
 
 
 def use_of_card(run: Trainer, images: int) -> dict[str, float]:

@@ -7,11 +7,9 @@ import os
 import platform
 import shutil
 import subprocess
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from star.config.params import Params
+from star.doctor.findings import Finding
 from star.plan.configs import pipeline_configs
 from star.system.errors import StarError, cut
 from star.system.files import check_writable
@@ -29,25 +28,6 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "snakemake", "dvc")
 WAIT = 3.0  # seconds for an answer
 GIB = 2**30
 MEMORY, DISK = 4, 2  # GiB that a training of the miniature and its results take
-
-
-@dataclass(frozen=True)
-class Finding:
-    """``mend`` says what to do, if anything; ``needed``: what the parameters ask fails without."""
-
-    what: str
-    value: str
-    mend: str = ""
-    needed: bool = True
-
-    def __str__(self) -> str:
-        mark = "ok" if not self.mend else "MEND" if self.needed else "-"
-        start = f"{mark:5}{self.what:11}"
-        text = f"{self.value}: {self.mend}" if self.mend else self.value
-        indent = " " * len(start)
-        return textwrap.fill(
-            text, 100, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
-        )
 
 
 def examine(params: Params) -> Iterator[Finding]:

@@ -1,0 +1,1 @@
+"""What this machine can do: `short` opens no model, `full` measures one with random weights."""
