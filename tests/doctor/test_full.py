@@ -24,6 +24,7 @@ from star.method.attention import plain_attention
 from star.plan.operations import Costs, count_operations
 from star.policy.rollout import Roller
 from star.policy.sd3 import SD3Policy
+from star.prompts.prepare import prepare
 from star.training.trainer import ALGORITHMS
 from tests.helpers.training import short_model
 
@@ -77,6 +78,7 @@ def test_a_recipe_of_another_device_gives_way(monkeypatch: pytest.MonkeyPatch) -
         subject = Subject(Path(file))
         assert subject.file == (RECIPE if file == "params.yaml" else Path(file))
         assert subject.params.model.resolution == 512 and subject.params.images_per_epoch == 8
+        assert len(prepare("geneval", subject.params.prompts, 0)[0]) == 1, "without a network"
 
 
 def test_output_goes_with_full(params_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
