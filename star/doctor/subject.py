@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from star.config.params import Params
+from star.config.params import TASKS, Params
 from star.config.reading import load_params
 from star.doctor.random_weights import (
     random_pipeline,
@@ -150,9 +150,9 @@ class Subject:
 
 def _sized(params: Params, sizes: Sizes, device: torch.device) -> Params:
     """Return the recipe for epochs of one group, always of one prompt."""
-    one = dataclasses.replace(
-        params.prompts.geneval, train=1, test=1, train_file=None, test_file=None
-    )
+    # No task's files are fetched: of the other tasks, the test prompts would be.
+    drawn: dict[str, Any] = {"train": 1, "test": 1, "train_file": None, "test_file": None}
+    prompts = {task: dataclasses.replace(getattr(params.prompts, task), **drawn) for task in TASKS}
     changes: dict[str, dict[str, Any]] = {
         "model": {
             "prompt_cache": None,
@@ -172,7 +172,7 @@ def _sized(params: Params, sizes: Sizes, device: torch.device) -> Params:
             "init_adapter": None,
         },
         "forward": {"draws": sizes.draws},
-        "prompts": {"geneval": one},
+        "prompts": prompts,
     }
     sections = {
         name: dataclasses.replace(getattr(params, name), **values)

@@ -16,16 +16,17 @@ from star.cli import main
 from star.config.params import Params
 from star.config.reading import load_params
 from star.config.yaml_file import read_values
-from star.doctor import correctness, cost
+from star.doctor import correctness, cost, full
+from star.doctor.findings import Finding
 from star.doctor.forecast import forecast
-from star.doctor.full import CHECKS
 from star.doctor.subject import RECIPE, Subject
 from star.method.attention import plain_attention
 from star.plan.operations import Costs, count_operations
 from star.policy.rollout import Roller
 from star.policy.sd3 import SD3Policy
+from star.prompts.prepare import prepare
 from star.training.trainer import ALGORITHMS
-from tests.helpers.training import short_model
+from tests.helpers.training import raising, short_model
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_whole_of_it(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 60 and max(map(len, lines)) <= 100 and "MEND" not in str(lines)
     found = json.loads(output.read_text())
-    assert [name for name in CHECKS if name not in found or "failed" in found[name]] == []
+    assert [name for name in full.CHECKS if name not in found or "failed" in found[name]] == []
     assert found["attention"]["chosen"] == "plain"
     assert found["ratios"]["first_ratio_error"] == {"bf16": 0, "fp16": 0, "no": 0}
     assert max(found["maps"]["errors"]) < 1e-5 and len(found["maps"]["errors"]) == 2
@@ -77,6 +78,27 @@ def test_a_recipe_of_another_device_gives_way(monkeypatch: pytest.MonkeyPatch) -
         subject = Subject(Path(file))
         assert subject.file == (RECIPE if file == "params.yaml" else Path(file))
         assert subject.params.model.resolution == 512 and subject.params.images_per_epoch == 8
+        assert len(prepare("geneval", subject.params.prompts, 0)[0]) == 1, "without a network"
+
+
+def test_a_check_that_breaks_is_a_line_and_the_others_go_on(
+    params_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks = {
+        "memory": raising(RuntimeError("no kernel")),
+        "maps": lambda subject, found: ([Finding("maps", "slow", "wait", needed=False)], {"a": 1}),
+    }
+    monkeypatch.setattr(full, "CHECKS", checks)
+    command = ["doctor", "--full", "--params", str(params_file)]
+    assert main([*command, "--output", str(tmp_path / "found.json")]) == 1
+    out, err = capsys.readouterr()
+    assert "MEND memory     broke: RuntimeError: no kernel" in out and "-    maps" in out
+    assert "cannot run here yet: memory (MEND above)" in err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["maps"] == {"a": 1} and found["memory"] == {"failed": "RuntimeError: no kernel"}
 
 
 def test_output_goes_with_full(params_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
