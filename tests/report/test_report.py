@@ -72,7 +72,7 @@ def test_the_page_speaks_of_the_judges_and_the_model_that_the_parameters_name(re
     assert "not comparable 0.9759 – 0.9757 – PickScore 23.60 (another scale)" in text
     preset = load_params(ROOT / "presets/sd35m-8gpu-preference.yaml")
     rewards = json.loads(json.dumps(vars(preset.rewards), default=vars))
-    study = {"study__second_reader": "ppocrv6"}  # the template reader reads 64 pixels
+    study = {"study": vars(preset.study)}  # the miniature's has awm, which takes no guidance
     named = {"methods": preset.methods, "model": vars(preset.model), "rewards": rewards}
     text = words(results, **named, **study)
     for wrong in ("stand-in", "much larger model", "not comparable", "another scale"):
