@@ -68,7 +68,7 @@ class ModelParams(Section):
     """Backend of torch.compile for the transformer's blocks; "no" runs them as they are. Twenty to
     thirty graphs are compiled in the first epoch, which takes minutes."""
     tf32: Flag
-    """Whether float32 products may use TF32 on a GPU."""
+    """Whether float32 products may use TF32 on a GPU; those of mask2former never do."""
     vae_slicing: Flag
     """Whether images are decoded one by one."""
     prompt_cache: PathOrId | None

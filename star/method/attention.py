@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from star.method.precision import without_tf32
 from star.system.errors import StarError
 
 if TYPE_CHECKING:  # slow, and a kernel is chosen without it
@@ -230,14 +231,11 @@ def _is_right(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim
     drawn = torch.randn(3, 2, 2, 48, head_dim, generator=torch.Generator().manual_seed(0))
     query, key, value = drawn.to(device, dtype)
     core = torch.tensor([[37, 41]], device=device)
-    tf32 = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # the rounding of TF32 would look like an error
     try:
-        mixed, mass = kernel(query, key, value, core, 40)
+        with without_tf32():  # whose rounding would look like an error
+            mixed, mass = kernel(query, key, value, core, 40)
     except (RuntimeError, NotImplementedError):
         return False
-    finally:
-        torch.set_float32_matmul_precision(tf32)
     scores = query.double() @ key.double().transpose(2, 3)
     probability = (scores / math.sqrt(head_dim)).softmax(-1)
     expected = probability[-1:, :, :40].mean(1)[..., core[0]]

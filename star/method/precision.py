@@ -5,6 +5,7 @@ GFLOP/s, in float32 at 55. So the miniature, which has to run anywhere, asks for
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -65,6 +66,19 @@ def set_tf32(allowed: bool) -> None:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if allowed else "highest")
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute float32 products and convolutions in float32 inside, whatever `set_tf32` says."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _has_bf16(device: torch.device) -> bool:

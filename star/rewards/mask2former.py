@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import Mask2FormerForUniversalSegmentation
 
 from star.config.params import GenevalParams
+from star.method.precision import without_tf32
 from star.prompts.geneval import COCO_CLASSES, COLORS
 from star.rewards.clip import Clip, find_clip
 from star.rewards.colors import ColorClassifier, object_crop
@@ -67,6 +68,7 @@ class Mask2FormerDetector:
         self._threshold = min(params.score_threshold, params.counting_threshold)
         self._max_per_class, self._batch = params.max_per_class, params.batch
 
+    @without_tf32()  # in which detections are lost on some GPUs, by reports; we have not measured
     def detect(self, images: np.ndarray, colored: Colored = None) -> list[list[Detection]]:
         """Return the detections of images; raises `DetectionError` for output not finite."""
         found = []

@@ -283,6 +283,19 @@ def test_similarities_are_those_of_clip_by_hand(models: Path) -> None:
 # ---------------------------------------------------------------- the detector
 
 
+def test_products_are_exact_inside_and_as_before_afterwards(models: Path) -> None:
+    detector, seen = Mask2FormerDetector(params_for(models), "cpu"), []
+    detector._model.register_forward_hook(
+        lambda *_: seen.append(torch.get_float32_matmul_precision())
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        detector.detect(IMAGES[:1])
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_detections_and_scores_of_images_with_models_from_disk(models: Path) -> None:
     """Images in, GenEval scores out; the batch of two does not divide the three images."""
     params = params_for(models)
