@@ -130,7 +130,7 @@ def training(params: Path, method: str, output: Path, state: Path) -> list[objec
 
 @pytest.mark.parametrize(
     ("algorithm", "processes", "reuse"),
-    [*((name, 2, False) for name in ALGORITHMS), ("nft", 4, False), ("flow_grpo", 2, True)],
+    [*((name, n, False) for name in ALGORITHMS for n in (2, 4)), ("flow_grpo", 2, True)],
 )
 def test_several_processes_train_as_one_does(
     algorithm: str,
