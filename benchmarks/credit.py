@@ -30,7 +30,6 @@ from typing import cast
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -260,11 +259,6 @@ def efficiency(own: np.ndarray, reference: np.ndarray, counts: np.ndarray) -> np
     return aligned / np.sqrt(counts @ np.square(own, dtype=np.float64).sum(1) / counts.sum(1))
 
 
-def _split(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    return key, value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -274,9 +268,6 @@ def main() -> None:
     parser.add_argument("--model", help="default: model.path")
     parser.add_argument("--algorithm", choices=list(ALGORITHMS), help="default: train.algorithm")
     parser.add_argument("--epochs", type=int, default=96)
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="of allocation, train, forward"
-    )
     parser.add_argument(
         "--methods", nargs="+", help="default: all of `study`, and the two with maps of the image"
     )
@@ -291,7 +282,6 @@ def main() -> None:
         model=dataclasses.replace(read.model, path=model),
         train=dataclasses.replace(read.train, algorithm=algorithm),
     )
-    params = params.with_changes({key: yaml.safe_load(v) for key, v in map(_split, options.set)})
     every = (*allocations(params), "star_precise", "star_clauses_precise")
     chosen = options.methods or [name for name in every if name != REFERENCE]
     found = gradients(params, options.task, options.epochs, chosen)

@@ -51,13 +51,13 @@ from star.doctor.random_weights import (
     random_vae,
     sharing,
 )
+from star.doctor.subject import TOKENIZERS
 from star.method.precision import set_tf32
 from star.policy.sd3 import SD3Policy
 from star.system.runtime import keep_freed_memory, stay_offline
 from star.training.policy_gradient import PolicyGradient
 from star.training.trainer import Trainer
 
-TOKENIZERS = "models/miniature"
 PHASES = ("rollout", "update")
 CRAWL = 10.0  # times the base setting's precision, in one layer
 BASE: dict[str, Any] = {
