@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from star.method.precision import AUTOCAST_DTYPES, autocast
+from star.method.precision import AUTOCAST_DTYPES
 from star.training.trainer import Trainer
 
 MATRIX = 8192  # side of the matrices whose product gives a card's own rate
@@ -87,20 +87,3 @@ def matrix_share(run: Trainer, update: float) -> float:
         run.sample(run.plan.batches(run.epoch)[0])
     operations = all_operations.get_total_flops() - of_rollout.get_total_flops()
     return operations / update / matrix_rate(run.policy.device)
-
-
-def layer_seconds(precision: str, device: torch.device) -> float:
-    """Return the seconds of 256 tokens forward and backward through one layer.
-
-    It is a frozen layer of SD3.5-M's MLPs, at a `model.precision`.
-    """
-    layer = torch.nn.Linear(1536, 4 * 1536, device=device).requires_grad_(False)
-    x = torch.randn(256, 1536, device=device, requires_grad=True)
-
-    def work() -> None:
-        with autocast(precision, device):
-            mixed = layer(x)
-        torch.autograd.grad(mixed.sum(), x)[0].cpu()  # waits for the device
-
-    work()
-    return min(seconds(work) for _ in range(2))
