@@ -141,6 +141,8 @@ def _forward(params: Params) -> Iterator[str]:
         )
     if params.allocation.objective == "weighted":
         yield f"objective weighted averages ratios, of which {algorithm} has none; use local"
+    if algorithm == "nft" and forward.anchor_to == "ema":
+        yield "forward.anchor_to ema is awm's; the old policy of nft is its average: take old"
     if forward.levels == "steps" and forward.draws > steps:
         yield (
             f"forward.draws {forward.draws} is more than the {steps} different levels of "

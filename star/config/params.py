@@ -300,9 +300,13 @@ class ForwardParams(Section):
     as in V-GRPO (tanh)."""
     anchor: Factor
     """Weight of the squared distance from the anchor's velocity; 0 is none."""
-    anchor_to: Literal["old", "base"]
+    anchor_to: Literal["old", "base", "ema"]
     """The anchor: the policy that drew the images (old; with one update an epoch of awm it has no
-    gradient), or the base model (base; awm is then RAM). A base costs a forward pass a draw."""
+    gradient), the base model (base; awm is then RAM), or an average of awm's policy over epochs
+    (ema; as published). A base or average costs a forward pass a draw."""
+    anchor_decay: Annotated[Number, Field(ge=0, lt=1)]
+    """Share of itself that the anchor ema keeps after an epoch; less at first, as
+    train.ema_decay."""
     level_scale: Flag
     """Whether awm's error is divided by its root mean square, so that levels count alike; false as
     published."""

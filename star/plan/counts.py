@@ -32,7 +32,7 @@ class Passes:
 
     rollout: int  # without those that the update reuses; with what a control's maps cost
     update: int  # forward and backward
-    reference: int  # forward without the adapter, for the KL or the anchor
+    reference: int  # forward of the base, for the KL, or of the anchor
     evaluation: int  # of one checkpoint on all benchmarks, except its diversity images
     held_out: int  # as the training goes on, at most
 
@@ -133,5 +133,5 @@ def _forward_process(params: Params) -> tuple[int, int, int]:
     forward, images = params.forward, params.images_per_epoch * params.train.epochs
     trained = images * forward.draws
     ahead = trained if looks_ahead(params, params.allocation) else 0
-    anchored = forward.anchor_to == "base" and forward.anchor > 0
+    anchored = forward.anchor_to != "old" and forward.anchor > 0
     return images * params.rollout.steps + ahead, trained, trained if anchored else 0

@@ -74,11 +74,12 @@ class MemoryEstimate:
         graphs = {way: self.reused(params, way, own) for way in (False, True)}
         trajectories = own * kept + graphs[model.gradient_checkpointing]
         gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
-        old = {"old policy": adapter} if params.train.algorithm == "nft" else {}
-        exchanged = sum(old.values())  # the trained policy, while the old one draws
+        nft, ema = params.train.algorithm == "nft", params.forward.anchor_to == "ema"
+        copy = {"old policy": adapter} if nft else {"anchor": adapter} if ema else {}
+        exchanged = sum(copy.values())  # the trained policy, while the copy takes its place
         phases = {
             "encoding prompts": self.encoding + (self.encoders if self.cached else trajectories),
-            "denoising": trajectories + self.denoising(batch) + exchanged,
+            "denoising": trajectories + self.denoising(batch) + (exchanged if nft else 0),
             "decoding": trajectories + drawn + self.decoding(batch, model.vae_slicing),
             "sample grid": max(
                 self.decoding(max(batch, SHEET_PROMPTS), model.vae_slicing),
@@ -96,7 +97,7 @@ class MemoryEstimate:
             "update, gradient_checkpointing false": graphs[False] + self.updating(params, False),
             "update, gradient_checkpointing true": graphs[True] + self.updating(params, True),
         }
-        optimizer = {"AdamW": 2 * adapter, "EMA": adapter, **old}
+        optimizer = {"AdamW": 2 * adapter, "EMA": adapter, **copy}
         resident = self._resident(drawn_prompts(params, task), {"reward model": scorer.resident})
         return Memory(resident | optimizer, trajectories, phases, alternatives)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from star.config.params import AllocationParams, Params
 from star.method.allocation import allocation_weights
 from star.method.attention import CoreKeys
-from star.method.ema import lent
+from star.method.ema import Average, lent
 from star.method.forward import LEVELS, awm_loss, nft_loss, noised, old_share, softly_clipped
 from star.method.seeds import seed_of
 from star.policy.conditioning import Conditioning
@@ -68,6 +68,10 @@ class ForwardProcess(Algorithm):
         """Make the policy the one that draws, inside."""
         return nullcontext()
 
+    def anchor(self) -> AbstractContextManager[None]:
+        """Make the policy the anchor, inside, where that is not the old one."""
+        return self.policy.reference()
+
     @abstractmethod
     def objective(
         self, drawn: Noised, row: int, velocity: Tensor, old: Tensor, credit: tuple[Tensor, Tensor]
@@ -110,10 +114,10 @@ class ForwardProcess(Algorithm):
         drawn, policy, settings = item.trajectory, self.policy, self.settings
         assert isinstance(drawn, Noised)
         inputs = drawn.at(row), policy.timesteps(drawn.levels[row]), drawn.conditioning
-        base = None
-        if settings.anchor_to == "base" and settings.anchor > 0:
-            with torch.no_grad(), policy.reference():
-                base = policy.velocity(*inputs)
+        anchored = None
+        if settings.anchor_to != "old" and settings.anchor > 0:
+            with torch.no_grad(), self.anchor():
+                anchored = policy.velocity(*inputs)
         if drawn.core is None:
             velocity = policy.velocity(*inputs)
         else:
@@ -127,9 +131,9 @@ class ForwardProcess(Algorithm):
         if settings.advantage == "tanh":
             advantages = softly_clipped(advantages)
         loss = self.objective(drawn, row, velocity, old, (advantages, item.weights[:, row]))
-        if settings.anchor_to == "base" and base is None:
+        if settings.anchor_to != "old" and anchored is None:
             return Term(loss, {"drift": loss.new_full((), torch.nan)})
-        drift = (velocity - (old if base is None else base)).square().mean()
+        drift = (velocity - (old if anchored is None else anchored)).square().mean()
         return Term(loss + settings.anchor * drift, {"drift": drift.detach()})
 
     def _look(
@@ -180,6 +184,25 @@ class ForwardProcess(Algorithm):
 
 class AdvantageWeightedMatching(ForwardProcess):
     """AWM (arXiv 2509.25050). With a frozen base as anchor it is RAM (arXiv 2605.10759)."""
+
+    def __init__(
+        self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
+    ) -> None:
+        super().__init__(params, allocation, policy, processes)
+        self.parameters = [p for p in policy.transformer.parameters() if p.requires_grad]
+        kept = self.settings.anchor_to == "ema"
+        self.average = Average(self.parameters, self.settings.anchor_decay, 1) if kept else None
+
+    def anchor(self) -> AbstractContextManager[None]:
+        return lent(self.parameters, self.average.values) if self.average else super().anchor()
+
+    def follow(self, updates: int) -> None:
+        if self.average:
+            self.average.update(self.parameters, updates)
+
+    def tensors(self) -> dict[str, Tensor]:
+        values = self.average.values if self.average else []
+        return {f"anchor.{i}": value for i, value in enumerate(values)}
 
     def objective(
         self, drawn: Noised, row: int, velocity: Tensor, old: Tensor, credit: tuple[Tensor, Tensor]

@@ -132,7 +132,7 @@ def short_model(*middle: int) -> str:
 # `forward` of a small training: as the trial that chose AWM's defaults, and as NFT's paper.
 FORWARD: dict[str, dict[str, Any]] = {
     "flow_grpo": {},
-    "awm": {"draws": 3},
+    "awm": {"draws": 3, "anchor_to": "ema", "anchor_decay": 0.3},
     "nft": {
         **{"solver": "dpm2m", "draws": 2, "levels": "steps", "shared_noise": False},
         **{"anchor": 1e-4, "anchor_to": "base", "nft_beta": 0.1, "old_rate": 0.2},

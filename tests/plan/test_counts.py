@@ -98,17 +98,20 @@ def test_passes_of_an_image_that_docs_algorithms_says(algorithm, steps, forward,
     assert [n // 115_200 for n in (found.rollout, found.update, found.reference)] == [*expected]
 
 
+OLD = {"anchor_to": "old"}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "train", "forward", "allocation"),
     [
         ("flow_grpo", {"kl_beta": 0.1}, {}, {}),
         ("flow_grpo", {"updates_per_epoch": 1, "reuse_rollout": True}, {}, {"source": "guidance"}),
-        ("awm", {"updates_per_epoch": 1}, {}, {}),
-        ("awm", {"updates_per_epoch": 1}, {}, {"source": "shuffled"}),
-        ("awm", {"updates_per_epoch": 1}, {}, {"temporal": "joint"}),
+        ("awm", {"updates_per_epoch": 1}, OLD, {}),
+        ("awm", {"updates_per_epoch": 1}, OLD, {"source": "shuffled"}),
+        ("awm", {"updates_per_epoch": 1}, OLD, {"temporal": "joint"}),
         ("awm", {"updates_per_epoch": 1}, {"anchor_to": "base"}, {"source": "guidance"}),
         ("awm", {}, {"anchor_to": "base"}, {"lam": 0.0}),
-        ("awm", {}, {}, {"lam": 0.0}),
+        ("awm", {}, OLD, {"lam": 0.0}),
         ("nft", {}, {}, {}),
         ("nft", {}, {"anchor": 0.0}, {"source": "guidance"}),
     ],

@@ -410,7 +410,9 @@ def test_no_strength_is_the_published_algorithm_bit_for_bit_and_star_is_not(algo
 def test_what_the_training_pass_reads_is_what_a_pass_before_it_would(name, monkeypatch):
     """Of AWM with one update an epoch: the same losses, maps and gradients, for fewer passes."""
     methods = {"m": {"plain": {"source": "uniform"}, "star": {}, **VARIANTS}[name]}
-    params = small("awm", methods=methods, train={"updates_per_epoch": 1})
+    params = small(
+        "awm", methods=methods, train={"updates_per_epoch": 1}, forward={"anchor_to": "old"}
+    )
     found = []
     for ahead in (False, True):
         if ahead:
@@ -521,6 +523,29 @@ def test_an_anchor_holds_the_policy_to_the_base(algorithm):
         run.algorithm.follow(0)
     drifts = [run.train_epoch().drift for _ in range(3)]
     assert 0 < drifts[2] < 0.8 * drifts[0]
+
+
+def test_an_average_of_the_policy_is_an_anchor():
+    """The distance from it is that of velocities; it begins as the policy that was opened."""
+    run = trainer(
+        small("awm", forward={"anchor": 1.0, "anchor_to": "ema", "anchor_decay": 0.2}),
+        reward=Indifferent(),
+    )
+    opened = [value.clone() for value in run.parameters]
+    push(run)
+    item = scored(run)[0]
+    inputs = item.trajectory.at(0), run.policy.timesteps(item.trajectory.levels[0])
+    with torch.no_grad():
+        ours = run.policy.velocity(*inputs, item.trajectory.conditioning)
+        with run.policy.reference():  # what was opened: a fresh adapter adds nothing
+            base = run.policy.velocity(*inputs, item.trajectory.conditioning)
+        drift = run.algorithm.term(item, 0, True).figures["drift"]
+    torch.testing.assert_close(drift, (ours - base).square().mean())
+
+    run.algorithm.follow(100)
+    kept = run.algorithm.tensors().values()
+    for value, first, now in zip(kept, opened, run.parameters, strict=True):
+        torch.testing.assert_close(value, 0.2 * first + 0.8 * now)
 
 
 @pytest.mark.parametrize("algorithm", NOISED)
