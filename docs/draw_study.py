@@ -18,7 +18,7 @@ from star.report.judges import task_names
 from star.report.svg import color_class
 from star.study.figures import learning_curves
 
-FOLDER = Path(__file__).parent / "study"
+FOLDER, PARAMS = Path(__file__).parent / "study", Path("presets/crowded.yaml")
 NAMES = task_names(None)  # the study's tasks are geneval and ocr
 COLUMNS, WIDTH, GAP = 2, 400, 20  # panels in a row; pixels
 CHART, LINE = 282, 18  # heights of a chart, of a line of text
@@ -78,7 +78,7 @@ def drawn(panel: Panel, x: int, y: int) -> str:
 
 
 def main() -> None:
-    params = load_params(Path("params.yaml"))
+    params = load_params(PARAMS)
     with open(FOLDER / "curves.csv", encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     panels = [

@@ -12,6 +12,7 @@ from star.config.reading import load_params
 from star.config.references import FIRST
 
 FOLDER = Path(__file__).parent / "study"
+PARAMS = Path("presets/crowded.yaml")
 TASKS = {"ocr": "OCR", "geneval": "GenEval-style"}
 WATCHED = {
     "second_reader": "second reader",
@@ -72,12 +73,24 @@ def scores(task: str) -> list[str]:
     return table([*heads, *(f"images of {name}" for name in others)], rows)
 
 
+def rewards(task: str) -> list[str]:
+    """Return each method's mean reward in training, and what it is more than its references'."""
+    found = _rows("scores.csv", task)
+    others = {f"`{FIRST}`": FIRST, "its uniform form": "uniform", "its control": "control"}
+    rows = [
+        [f"`{method}`", f"{float(row['reward']):.3f}"]
+        + [_cell(row, f"reward_to_{key}") for key in others.values()]
+        for method, row in ((method, found[method]) for method in _methods())
+    ]
+    return table(["method", "reward", *(f"minus {name}" for name in others)], rows)
+
+
 def finding() -> list[str]:
     """Return the two aims' numbers, for README."""
     summary = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
     aim = summary["aim_2"]["method"]
-    found = {task: _rows("scores.csv", task) for task in TASKS}
-    uniform, control = (found["ocr"][aim][key] for key in ("uniform", "control"))
+    found = {task: _rows("scores.csv", task) for task in TASKS if task in summary["tasks"]}
+    uniform, control = (next(iter(found.values()))[aim][key] for key in ("uniform", "control"))
     wanted = {
         f"`{answer['method']}`: images of `{FIRST}`": (answer["method"], _share, FIRST)
         for answer in summary["aim_1"]
@@ -87,10 +100,10 @@ def finding() -> list[str]:
         f"`{aim}` minus `{control}`": (aim, _cell, "to_control"),
     }
     rows = [
-        [head, *(write(found[task][name], key) for task in TASKS)]
+        [head, *(write(rows[name], key) for rows in found.values())]
         for head, (name, write, key) in wanted.items()
     ]
-    return table(["", *TASKS.values()], rows)
+    return table(["", *(TASKS[task] for task in found)], rows)
 
 
 def watched(task: str) -> list[str]:
@@ -110,7 +123,7 @@ def watched(task: str) -> list[str]:
 
 
 def _methods() -> list[str]:
-    return list(load_params(Path("params.yaml")).study.methods)
+    return list(load_params(PARAMS).study.methods)
 
 
 def _rows(file: str, task: str) -> dict[str, dict[str, str]]:

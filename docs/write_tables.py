@@ -176,6 +176,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "finding": study_tables.finding,
     "study-ocr": lambda: study_tables.scores("ocr"),
     "study-geneval": lambda: study_tables.scores("geneval"),
+    "rewards-ocr": lambda: study_tables.rewards("ocr"),
+    "rewards-geneval": lambda: study_tables.rewards("geneval"),
     "watched-ocr": lambda: study_tables.watched("ocr"),
     "watched-geneval": lambda: study_tables.watched("geneval"),
     "maps": maps,

@@ -20,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for module in (study_tables, draw_study):
         monkeypatch.setattr(module, "FOLDER", tmp_path / "study")
+        monkeypatch.setattr(module, "PARAMS", Path("params.yaml"))
     return tmp_path / "study"
 
 
@@ -40,6 +41,15 @@ def test_scores_have_each_reference_once(folder: Path) -> None:
     shares = ["0.30 (0.30 to 0.31)", "0.40 (0.40 to 0.40)"]
     assert found["`awm_star`"] == ["0.810", over, gain, "", *shares]
     assert found["`awm`"][2:] == ["", "", "0.50 (0.50 to 0.50)", ""]
+
+
+def test_rewards_are_those_of_the_training(folder: Path) -> None:
+    """Half of the made-up epochs reward the final score, half 0.2 less."""
+    found = cells(study_tables.rewards("ocr"))
+    gain, over = "**+0.200 (+0.200 to +0.200)**", "**+0.300 (+0.300 to +0.300)**"
+    assert found["`flow_grpo`"] == ["0.410", "", "", ""]
+    assert found["`star`"] == ["0.610", gain, gain, over]
+    assert found["`awm_star`"] == ["0.710", over, gain, ""]
 
 
 def test_finding_has_both_aims(folder: Path) -> None:

@@ -23,6 +23,7 @@ class Versus:
     name: str  # the other
     final: Interval  # difference of the graded scores at the last look
     area: Interval  # difference of the areas
+    reward: Interval  # difference of the mean rewards in training
     images: float  # to the other's mean final score; inf: not reached
     ratio: Interval  # of these images to the other's own; the mean is the ratio itself
     above_base: bool  # the other's final score is, else the ratio says nothing
@@ -48,6 +49,7 @@ class MethodResult:
     graded: Interval  # at the last look
     exact: Interval
     area: Interval  # mean graded score over the looks
+    reward: Interval  # mean over the images of the training
     first: Versus | None  # against `FIRST`
     uniform: Versus | None  # against its uniform form
     control: Versus | None  # against its shuffled control
@@ -143,6 +145,7 @@ def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -
         for name in study.methods
     }
     graded = {name: np.stack([run.graded for run in each]) for name, each in runs.items()}
+    rewards = {name: np.array([run.reward for run in each]) for name, each in runs.items()}
     every = [curve for each in runs.values() for curve in each]
     starts = [curve.graded[0] for curve in every]
     base, images = float(np.mean(starts)), every[0].images
@@ -154,7 +157,8 @@ def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -
         needed = crossing_ratio(ours, theirs, images, params.evaluate.bootstrap, params.seed)
         final = t_interval(ours[:, -1] - theirs[:, -1])
         area = t_interval(ours.mean(axis=1) - theirs.mean(axis=1))
-        return Versus(other, final, area, *needed, bool(theirs[:, -1].mean() > base))
+        reward = t_interval(rewards[name] - rewards[other])
+        return Versus(other, final, area, reward, *needed, bool(theirs[:, -1].mean() > base))
 
     def result(name: str) -> MethodResult:
         method, mine = params.of_study(name), runs[name]
@@ -169,6 +173,7 @@ def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -
             graded=t_interval(graded[name][:, -1]),
             exact=t_interval(np.array([run.exact[-1] for run in mine])),
             area=t_interval(graded[name].mean(axis=1)),
+            reward=t_interval(rewards[name]),
             first=versus(name, FIRST),
             uniform=versus(name, uniform_form(params, name)),
             control=versus(name, shuffled_control(params, name)),

@@ -54,6 +54,7 @@ class Curve:
     graded: np.ndarray  # (looks,): mean over held-out images
     exact: np.ndarray  # (looks,)
     held_out: int
+    reward: float  # mean over the images of the training
     watch: tuple[dict[str, float], dict[str, float]]  # base, last look
     log: dict[str, float | None]  # mean over epochs; None if it was never logged
     seconds: float
@@ -117,7 +118,7 @@ def _check(file: _File, run: StudyRun, params: Params, where: str) -> None:
     for holder, values, needed in (
         ("curve[0].watch", looks[0].watch, keys),
         (f"curve[{last}].watch", looks[last].watch, keys),
-        ("log", file.log, LOGGED),
+        ("log", file.log, ("reward_mean", *LOGGED)),
     ):
         if lacking := [key for key in needed if key not in values]:
             raise StarError(f"{where}: {holder}.{lacking[0]}: missing; {AGAIN}")
@@ -132,6 +133,7 @@ def _curve(file: _File, keys: Sequence[str]) -> Curve:
         graded=np.array([np.mean(look.graded) for look in looks]),
         exact=np.array([np.mean(look.exact) for look in looks]),
         held_out=len(looks[0].graded),
+        reward=float(np.mean(file.log["reward_mean"])),
         watch=(first, last),
         log={key: mean_of_known(file.log[key]) for key in LOGGED},
         seconds=file.seconds,

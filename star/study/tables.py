@@ -120,18 +120,19 @@ def curves_csv(study: Study) -> str:
 def _summary(method: MethodResult) -> Row:
     """Return a method's numbers for `summary.json`."""
     against = {key: versus and asdict(versus) for key, versus in _references(method).items()}
-    own = {key: getattr(method, key) for key in ("graded", "exact", "area", "log")}
+    own = {key: getattr(method, key) for key in ("graded", "exact", "area", "reward", "log")}
     return own | {"against": against}
 
 
 def _scores(method: MethodResult) -> Row:
     """Return a method's numbers for `scores.csv`."""
-    row: Row = {"graded": method.graded, "exact": method.exact, "area": method.area}
+    row: Row = {key: getattr(method, key) for key in ("graded", "exact", "area", "reward")}
     for key, versus in _references(method).items():
         row |= {
             key: versus and versus.name,
             f"to_{key}": versus.final if versus else UNKNOWN,
             f"area_to_{key}": versus.area if versus else UNKNOWN,
+            f"reward_to_{key}": versus.reward if versus else UNKNOWN,
             f"images_to_{key}": versus and versus.images,
             f"ratio_to_{key}": versus.ratio if versus else UNKNOWN,
         }

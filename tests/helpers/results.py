@@ -178,6 +178,7 @@ def write_study_runs(
         maps = [None] * 4 if run.method == "flow_grpo" else [0.8, 0.9, 0.9, 1.0]
         log = {"clip_fraction": [0.1, 0.2, 0.3, 0.4], "grad_norm": [0.25] * 4}
         log |= {"ratio_max": [1.01] * 4, "map_entropy": maps}
+        log |= {"reward_mean": [score(run)[-1] - 0.2, score(run)[-1]] * 2}
         file = {"task": run.task, "method": run.method, "seed": run.seed, "learning_rate": run.rate}
         file |= {"curve": points, "log": log, "seconds": 90.0}
         (folder / f"{run.name}.json").write_text(json.dumps(file))
