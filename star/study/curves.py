@@ -133,7 +133,7 @@ def _curve(file: _File, keys: Sequence[str]) -> Curve:
         graded=np.array([np.mean(look.graded) for look in looks]),
         exact=np.array([np.mean(look.exact) for look in looks]),
         held_out=len(looks[0].graded),
-        reward=float(np.mean(file.log["reward_mean"])),
+        reward=float(np.array(file.log["reward_mean"], np.float64).mean()),
         watch=(first, last),
         log={key: mean_of_known(file.log[key]) for key in LOGGED},
         seconds=file.seconds,
