@@ -74,7 +74,8 @@ class MemoryEstimate:
         graphs = {way: self.reused(params, way, own) for way in (False, True)}
         trajectories = own * kept + graphs[model.gradient_checkpointing]
         gradients = adapter * (2 if processes > 1 else 1)  # several processes average a copy
-        nft, ema = params.train.algorithm == "nft", params.forward.anchor_to == "ema"
+        algorithm = params.train.algorithm
+        nft, ema = algorithm == "nft", algorithm == "awm" and params.forward.anchor_to == "ema"
         copy = {"old policy": adapter} if nft else {"anchor": adapter} if ema else {}
         exchanged = sum(copy.values())  # the trained policy, while the copy takes its place
         phases = {

@@ -61,6 +61,7 @@ class ForwardProcess(Algorithm):
     ) -> None:
         super().__init__(params, allocation, policy, processes)
         self.settings = params.forward
+        self.parameters = [p for p in policy.transformer.parameters() if p.requires_grad]
         self.sigmas = policy.schedule(params.rollout.steps).sigmas
         self.ahead = looks_ahead(params, allocation)
 
@@ -189,7 +190,6 @@ class AdvantageWeightedMatching(ForwardProcess):
         self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
     ) -> None:
         super().__init__(params, allocation, policy, processes)
-        self.parameters = [p for p in policy.transformer.parameters() if p.requires_grad]
         kept = self.settings.anchor_to == "ema"
         self.average = Average(self.parameters, self.settings.anchor_decay, 1) if kept else None
 
@@ -221,7 +221,6 @@ class DiffusionNFT(ForwardProcess):
         self, params: Params, allocation: AllocationParams, policy: SD3Policy, processes: Processes
     ) -> None:
         super().__init__(params, allocation, policy, processes)
-        self.parameters = [p for p in policy.transformer.parameters() if p.requires_grad]
         self.values = [parameter.detach().clone() for parameter in self.parameters]
 
     def old(self) -> AbstractContextManager[None]:

@@ -204,6 +204,7 @@ def test_every_key_and_section_is_described() -> None:
         ({"allocation.encoders": {"clip": 0, "t5": 0}}, "allocation: encoders", "raise one"),
         ({"train.kl_form": "none", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "train.kl_form"),
         ({"train.algorithm": "nft", "train.kl_beta": 0.1}, "train.kl_beta 0.1", "forward.anchor"),
+        ({"train.algorithm": "nft", "forward.anchor_to": "ema"}, "forward.anchor_to ema", "old"),
         (
             {"methods.star": {"algorithm": "awm"}, "model.guidance_scale": 4.5},
             *("methods.star: model.guidance_scale 4.5: awm", "set it to 1"),
