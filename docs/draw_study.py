@@ -16,6 +16,7 @@ from star.config.references import FIRST
 from star.report.figures import Panel
 from star.report.judges import task_names
 from star.report.svg import color_class
+from star.study.curves import COMPARED
 from star.study.figures import learning_curves
 
 FOLDER, PARAMS = Path(__file__).parent / "study", Path("presets/crowded.yaml")
@@ -26,7 +27,7 @@ CHART, LINE = 282, 18  # heights of a chart, of a line of text
 
 @dataclass(frozen=True)
 class Method:
-    """A method, and its held-out graded scores (seeds, looks)."""
+    """A method, and its held-out scores (seeds, looks)."""
 
     name: str
     algorithm: str
@@ -41,6 +42,10 @@ class Task:
     task: str
     methods: list[Method]
     images: list[int]
+
+    @property
+    def compared(self) -> str:
+        return COMPARED[self.task]
 
     def method(self, name: str) -> Method:
         return next(method for method in self.methods if method.name == name)
@@ -59,7 +64,7 @@ def read_task(params: Params, rows: list[dict[str, str]], task: str) -> Task:
     methods = []
     for name in rates:
         changed = params.of_study(name)
-        curves = [float(row["graded"]) for row in mine if row["method"] == name]
+        curves = [float(row[COMPARED[task]]) for row in mine if row["method"] == name]
         curves = np.reshape(curves, (-1, len(images)))
         source = changed.allocation.source
         methods.append(Method(name, changed.train.algorithm, source, curves))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from star.config.reading import load_params
 from star.config.references import FIRST
+from star.study.curves import COMPARED
 
 FOLDER = Path(__file__).parent / "study"
 PARAMS = Path("presets/crowded.yaml")
@@ -60,7 +61,7 @@ def scores(task: str) -> list[str]:
         rows.append(
             [
                 f"`{method}`",
-                f"{float(row['graded']):.3f}",
+                f"{float(row[COMPARED[task]]):.3f}",
                 _cell(row, f"to_{FIRST}"),
                 _cell(row, "to_uniform") if own else "",
                 _cell(row, "to_control"),

@@ -9,7 +9,7 @@ import numpy as np
 from star.config.params import Params, StudyRun
 from star.config.references import FIRST, shuffled_control, uniform_form
 from star.evaluation.statistics import Interval
-from star.study.curves import LOGGED, Curve, load_curves, mean_of_known
+from star.study.curves import COMPARED, LOGGED, Curve, load_curves, mean_of_known
 from star.study.intervals import crossing_ratio, t_interval
 
 FORWARD_SHARE = 0.5  # aim 1: of the images of `FIRST`
@@ -21,7 +21,7 @@ class Versus:
     """A method against another on one task, paired by seed."""
 
     name: str  # the other
-    final: Interval  # difference of the graded scores at the last look
+    final: Interval  # difference of the scores at the last look
     area: Interval  # difference of the areas
     reward: Interval  # difference of the mean rewards in training
     images: float  # to the other's mean final score; inf: not reached
@@ -41,14 +41,18 @@ class Versus:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method on one task, and the same against each reference; None: it has none."""
+    """One method on one task, and the same against each reference; None: it has none.
+
+    Its score is `TaskResult.compared`, one of graded and exact.
+    """
 
     name: str
     algorithm: str
     source: str  # of its maps
-    graded: Interval  # at the last look
+    score: Interval  # at the last look
+    graded: Interval
     exact: Interval
-    area: Interval  # mean graded score over the looks
+    area: Interval  # mean score over the looks
     reward: Interval  # mean over the images of the training
     first: Versus | None  # against `FIRST`
     uniform: Versus | None  # against its uniform form
@@ -65,11 +69,12 @@ class TaskResult:
     """One task of the study; `methods` follow the order of the parameters."""
 
     task: str
+    compared: str  # graded or exact: the score of which the methods are compared
     held_out: int
     images: np.ndarray  # (looks,)
     base_graded: float
     base_exact: float
-    base_spread: float  # greatest difference of base's graded score between runs
+    base_spread: float  # greatest difference of base's score between runs
     base_watch: dict[str, float]
     methods: tuple[MethodResult, ...]
 
@@ -77,9 +82,14 @@ class TaskResult:
         return next(method for method in self.methods if method.name == name)
 
     @property
+    def base(self) -> float:
+        """Return the base model's score."""
+        return self.base_exact if self.compared == "exact" else self.base_graded
+
+    @property
     def level(self) -> float:
-        """Return the mean final graded score of `FIRST`."""
-        return self.method(FIRST).graded.mean
+        """Return the mean final score of `FIRST`."""
+        return self.method(FIRST).score.mean
 
 
 @dataclass(frozen=True)
@@ -139,21 +149,23 @@ def load_study(params: Params, folder: Path) -> Study:
 
 def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -> TaskResult:
     """Return all numbers of one task."""
-    study = params.study
+    study, compared = params.study, COMPARED[task]
     runs = {
         name: [curves[StudyRun(task, name, k, study.rate(name))] for k in range(study.seeds)]
         for name in study.methods
     }
-    graded = {name: np.stack([run.graded for run in each]) for name, each in runs.items()}
+    scores = {
+        name: np.stack([getattr(run, compared) for run in each]) for name, each in runs.items()
+    }
     rewards = {name: np.array([run.reward for run in each]) for name, each in runs.items()}
     every = [curve for each in runs.values() for curve in each]
-    starts = [curve.graded[0] for curve in every]
+    starts = [getattr(curve, compared)[0] for curve in every]
     base, images = float(np.mean(starts)), every[0].images
 
     def versus(name: str, other: str | None) -> Versus | None:
         if other is None or other == name:
             return None
-        ours, theirs = graded[name], graded[other]  # (seeds, looks)
+        ours, theirs = scores[name], scores[other]  # (seeds, looks)
         needed = crossing_ratio(ours, theirs, images, params.evaluate.bootstrap, params.seed)
         final = t_interval(ours[:, -1] - theirs[:, -1])
         area = t_interval(ours.mean(axis=1) - theirs.mean(axis=1))
@@ -170,9 +182,10 @@ def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -
             name=name,
             algorithm=method.train.algorithm,
             source=method.allocation.source,
-            graded=t_interval(graded[name][:, -1]),
+            score=t_interval(scores[name][:, -1]),
+            graded=t_interval(np.array([run.graded[-1] for run in mine])),
             exact=t_interval(np.array([run.exact[-1] for run in mine])),
-            area=t_interval(graded[name].mean(axis=1)),
+            area=t_interval(scores[name].mean(axis=1)),
             reward=t_interval(rewards[name]),
             first=versus(name, FIRST),
             uniform=versus(name, uniform_form(params, name)),
@@ -181,14 +194,15 @@ def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -
             watch_change={key: t_interval(last[key] - first[key]) for key in last},
             log={key: mean_of_known([run.log[key] for run in mine]) for key in LOGGED},
             minutes=float(np.mean([run.seconds for run in mine])) / 60,
-            curves=graded[name],
+            curves=scores[name],
         )
 
     return TaskResult(
         task=task,
+        compared=compared,
         held_out=every[0].held_out,
         images=images,
-        base_graded=base,
+        base_graded=float(np.mean([curve.graded[0] for curve in every])),
         base_exact=float(np.mean([curve.exact[0] for curve in every])),
         base_spread=float(np.ptp(starts)),
         base_watch={
@@ -206,7 +220,7 @@ def forward_aims(tasks: tuple[TaskResult, ...]) -> tuple[ForwardAim, ...]:
     judged by."""
     forward = [method for method in tasks[0].methods if method.algorithm != "flow_grpo"]
     plain = [method.name for method in forward if method.source == "uniform"][:1]
-    finals = {m.name: sum(task.method(m.name).graded.mean for task in tasks) for m in forward}
+    finals = {m.name: sum(task.method(m.name).score.mean for task in tasks) for m in forward}
     names = dict.fromkeys([*plain, *sorted(finals, key=finals.__getitem__)[-1:]])
     return tuple(
         ForwardAim(name, {task.task: _known(task.method(name).first) for task in tasks})

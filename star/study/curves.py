@@ -14,6 +14,8 @@ from star.report.files import checked, read_object
 from star.system.errors import StarError
 
 AGAIN = "delete it and train this run again"
+# By which of a look's scores methods are compared: GenEval's own is strict, OCR's is graded.
+COMPARED = {"geneval": "exact", "ocr": "graded"}
 WATCHED = ("preference", "edges", "dark", "diversity")  # of every run
 LOGGED = ("clip_fraction", "grad_norm", "ratio_max", "map_entropy")
 

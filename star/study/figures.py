@@ -37,7 +37,7 @@ def _panel(task: TaskResult, title: str, methods: Sequence[MethodResult]) -> Pan
         Line(method.name, color, list(task.images), _mean(method))
         for color, method in enumerate(methods, 1)
     ]
-    limits, label = (min(every), max(every)), "graded score"
+    limits, label = (min(every), max(every)), f"{task.compared} score"
     chart = line_chart(lines, f"{title}: held-out {label}", IMAGES_AXIS, label, y_range=limits)
     legend = [(line.label, line.color) for line in lines[1:]]
     return Panel(title, (*legend, (f"final score of {FIRST}", 0)), (chart,))

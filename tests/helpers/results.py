@@ -10,6 +10,7 @@ from PIL import Image
 from star.config.params import StudyParams, StudyRun
 from star.config.reading import load_params
 from star.prompts.geneval import TAGS
+from star.study.curves import COMPARED
 from tests.helpers.pages import EVIL
 
 ROOT = Path(__file__).parents[2]
@@ -157,12 +158,12 @@ def usual(run: StudyRun) -> list[float]:
 def write_study_runs(
     study: StudyParams, folder: Path, score: Callable[[StudyRun], list[float]] = usual
 ) -> Path:
-    """Run files of two held-out images whose mean is the given score at each look."""
+    """Run files of two held-out images: the mean of what is compared is the given score."""
     folder.mkdir(exist_ok=True)
     for run in study.runs():
         points = [
-            {"epoch": epoch, "images": epoch * IMAGES, "graded": [value - 0.1, value + 0.1]}
-            | {"exact": [0.0, 1.0]}
+            {"epoch": epoch, "images": epoch * IMAGES, "graded": [0.0, 1.0], "exact": [0.0, 1.0]}
+            | {COMPARED[run.task]: [value - 0.1, value + 0.1]}
             for epoch, value in zip((0, 2, 4), score(run), strict=True)
         ]
         for end in (0, 1):

@@ -35,10 +35,10 @@ def study(tmp_path):
 def test_numbers_of_a_task(study):
     task = study()[0].tasks[0]
     star, lost, flow_grpo = (task.method(name) for name in ("star", "lost", "flow_grpo"))
-    assert (task.base_graded, task.base_exact, task.held_out) == (pytest.approx(0.2), 0.5, 2)
+    assert (task.base_exact, task.base_graded, task.held_out) == (pytest.approx(0.2), 0.5, 2)
     assert task.level == pytest.approx(0.51)
     half = 4.30265 * 0.01 / math.sqrt(3)
-    assert (star.graded.mean, star.graded.high) == pytest.approx((0.71, 0.71 + half))
+    assert (star.score.mean, star.score.high) == pytest.approx((0.71, 0.71 + half))
     assert star.area.mean == pytest.approx((0.2 + 0.61 + 0.71) / 3)
     assert star.first.final == Interval(*[pytest.approx(0.2)] * 3)  # the seed's 0.01 cancels
     assert star.first.area.mean == pytest.approx((0.2 + 0.2) / 3)
@@ -164,18 +164,19 @@ def test_tables_are_sorted_rounded_and_the_same_again(study):
     methods = summary["tasks"]["geneval"]["methods"]
     assert methods["lost"]["against"]["flow_grpo"]["images"] is None
     assert methods["awm_star"]["against"]["control"] is None
-    assert methods["star"]["graded"]["mean"] == 0.71
+    ocr = summary["tasks"]["ocr"]["methods"]
+    assert methods["star"]["exact"]["mean"] == ocr["star"]["graded"]["mean"] == 0.71
     assert [aim["method"] for aim in summary["aim_1"]] == ["awm", "awm_star"]
     assert summary["aim_1"][0]["needs_at_most_0.5_of_the_images"]["ocr"]["by_the_mean"] is True
     tables = {name: list(csv.DictReader(first[name].decode().splitlines())) for name in FILES[1:]}
     scores, curves = tables["scores.csv"], tables["curves.csv"]
     order = [(task, method) for task in ("geneval", "ocr") for method in sorted(CURVES)]
     assert [(row["task"], row["method"]) for row in scores] == order
-    found = {row["method"]: row for row in scores}
-    assert found["star"]["graded"] == "0.71" and found["lost"]["ratio_to_flow_grpo"] == ""
+    found = {row["method"]: row for row in scores if row["task"] == "geneval"}
+    assert found["star"]["exact"] == "0.71" and found["lost"]["ratio_to_flow_grpo"] == ""
     empty = [found["flow_grpo"][key] for key in ("uniform", "to_uniform", "to_flow_grpo_low")]
     assert empty == ["", "", ""] and found["awm_star"]["uniform"] == "awm"
     assert len(curves) == 2 * len(METHODS) * 3 * 3
-    assert [curves[0][key] for key in ("rate", "images", "graded")] == ["0.001", "0", "0.2"]
+    assert [curves[0][key] for key in ("rate", "images", "exact")] == ["0.001", "0", "0.2"]
     watch = {row["figure"] for row in tables["watch.csv"] if row["task"] == "ocr"}
     assert watch == {"preference", "second_reader", "edges", "dark", "diversity", "unnamed"}
