@@ -75,9 +75,12 @@ def scores(task: str) -> list[str]:
 
 
 def rewards(task: str) -> list[str]:
-    """Return each method's mean reward in training, and what it is more than its references'."""
+    """Return each method's mean reward in training, and what it is more than its references'.
+
+    `FIRST` is none of another algorithm: their images may be drawn with other noise.
+    """
     found = _rows("scores.csv", task)
-    others = {f"`{FIRST}`": FIRST, "its uniform form": "uniform", "its control": "control"}
+    others = {"its uniform form": "uniform", "its control": "control"}
     rows = [
         [f"`{method}`", f"{float(row['reward']):.3f}"]
         + [_cell(row, f"reward_to_{key}") for key in others.values()]

@@ -139,9 +139,9 @@ def crowded() -> list[str]:
     def cell(of: dict, method: str) -> str:
         if method not in of:
             return "–"
-        mean, low, high = (f"{of[method][key]:.2f}" for key in ("efficiency", "low", "high"))
-        text = whole(f"{mean} ({low} to {high})")
-        return f"**{text}**" if float(low) > 1 or float(high) < 1 else text
+        mean, low, high = (of[method][key] for key in ("efficiency", "low", "high"))
+        text = whole(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+        return f"**{text}**" if low > 1 or high < 1 else text
 
     rows = [[label, *(cell(of, m) for of in found.values())] for m, label in CROWDED.items()]
     return table(["maps", *found], rows)
