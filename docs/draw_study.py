@@ -43,10 +43,6 @@ class Task:
     methods: list[Method]
     images: list[int]
 
-    @property
-    def compared(self) -> str:
-        return COMPARED[self.task]
-
     def method(self, name: str) -> Method:
         return next(method for method in self.methods if method.name == name)
 

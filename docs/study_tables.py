@@ -77,7 +77,7 @@ def scores(task: str) -> list[str]:
 def rewards(task: str) -> list[str]:
     """Return each method's mean reward in training, and what it is more than its references'.
 
-    `FIRST` is none of another algorithm: their images may be drawn with other noise.
+    Another algorithm is not compared with `FIRST`: it may draw images with other noise.
     """
     found = _rows("scores.csv", task)
     others = {"its uniform form": "uniform", "its control": "control"}

@@ -69,7 +69,6 @@ class TaskResult:
     """One task of the study; `methods` follow the order of the parameters."""
 
     task: str
-    compared: str  # graded or exact: the score of which the methods are compared
     held_out: int
     images: np.ndarray  # (looks,)
     base_graded: float
@@ -80,6 +79,11 @@ class TaskResult:
 
     def method(self, name: str) -> MethodResult:
         return next(method for method in self.methods if method.name == name)
+
+    @property
+    def compared(self) -> str:
+        """Return the name of the score by which the methods are compared: graded or exact."""
+        return COMPARED[self.task]
 
     @property
     def base(self) -> float:
@@ -199,7 +203,6 @@ def _compare_task(params: Params, task: str, curves: Mapping[StudyRun, Curve]) -
 
     return TaskResult(
         task=task,
-        compared=compared,
         held_out=every[0].held_out,
         images=images,
         base_graded=float(np.mean([curve.graded[0] for curve in every])),

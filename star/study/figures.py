@@ -8,6 +8,7 @@ from star.config.references import FIRST
 from star.report.figures import IMAGES_AXIS, Panel
 from star.report.svg import Line, line_chart
 from star.study.comparison import MethodResult, TaskResult
+from star.study.curves import COMPARED
 
 OWN_MAPS = ("uniform", "attention")  # sources that are no controls
 
@@ -37,7 +38,7 @@ def _panel(task: TaskResult, title: str, methods: Sequence[MethodResult]) -> Pan
         Line(method.name, color, list(task.images), _mean(method))
         for color, method in enumerate(methods, 1)
     ]
-    limits, label = (min(every), max(every)), f"{task.compared} score"
+    limits, label = (min(every), max(every)), f"{COMPARED[task.task]} score"
     chart = line_chart(lines, f"{title}: held-out {label}", IMAGES_AXIS, label, y_range=limits)
     legend = [(line.label, line.color) for line in lines[1:]]
     return Panel(title, (*legend, (f"final score of {FIRST}", 0)), (chart,))
