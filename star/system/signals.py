@@ -17,7 +17,10 @@ SAME = 1.0  # seconds
 
 @contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether the process was asked to stop; main thread only."""
+    """Give a function that tells whether the process was asked to stop; main thread only.
+
+    An error leaves the signals remembered: it is still to be told, and the process ends anyway.
+    """
     asked: float | None = None
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -29,11 +32,9 @@ def listening() -> Iterator[Callable[[], bool]]:
             os.kill(os.getpid(), number)
 
     before = {number: signal.signal(number, remember) for number in SIGNALS}
-    try:
-        yield lambda: asked is not None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    yield lambda: asked is not None
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def ignore_in_worker() -> None:

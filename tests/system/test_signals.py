@@ -33,3 +33,19 @@ def test_the_second_sigterm_ends_the_process_at_once(first):
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == -signal.SIGTERM
+
+
+FAILING = """
+import os, signal
+from star.system.signals import listening
+try:
+    with listening():
+        raise RuntimeError("the detector is gone")
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)  # a launcher's, whose other process has ended
+"""
+
+
+def test_an_error_is_told_though_sigterm_follows_it():
+    run = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True)
+    assert run.returncode == 1 and "the detector is gone" in run.stderr
