@@ -59,8 +59,10 @@ def read_task(params: Params, rows: list[dict[str, str]], task: str) -> Task:
     mine.sort(key=lambda row: (int(row["seed"]), int(row["images"])))
     methods = []
     for name in rates:
-        changed = params.of_study(name)
         curves = [float(row[COMPARED[task]]) for row in mine if row["method"] == name]
+        if not curves:  # it did not run on this task
+            continue
+        changed = params.of_study(name)
         curves = np.reshape(curves, (-1, len(images)))
         source = changed.allocation.source
         methods.append(Method(name, changed.train.algorithm, source, curves))

@@ -54,9 +54,8 @@ def scores(task: str) -> list[str]:
     The images are those to a reference's final score, as a share of its own. Where the uniform form
     is `FIRST`, its cells are empty.
     """
-    found, rows = _rows("scores.csv", task), []
-    for method in _methods():
-        row = found[method]
+    rows = []
+    for method, row in _rows(task).items():
         own = row["uniform"] != FIRST
         rows.append(
             [
@@ -79,12 +78,11 @@ def rewards(task: str) -> list[str]:
 
     Another algorithm is not compared with `FIRST`: it may draw images with other noise.
     """
-    found = _rows("scores.csv", task)
     others = {"its uniform form": "uniform", "its control": "control"}
     rows = [
         [f"`{method}`", f"{float(row['reward']):.3f}"]
         + [_cell(row, f"reward_to_{key}") for key in others.values()]
-        for method, row in ((method, found[method]) for method in _methods())
+        for method, row in _rows(task).items()
     ]
     return table(["method", "reward", *(f"minus {name}" for name in others)], rows)
 
@@ -93,7 +91,7 @@ def finding() -> list[str]:
     """Return the two aims' numbers, for README."""
     summary = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
     aim = summary["aim_2"]["method"]
-    found = {task: _rows("scores.csv", task) for task in TASKS if task in summary["tasks"]}
+    found = {task: _rows(task) for task in TASKS if task in summary["tasks"]}
     uniform, control = (next(iter(found.values()))[aim][key] for key in ("uniform", "control"))
     wanted = {
         f"`{answer['method']}`: images of `{FIRST}`": (answer["method"], _share, FIRST)
@@ -120,19 +118,17 @@ def watched(task: str) -> list[str]:
     figures = [figure for figure in WATCHED if (FIRST, figure) in found]
     base = [f"{float(found[FIRST, figure]['base']):.3f}" for figure in figures]
     rows = [["base model", *base]]
-    for method in _methods():
+    for method in _rows(task):
         changes = (_cell(found[method, figure], "change") for figure in figures)
         rows.append([f"`{method}`", *changes])
     return table(["change by", *(WATCHED[figure] for figure in figures)], rows)
 
 
-def _methods() -> list[str]:
-    return list(load_params(PARAMS).study.methods)
-
-
-def _rows(file: str, task: str) -> dict[str, dict[str, str]]:
-    """Return a task's rows of a table by method."""
-    return {row["method"]: row for row in read_rows(FOLDER / file) if row["task"] == task}
+def _rows(task: str) -> dict[str, dict[str, str]]:
+    """Return the scores of the methods that ran on a task, in the order of the parameters."""
+    rows = read_rows(FOLDER / "scores.csv")
+    found = {row["method"]: row for row in rows if row["task"] == task}
+    return {name: found[name] for name in load_params(PARAMS).study.methods if name in found}
 
 
 def _cell(row: dict[str, str], key: str) -> str:

@@ -61,6 +61,18 @@ def test_finding_has_both_aims(folder: Path) -> None:
     assert found["`star` minus `shuffled`"] == ["**+0.300 (+0.300 to +0.300)**"] * 2
 
 
+def test_a_method_that_did_not_run_on_a_task_is_left_out_there(folder: Path) -> None:
+    for file in (folder / "scores.csv", folder / "curves.csv", folder / "watch.csv"):
+        lines = file.read_text().splitlines()
+        kept = [line for line in lines if not line.startswith("geneval,lost,")]
+        assert len(kept) < len(lines)
+        file.write_text("\n".join(kept) + "\n")
+    for table in (study_tables.scores, study_tables.rewards, study_tables.watched):
+        assert "`lost`" not in cells(table("geneval")) and "`lost`" in cells(table("ocr"))
+    draw_study.main()
+    assert (folder / "curves.svg").read_text().count(">lost<") == 1
+
+
 @pytest.mark.parametrize(("task", "figures"), [("ocr", 6), ("geneval", 5)])
 def test_watched_figures_are_changes_from_base(folder: Path, task: str, figures: int) -> None:
     found = cells(study_tables.watched(task))
