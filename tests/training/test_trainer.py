@@ -104,6 +104,18 @@ def test_no_strength_is_flow_grpo_bit_for_bit_and_star_is_not(star):
     assert rewards[0] == rewards[1]
 
 
+def test_clauses_without_maps_are_flow_grpo():
+    """Their advantages add up to the usual one, but for rounding."""
+    runs = [
+        trainer(reward=Clauses(), lam=0.0, clause_wise=True),
+        trainer(method="flow_grpo", reward=Clauses()),
+    ]
+    lines = [[run.train_epoch() for _ in range(2)] for run in runs]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours.reward_mean == theirs.reward_mean
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+
+
 def test_clause_wise_is_star_where_there_is_one_clause():
     single = [record for record in geneval_records() if len(record.metadata["include"]) == 1]
     runs = [trainer(records=single, reward=Clauses(), clause_wise=wise) for wise in (False, True)]
