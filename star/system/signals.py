@@ -19,7 +19,7 @@ SAME = 1.0  # seconds
 def listening() -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether the process was asked to stop; main thread only.
 
-    An error leaves the signals remembered: it is still to be told, and the process ends anyway.
+    After an error the handlers stay: a signal must not end the process before the error is told.
     """
     asked: float | None = None
 
