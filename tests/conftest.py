@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +25,6 @@ stay_offline()  # as every stage begins; a test may run without the others
 
 # Fixtures that start what takes seconds: Snakemake, DVC, several processes, a scheduler, a browser.
 STARTS = {"snakemake", "project", "launched", "cluster", "disk", "chromium"}
-# Seconds that set-up or call of a test of `make test` may take, of processors and by the clock.
-MOST_WORK, MOST_TIME = 10, 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,29 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def _in_time(item: pytest.Item) -> Generator[None, object, object]:
-    """In CI, fail a test of `make test` that takes too long; children that ended count, too."""
-    before = os.times()
-    result = yield
-    *work, clock = (now - then for now, then in zip(os.times(), before, strict=True))
-    if "CI" in os.environ and not item.get_closest_marker("slow"):
-        took = f"{sum(work):.0f} s of processors, {clock:.0f} s by the clock"
-        assert sum(work) < MOST_WORK and clock < MOST_TIME, (
-            f"{took}: make it faster or mark it slow"
-        )
-    return result
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    return (yield from _in_time(item))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    return (yield from _in_time(item))
 
 
 @pytest.fixture(scope="session")
