@@ -48,14 +48,14 @@ def signed(mean: float, low: float, high: float) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def scores(task: str) -> list[str]:
+def scores(task: str, part: str = ".") -> list[str]:
     """Return each method's final score, what it is more than its references', and its images.
 
     The images are those to a reference's final score, as a share of its own. Where the uniform form
-    is `FIRST`, its cells are empty.
+    is `FIRST`, its cells are empty. Another ``part`` of the study is a folder of `FOLDER`.
     """
     rows = []
-    for method, row in _rows(task).items():
+    for method, row in _rows(task, part).items():
         own = row["uniform"] != FIRST
         rows.append(
             [
@@ -73,7 +73,7 @@ def scores(task: str) -> list[str]:
     return table([*heads, *(f"images of {name}" for name in others)], rows)
 
 
-def rewards(task: str) -> list[str]:
+def rewards(task: str, part: str = ".") -> list[str]:
     """Return each method's mean reward in training, and what it is more than its references'.
 
     Another algorithm is not compared with `FIRST`: it may draw images with other noise.
@@ -82,7 +82,7 @@ def rewards(task: str) -> list[str]:
     rows = [
         [f"`{method}`", f"{float(row['reward']):.3f}"]
         + [_cell(row, f"reward_to_{key}") for key in others.values()]
-        for method, row in _rows(task).items()
+        for method, row in _rows(task, part).items()
     ]
     return table(["method", "reward", *(f"minus {name}" for name in others)], rows)
 
@@ -124,9 +124,9 @@ def watched(task: str) -> list[str]:
     return table(["change by", *(WATCHED[figure] for figure in figures)], rows)
 
 
-def _rows(task: str) -> dict[str, dict[str, str]]:
+def _rows(task: str, part: str = ".") -> dict[str, dict[str, str]]:
     """Return the scores of the methods that ran on a task, in the order of the parameters."""
-    rows = read_rows(FOLDER / "scores.csv")
+    rows = read_rows(FOLDER / part / "scores.csv")
     found = {row["method"]: row for row in rows if row["task"] == task}
     return {name: found[name] for name in load_params(PARAMS).study.methods if name in found}
 

@@ -178,6 +178,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "study-geneval": lambda: study_tables.scores("geneval"),
     "rewards-ocr": lambda: study_tables.rewards("ocr"),
     "rewards-geneval": lambda: study_tables.rewards("geneval"),
+    "again-ocr": lambda: study_tables.scores("ocr", "again"),
+    "again-rewards-ocr": lambda: study_tables.rewards("ocr", "again"),
     "watched-ocr": lambda: study_tables.watched("ocr"),
     "watched-geneval": lambda: study_tables.watched("geneval"),
     "maps": maps,
