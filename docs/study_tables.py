@@ -88,24 +88,24 @@ def rewards(task: str, part: str = ".") -> list[str]:
 
 
 def finding() -> list[str]:
-    """Return the two aims' numbers, for README."""
+    """Return the two aims' numbers, each also of other seeds where these ran, for README."""
     summary = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
-    aim = summary["aim_2"]["method"]
-    found = {task: _rows(task) for task in TASKS if task in summary["tasks"]}
-    uniform, control = (next(iter(found.values()))[aim][key] for key in ("uniform", "control"))
+    aim, tasks = summary["aim_2"]["method"], [task for task in TASKS if task in summary["tasks"]]
+    uniform = _rows(tasks[0])[aim]["uniform"]
     wanted = {
         f"`{answer['method']}`: images of `{FIRST}`": (answer["method"], _share, FIRST)
         for answer in summary["aim_1"]
     } | {
         f"`{aim}`: images of `{uniform}`": (aim, _share, "uniform"),
         f"`{aim}` minus `{uniform}`": (aim, _cell, "to_uniform"),
-        f"`{aim}` minus `{control}`": (aim, _cell, "to_control"),
     }
-    rows = [
-        [head, *(write(rows[name], key) for rows in found.values())]
-        for head, (name, write, key) in wanted.items()
-    ]
-    return table(["", *(TASKS[task] for task in found)], rows)
+    rows = []
+    for head, (name, write, key) in wanted.items():
+        for first, part in ((head, "."), ("the same, ten other seeds", "again")):
+            found = [_rows(task, part).get(name) for task in tasks]
+            if any(found):
+                rows.append([first, *(write(row, key) if row else "" for row in found)])
+    return table(["", *(TASKS[task] for task in tasks)], rows)
 
 
 def watched(task: str) -> list[str]:
