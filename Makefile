@@ -61,7 +61,7 @@ sync: $(INSTALLED) ## after `git checkout` or `dvc pull`: make files, DVC and Sn
 	@mkdir -p .star && touch .star/versions-recorded
 	snakemake --cores 1 --touch --forceall --quiet
 
-test: $(DEV) ## run the tests that take seconds, after a change (three to seven minutes on two cores)
+test: $(DEV) ## run the tests that take seconds, after a change (two to seven minutes on two cores)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: test ## run these and the slow ones: Snakemake, DVC, torchrun, SLURM, a browser
