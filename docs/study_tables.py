@@ -93,10 +93,10 @@ def finding() -> list[str]:
     aim, tasks = summary["aim_2"]["method"], [task for task in TASKS if task in summary["tasks"]]
     uniform = _rows(tasks[0])[aim]["uniform"]
     wanted = {
-        f"`{answer['method']}`: images of `{FIRST}`": (answer["method"], _share, FIRST)
+        f"`{answer['method']}`: share of the images of `{FIRST}`": (answer["method"], _share, FIRST)
         for answer in summary["aim_1"]
     } | {
-        f"`{aim}`: images of `{uniform}`": (aim, _share, "uniform"),
+        f"`{aim}`: share of the images of `{uniform}`": (aim, _share, "uniform"),
         f"`{aim}` minus `{uniform}`": (aim, _cell, "to_uniform"),
     }
     rows = []

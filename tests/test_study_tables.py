@@ -56,9 +56,9 @@ def test_rewards_are_those_of_the_training(folder: Path) -> None:
 
 def test_finding_has_both_aims(folder: Path) -> None:
     found = cells(study_tables.finding())
-    assert found["`awm`: images of `flow_grpo`"] == ["0.50 (0.50 to 0.50)"] * 2
-    assert found["`awm_star`: images of `flow_grpo`"] == ["0.30 (0.30 to 0.31)"] * 2
-    assert found["`star`: images of `flow_grpo`"] == ["0.38 (0.38 to 0.38)"] * 2
+    assert found["`awm`: share of the images of `flow_grpo`"] == ["0.50 (0.50 to 0.50)"] * 2
+    assert found["`awm_star`: share of the images of `flow_grpo`"] == ["0.30 (0.30 to 0.31)"] * 2
+    assert found["`star`: share of the images of `flow_grpo`"] == ["0.38 (0.38 to 0.38)"] * 2
     assert found["`star` minus `flow_grpo`"] == ["**+0.200 (+0.200 to +0.200)**"] * 2
 
 

@@ -1,7 +1,7 @@
 """Draws the allocation maps of any prompts, at every denoising step, as one image."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ CELL = MAP_SIDE + GAP
 FONT = ImageFont.load_default(26)
 BLACK, GREY, CORE = "#1e1e28", "#787882", "#c82d46"
 LEGEND = """bright: the advantage acts more there; 1: uniform
-underlined: core content; *: trained step"""
+underlined: core content"""
 
 
 def write_maps(
@@ -70,9 +70,7 @@ def write_maps(
         relevance, images = trace_relevance(policy, prompts, seeds, steps, core, allocation)
     lam, temporal, clause_maps = allocation.lam, allocation.temporal, allocation.clause_maps
     weights = allocation_weights(relevance, lam, temporal, clause_maps)[:, :, 0].cpu().numpy()
-    sigmas, window = policy.schedule(steps).sigmas[:-1], params.rollout.window
-    trained = range(steps) if params.rollout.slide_every else range(*window)
-    sheet = draw_maps(records, kinds, images, weights, sigmas, trained)
+    sheet = draw_maps(records, kinds, images, weights, policy.schedule(steps).sigmas[:-1])
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(output, optimize=True)
@@ -93,7 +91,6 @@ def draw_maps(
     images: np.ndarray,
     weights: np.ndarray,
     sigmas: Sequence[float],
-    trained: Collection[int],
 ) -> Image.Image:
     """Return a sheet: of each prompt its image, and its map at each step on the image.
 
@@ -102,13 +99,9 @@ def draw_maps(
         images: uint8 (prompts, height, width, 3).
         weights: allocation maps, float32 (prompts, steps, locations), on one scale of colours.
         sigmas: noise level of each step.
-        trained: the steps to mark.
     """
     scale = float(weights.min()), float(weights.max())
-    titles = [
-        f"step {t + 1}{'*' if t in trained else ''}\nsigma {sigma:.3f}"
-        for t, sigma in enumerate(sigmas)
-    ]
+    titles = [f"step {t}\nsigma {sigma:.3f}" for t, sigma in enumerate(sigmas, 1)]
     width = max(GAP + (1 + len(titles)) * CELL, 6 * CELL)  # room for the legend
     strips = [_strip(width, 2 * LINE)]
     for column, title in enumerate(["image", *titles]):
