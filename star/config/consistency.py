@@ -20,10 +20,7 @@ MINIATURE_SIDE = 64  # pixels of its images, the only ones that the reader `temp
 
 def broken_rules(params: Params) -> Iterator[str]:
     """Yield a line for each rule that the parameters break: the key, its value and the fix."""
-    yield from _batches(params.rollout, params.train)
     yield from _rollout(params.rollout)
-    if params.train.kl_form == "none" and params.train.kl_beta > 0:
-        yield f"train.kl_beta {params.train.kl_beta} wants a train.kl_form: published or exact"
     yield from _detector(params.rewards.geneval, params.prompts.world)
     for key, reader in (
         ("evaluate.second_reader", params.evaluate.second_reader),
@@ -35,25 +32,30 @@ def broken_rules(params: Params) -> Iterator[str]:
                 f"model.resolution is {params.model.resolution}; use ppocrv6"
             )
     yield from (f"allocation: {broken}" for broken in _allocation(params.allocation))
-    yield from (*_average(params.train), *_reuse(params), *_forward(params))
+    yield from (everywhere := list(_training(params)))
     for key, changes in (
         *((f"methods.{name}", changes) for name, changes in params.methods.items()),
         *((f"study.methods.{name}", changes) for name, changes in params.study.methods.items()),
     ):
         changed = params.with_changes(changes)
-        for broken in (
-            *_allocation(changed.allocation),
-            *_average(changed.train),
-            *_reuse(changed),
-            *_forward(changed),
-        ):
-            yield f"{key}: {broken}"
+        for broken in (*_allocation(changed.allocation), *_training(changed)):
+            if broken not in everywhere:
+                yield f"{key}: {broken}"
     yield from _study(params)
     for task, names in params.runs.items():
         for name in names:
             if name not in params.methods:
                 known = ", ".join(params.methods)
                 yield f"runs.{task}: no method {name!r} under `methods`; known: {known}"
+
+
+def _training(params: Params) -> Iterator[str]:
+    """Yield the broken rules of keys that a method may change, but for `allocation`'s own."""
+    train = params.train
+    yield from (*_batches(params.rollout, train), *_average(train))
+    if train.kl_form == "none" and train.kl_beta > 0:
+        yield f"train.kl_beta {train.kl_beta} wants a train.kl_form: published or exact"
+    yield from (*_reuse(params), *_forward(params))
 
 
 def _batches(rollout: RolloutParams, train: TrainParams) -> Iterator[str]:
@@ -212,6 +214,13 @@ def _allocation(method: AllocationParams) -> Iterator[str]:
 
 def _study(params: Params) -> Iterator[str]:
     aim, methods = params.study.aim, params.study.methods
+    for name in methods:
+        if (images := params.of_study(name).images_per_epoch) != params.images_per_epoch:
+            yield (
+                f"study.methods.{name}: {images} images an epoch, the others have "
+                f"{params.images_per_epoch}; the study compares by images: leave out "
+                "prompts_per_epoch and group_size, or keep their product"
+            )
     if FIRST not in methods:
         yield f"study.methods has no {FIRST!r}, with which the study compares"
     if aim not in methods:

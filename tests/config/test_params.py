@@ -210,6 +210,18 @@ def test_every_key_and_section_is_described() -> None:
             *("methods.star: model.guidance_scale 4.5: awm", "set it to 1"),
         ),
         (
+            {"methods.odd": {"updates_per_epoch": 3}},
+            *("methods.odd: train.updates_per_epoch 3", "use one of 1, 2"),
+        ),
+        (
+            {"methods.odd": {"kl_beta": 0.04, "kl_form": "none"}},
+            *("methods.odd: train.kl_beta 0.04", "published or exact"),
+        ),
+        (
+            {"study.methods.odd": {"prompts_per_epoch": 16}},
+            *("study.methods.odd: 256 images an epoch, the others have 128", "leave out"),
+        ),
+        (
             {"methods.odd": {"algorithm": "nft", "objective": "weighted"}},
             *("methods.odd: objective weighted", "of which nft has none; use local"),
         ),
