@@ -46,12 +46,11 @@ def study_identity(params: Params, run: StudyRun, prompts: Path, held_out: Path)
         "looks": looks,
     }
     return training_identity(
-        params,
+        params.with_changes(study.methods[run.method]),
         run.task,
         run.method,
         prompts,
         judges=TASKS,
-        changed=study.methods[run.method],
         study=changes,
     )
 

@@ -4,14 +4,16 @@ import hashlib
 from pathlib import Path
 
 _PIECE, _PIECES = 4096, 1024  # bytes, and how many of a large file
+_CODE = (".py", ".yaml", ".txt")  # suffixes; the templates of pages and cards decide nothing
 _DECIDING = (".safetensors", ".json", ".txt", ".model")  # suffixes; a model's card decides nothing
 
 
 def code_digest() -> str:
-    """Return a digest that changes with any Python file of the package."""
+    """Return a digest that changes with any Python file of the package, or any that these read."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        code.update(file.read_bytes())
+    for file in sorted(Path(__file__).parents[1].rglob("*")):
+        if file.suffix in _CODE:
+            code.update(file.read_bytes())
     return code.hexdigest()
 
 

@@ -11,6 +11,7 @@ from star.config.differences import described
 from star.config.params import StudyRun
 from star.prompts.records import write_records
 from star.study.run import study_identity
+from star.system import digests
 from star.system.errors import StarError
 from star.training.checkpoint import States
 from star.training.resume import held_out_identity, state_folder, training_identity
@@ -69,7 +70,9 @@ def test_whatever_a_rule_depends_on_makes_another_training(prompts, rule):
 
     known = identity({})
     # How long to wait changes no result, and what the method itself says stands.
-    without_effect = {"rewards.timeout", *(f"allocation.{key}" for key in BASE.methods["star"])}
+    methods = BASE.study.methods if rule == "study_run" else BASE.methods
+    own = {f"{top}.{key}" for key in methods["star"] for top in ("allocation", "train", "forward")}
+    without_effect = {"rewards.timeout", *own}
     for section in RULES[rule].sections:
         top, _, rest = section.format(task="ocr", method="star").partition(".")
         for key, other in other_values({top: values[top]}):
@@ -119,3 +122,25 @@ def test_other_weights_and_another_precision_make_another_training(tmp_path, pro
     assert described(other_task, identity("ocr")).startswith("files.model.path ")
     prompts.write_text("")
     assert "prompts" in identity("ocr") and "prompts " in described(other_task, identity("ocr"))
+
+
+def test_a_study_method_from_another_adapter_is_another_run(tmp_path, prompts):
+    """The adapter of the method itself, by its files."""
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(b"0")
+    study = changed(BASE.study, methods={"star": {"init_adapter": str(tmp_path)}})
+    run, params = StudyRun("ocr", "star", 0, 1e-3), dataclasses.replace(BASE, study=study)
+    known = study_identity(params, run, prompts, prompts)
+    flip_a_bit(weights)
+    found = study_identity(params, run, prompts, prompts)
+    assert described(known, found).startswith("files.train.init_adapter ")
+
+
+def test_code_is_what_python_reads_too(monkeypatch, tmp_path):
+    """World, labels and words decide results; pages and caches do not."""
+    monkeypatch.setattr(digests, "__file__", str(tmp_path / "system/digests.py"))
+    found = [digests.code_digest()]
+    for name in ("a.py", "world.yaml", "labels.txt", "page.css"):
+        (tmp_path / name).write_text(name)
+        found.append(digests.code_digest())
+    assert len({*found}) == 4 and found[3] == found[4]
