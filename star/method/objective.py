@@ -15,7 +15,6 @@ from torch import Tensor
 from star.method.sde import Transition
 
 KL_LIMIT = 1e-5  # an element; Flow-DPPO's (arXiv 2606.11025)
-ROUNDING = 1e-6  # of an advantage in a group whose rewards are all equal
 
 
 def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
@@ -33,16 +32,19 @@ def group_advantages(shares: Tensor, group_size: int, limit: float) -> Tensor:
     return ((shares - means) / (shares.sum(1).std(correction=0) + 1e-4)).clamp(-limit, limit)
 
 
-def factors_without_zeros(advantages: Tensor, updates: int) -> Tensor:
+def factors_without_zeros(shares: Tensor, group_size: int, updates: int) -> Tensor:
     """Return each rollout's factor in the loss if those of advantage 0 leave its mean: (N,).
 
     0 for those, and for the others what makes the factors' mean over an update 1. All are 0 in an
-    update that has none of them. Flow-GRPO's code (arXiv 2505.05470) does so.
+    update that has none of them. Flow-GRPO's code (arXiv 2505.05470) does so. Means of groups are
+    in float64 here: of equal rewards they are exact.
 
     Args:
-        advantages: (N, K) of all rollouts of ``updates`` updates, one update after the other.
+        shares: (N, K) as in `group_advantages`, of ``updates`` updates, one after the other.
     """
-    kept = (advantages.abs() > ROUNDING).any(1).to(advantages.dtype).unflatten(0, (updates, -1))
+    groups = shares.double().unflatten(0, (-1, group_size))
+    away = (groups != groups.mean(1, keepdim=True)).any(2)
+    kept = away.to(shares.dtype).view(updates, -1)
     return (kept / kept.mean(1, keepdim=True)).nan_to_num().flatten()
 
 

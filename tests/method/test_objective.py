@@ -43,13 +43,18 @@ def test_clauses_have_their_own_group_mean_and_add_up_to_the_whole_advantage():
 
 
 def test_without_zeros_the_factors_make_the_mean_over_all_that_over_the_kept():
-    """Update by update: two of four are kept, all but one, by a clause alone, none."""
-    of_groups = group_advantages(torch.tensor([[0.03]] * 24 + [[0.0]] * 24), 24, 5.0)
-    assert of_groups.abs().max() > 0, "rounding"
-    rows = [[0, 0], [1, 1], [0, 0], [-2, 2], [1, 0], [0, -3], [2, 2], [0, 0], *[[0, 0]] * 4]
-    found = factors_without_zeros(torch.tensor(rows, dtype=torch.float32), 3)
-    assert torch.allclose(found, torch.tensor([0, 2, 0, 2, *[4 / 3] * 3, *[0.0] * 5]))
-    assert factors_without_zeros(of_groups, 1).tolist() == [0.0] * 48
+    """Update by update: two of four are kept, by a clause alone; all but one; none."""
+    rows = [[1, 0], [1, 1], [1, 0.5], [1, 0.5], [0, 1], [0, 1], [3, 1], [1, 1], *[[0.3, 0.7]] * 4]
+    found = factors_without_zeros(torch.tensor(rows), 4, 3)
+    assert torch.allclose(found, torch.tensor([2, 2, 0, 0, *[4 / 3] * 3, *[0.0] * 5]))
+
+
+def test_a_group_of_equal_rewards_is_dropped_however_small_the_spread():
+    """All but one image are right, and two groups equally wrong: their advantages are rounded."""
+    rewards = torch.ones(48 * 24, 1)
+    rewards[24:72], rewards[0] = 1 - 2 / 7, 0.9
+    assert 1e-6 < group_advantages(rewards, 24, 5.0)[24:72].abs().min() < 1e-5
+    assert factors_without_zeros(rewards, 24, 1).tolist() == [48.0] * 24 + [0.0] * 24 * 47
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -59,7 +64,7 @@ def test_factors_make_the_loss_and_the_kl_those_of_the_kept_alone(setting, name)
     kept = [0, 2, 3]
     advantage = advantage.clone()
     advantage[[1, 4, 5]] = 0
-    factors = factors_without_zeros(advantage, 1)
+    factors = torch.tensor([2.0, 0, 2, 2, 0, 0], dtype=torch.float64)
     alone = SURROGATES[name](log_ratio[kept], advantage[kept], weights[kept], 1e-3).loss
     found = SURROGATES[name](log_ratio, advantage * factors[:, None], weights, 1e-3).loss
     assert found.item() == pytest.approx(alone.item(), rel=1e-12)
