@@ -38,12 +38,14 @@ def stratified_levels(sigmas: Sequence[float], count: int, random: np.random.Gen
 
 
 def step_levels(sigmas: Sequence[float], count: int, random: np.random.Generator) -> list:
-    """Return ``count`` different noise levels of a sampler's steps in random order, as NFT does.
+    """Return ``count`` different noise levels of a sampler's steps, as NFT does, falling.
+
+    So that a control with the maps of another rollout has them of like levels.
 
     Args:
         sigmas: as in `stratified_levels`; more than ``count``.
     """
-    return [sigmas[step] for step in random.permutation(len(sigmas) - 1)[:count]]
+    return [sigmas[step] for step in sorted(random.permutation(len(sigmas) - 1)[:count])]
 
 
 LEVELS: dict[str, Callable[[Sequence[float], int, np.random.Generator], list]] = {
