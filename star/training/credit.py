@@ -106,11 +106,11 @@ class Credit:
             self._check_clauses([r for batch in batches for r in batch.records], shares)
         rows = _padded(shares).to(self.policy.device)
         everywhere = self.processes.gather(rows.split([len(r.scores) for r in results]), updates)
-        shares, group = torch.cat(everywhere), self.train.group_size
-        advantages = group_advantages(shares, group, self.train.advantage_clip)
+        gathered, group = torch.cat(everywhere), self.train.group_size
+        advantages = group_advantages(gathered, group, self.train.advantage_clip)
         factors = advantages.new_ones(len(advantages))
         if self.train.zero_advantage == "drop":
-            factors = factors_without_zeros(shares, group, updates)
+            factors = factors_without_zeros(gathered, group, updates)
         sizes = [len(part) for part in everywhere]
         parts = list(zip(advantages.split(sizes), factors.split(sizes), strict=True))
         return self.processes.shard(parts, updates)
