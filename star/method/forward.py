@@ -38,9 +38,9 @@ def stratified_levels(sigmas: Sequence[float], count: int, random: np.random.Gen
 
 
 def step_levels(sigmas: Sequence[float], count: int, random: np.random.Generator) -> list:
-    """Return ``count`` different noise levels of a sampler's steps, as NFT does, falling.
+    """Return ``count`` different noise levels of a sampler's steps, as NFT does.
 
-    So that a control with the maps of another rollout has them of like levels.
+    They fall, so that the maps of another rollout, a control, are of like levels.
 
     Args:
         sigmas: as in `stratified_levels`; more than ``count``.

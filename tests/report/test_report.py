@@ -51,7 +51,7 @@ def test_page_shows_scores_differences_images_and_maps(results):
     assert "base 0.250 ✗ star 0.750 ✓ flow_grpo 0.625 ✓" in text
     assert "base 0.500 “R0” star 1.000 “R0”" in text
     assert "base 18.00 star 18.50" in text  # the undivided score, not the reward
-    assert "step 1" in text and "epoch 10, reward 0.500" in text
+    assert "finished step 1" in text and "epoch 10, reward 0.500" in text
     assert text.count("held-out (12 prompts, EMA)") == 1  # GenEval's; others have fewer prompts
     assert text.count("held-out (4 prompts, EMA)") == 2
 
