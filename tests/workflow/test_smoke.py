@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -68,6 +69,8 @@ def test_the_whole_pipeline(
     check_results(tmp_path / "results", RUNS)
     for name in RUNS:
         assert (tmp_path / "logs/train_policy" / f"{name}.log").stat().st_size > 0
+    begun = re.findall(r"^(?:local)?rule (train|evaluate)_", run.stdout + run.stderr, re.MULTILINE)
+    assert begun[: len(RUNS)] == ["train"] * len(RUNS), "long jobs first"
     again = snakemake()
     assert "Nothing to be done" in again.stdout + again.stderr
 

@@ -35,6 +35,7 @@ rule train_policy:
         "logs/train_policy/{task}-{method}.log",
     benchmark:
         "logs/train_policy/{task}-{method}.tsv"
+    priority: 1  # they take longest: started last, one would run alone
     threads: JOB_CORES
     resources:
         gpu=min(1, support.visible_gpus()),
