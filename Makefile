@@ -10,8 +10,8 @@ PIP := .venv/bin/python -m pip install --quiet --no-compile --progress-bar off -
 # PROFILE=profiles/slurm runs on a cluster.
 SNAKEMAKE := snakemake $(if $(PROFILE),--profile $(PROFILE),--cores all)
 MKDOCS := NO_MKDOCS_2_WARNING=1 mkdocs
-# Two files at a time: a file's tests share what one of them opens.
-PYTEST := pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Two files at a time, those with the most tests first: a file's tests share what one of them opens.
+PYTEST := pytest --numprocesses 2 --dist loadfile
 ARGS ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

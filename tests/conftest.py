@@ -28,12 +28,10 @@ STARTS = {"snakemake", "project", "launched", "cluster", "disk", "chromium"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `STARTS` slow; files with slow tests first, none is left to the end."""
+    """Mark the tests of `STARTS` slow."""
     for item in items:
         if STARTS & set(item.fixturenames):  # type: ignore[attr-defined]
             item.add_marker("slow")
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
