@@ -90,7 +90,7 @@ def rewards(task: str, part: str = ".") -> list[str]:
 def finding() -> list[str]:
     """Return the two aims' numbers, each also of other seeds where these ran, for README.
 
-    Of aim 1 the method without maps: the other is the best of all, which may be a control.
+    Aim 1 is of the method without maps alone: the best of all may be a control.
     """
     summary = json.loads((FOLDER / "summary.json").read_text(encoding="utf-8"))
     aim, tasks = summary["aim_2"]["method"], [task for task in TASKS if task in summary["tasks"]]
